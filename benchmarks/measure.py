@@ -1,0 +1,161 @@
+"""Running a command to its end, with its time or its peak memory, and comparing commands fairly."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended with exit code 0."""
+
+    seconds: float
+    output: str
+
+
+def run(argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | None = None, secret: str = "") -> Done:
+    """Run a command and return its time and output.
+
+    :param secret: a passphrase, given on a pipe; `{fd}` in the arguments becomes the number of its descriptor.
+    :raises RuntimeError: when it fails, with the end of what it said.
+    """
+    reader, writer = os.pipe()
+    os.write(writer, secret.encode() + b"\n")
+    os.close(writer)
+    began = time.perf_counter()
+    done = subprocess.run(
+        [word.replace("{fd}", str(reader)) for word in argv],
+        input=stdin,
+        env=env,
+        pass_fds=[reader],
+        capture_output=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    os.close(reader)
+    if done.returncode:
+        raise RuntimeError(f"{argv[:3]} … ended with {done.returncode}:\n{done.stderr.decode()[-2000:]}")
+    return Done(seconds, done.stdout.decode())
+
+
+def interleave(contestants: Mapping[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
+    """Let contestants run in turns, so that a disturbance hits all of them; the first round only warms up."""
+    runs: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(repeat + 1):
+        for name, work in contestants.items():
+            seconds = work()
+            if number or repeat == 1:
+                runs[name].append(seconds)
+    return {name: times[-repeat:] for name, times in runs.items()}
+
+
+def median(times: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(times)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """Peaks in bytes. Files in a tmpfs are memory too, and belong to no process."""
+
+    process: int = 0
+    largest_child: int = 0
+    ram_files: int = 0
+    total: int = 0
+    """Of the sum over all processes and the tmpfs at one moment: less than the sum of the peaks."""
+
+
+def peak_memory(argv: Sequence[str], *, stdin: bytes, env: Mapping[str, str]) -> Memory:
+    """Run a command and return its peaks: of itself, of its largest descendant, and of the growth of its tmpfs.
+
+    The rusage of wait4 has one number for a process and all its children, hence the sampling, every 10 ms. The peaks
+    of processes are the kernel's (VmHWM); tmpfs use is looked at in the command's own mount namespace. Other
+    programs that fill a tmpfs meanwhile are counted as well; the page cache, which gives way, and gpg's agent
+    (a few MB), which is nobody's child, are not.
+    """
+    before = _tmpfs_use(os.getpid())
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    memory, peaks, ended = Memory(), dict[int, int](), threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.01):
+            status = {pid: _status(pid) for pid in _family(process.pid)}
+            peaks.update({pid: peak for pid, text in status.items() if (peak := _kilobytes(text, "VmHWM"))})
+            ram_files = max(0, _tmpfs_use(process.pid) - before)
+            memory.ram_files = max(memory.ram_files, ram_files)
+            private = sum(_kilobytes(text, "RssAnon") + _kilobytes(text, "RssFile") for text in status.values())
+            memory.total = max(memory.total, private + ram_files)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    _, errors = process.communicate(stdin)
+    ended.set()
+    sampler.join()
+    if process.returncode:
+        raise RuntimeError(f"{argv[:3]} … ended with {process.returncode}:\n{errors.decode()[-2000:]}")
+    memory.process = peaks.pop(process.pid, 0)
+    memory.largest_child = max(peaks.values(), default=0)
+    return memory
+
+
+def _kilobytes(status: str, name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _status(pid: int | str) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _family(root: int) -> list[int]:
+    """Return a process and its descendants."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (match := re.search(r"^PPid:\s+(\d+)", _status(entry), re.MULTILINE)):
+            parents[int(entry)] = int(match[1])
+    family = [root]
+    for member in family:
+        family += [pid for pid, parent in parents.items() if parent == member]
+    # Between fork and exec a child still has its parent's memory, and command line.
+    own = _command(root)
+    return [pid for pid in family if pid == root or _command(pid) != own]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _tmpfs_use(pid: int) -> int:
+    """Bytes in all tmpfs that a process sees."""
+    used = {}
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        if rest.split()[0] == "tmpfs":
+            path = f"/proc/{pid}/root{fields.split()[4]}"
+            try:
+                device, status = os.stat(path).st_dev, os.statvfs(path)
+            except OSError:
+                continue
+            used[device] = (status.f_blocks - status.f_bfree) * status.f_frsize
+    return sum(used.values())

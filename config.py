@@ -1,0 +1,210 @@
+"""Settings of the bot and its backup tools, and what every module shares: exit codes, the error base class, secrets.
+
+Settings come from the environment first, then from ``.env`` beside this file; relative paths are relative to this
+file's folder. Importing the module reads nothing: call :func:`load_settings`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# --- exit codes and errors ---------------------------------------------------------------------------------------
+
+
+class ExitCode(IntEnum):
+    """The one registry of exit codes; the README explains each to the operator."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    REFUSED = 3
+    CANNOT_DECRYPT = 4
+    UNSOUND_BACKUP = 5
+    NO_SAFETY_BACKUP = 6
+    CANNOT_STOP = 7
+    ROLLED_BACK = 8
+    ROLLED_BACK_SERVICES_DOWN = 9
+    DECLINED = 10
+    ROLLBACK_FAILED = 20
+    SIGHUP = 129
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class OperatorError(Exception):
+    """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class SettingsError(OperatorError):
+    """A setting is missing or wrong."""
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------
+
+
+class Secret:
+    """Bytes that must not be shown: ``repr`` and ``str`` say ``***``; :meth:`wipe` overwrites this copy.
+
+    Wiping is best effort: Python may have made other copies, which nothing can reach.
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, value: str | bytes | bytearray) -> None:
+        self._bytes = bytearray(value.encode() if isinstance(value, str) else value)
+
+    def reveal(self) -> str:
+        """Return the secret as text (UTF-8)."""
+        return self._bytes.decode()
+
+    def reveal_bytes(self) -> bytes:
+        """Return the secret as bytes."""
+        return bytes(self._bytes)
+
+    def wipe(self) -> None:
+        """Overwrite the bytes with zeros."""
+        self._bytes[:] = bytes(len(self._bytes))
+
+    def __bool__(self) -> bool:
+        return any(self._bytes)
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+class Environment(Enum):
+    """Where the tool runs; decides which compose file belongs to the bot."""
+
+    PROD = "docker-compose.prod.yml"
+    DEV = "docker-compose.dev.yml"
+    TEST = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated settings; all paths are absolute. ``max_database_bytes`` 0: no limit but memory."""
+
+    base_dir: Path
+    environment: Environment | None
+    db_path: Path
+    db_pass: Secret | None
+    backup_dir: Path
+    retention_days: int
+    max_database_bytes: int
+    public_key: bytes | None = field(repr=False)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the database is a SQLCipher one."""
+        return self.db_pass is not None
+
+
+def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and validate the settings.
+
+    :param base_dir: folder of ``.env`` and of relative paths; the folder of this file when left out.
+    :param environ: what to use as the environment; ``os.environ`` when left out.
+    :raises SettingsError: naming the setting, its value (secrets apart) and what would be right.
+    """
+    base = (base_dir or Path(__file__).parent).absolute()
+    values = _Values(base, os.environ if environ is None else environ)
+    name = values.text("DB_NAME", "shop.db")
+    if name in (".", "..") or "/" in name or "\0" in name:
+        raise _wrong("DB_NAME", name, "a file name without a folder, such as shop.db (the folder is DATA_DIR)")
+    return Settings(
+        base_dir=base,
+        environment=values.environment(),
+        db_path=base / values.text("DATA_DIR", "data") / name,
+        db_pass=values.db_pass(),
+        backup_dir=base / values.text("DB_BACKUP_PATH", "backups"),
+        retention_days=values.number("DB_BACKUP_RETENTION_DAYS", 7, "days"),
+        max_database_bytes=values.number("MAX_DATABASE_MB", 0, "megabytes, 0 for as much as fits") * 1_000_000,
+        public_key=values.public_key(),
+    )
+
+
+class _Values:
+    """Raw values by name, the environment before ``.env``; an empty value counts as not set."""
+
+    def __init__(self, base: Path, environ: Mapping[str, str]) -> None:
+        from dotenv import dotenv_values  # not needed for --help, so not imported with the module
+
+        env_file = base / ".env"
+        try:
+            # interpolate=False: a passphrase may hold ${…}
+            file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"cannot read {env_file}: {error}", hint=f"Make it a UTF-8 file that you may read: ls -l {env_file}"
+            ) from None
+        self._values = {**{name: value or "" for name, value in file.items()}, **environ}
+
+    def text(self, name: str, default: str) -> str:
+        return self._values.get(name) or default
+
+    def environment(self) -> Environment | None:
+        value = self.text("RUNTIME_ENVIRONMENT", "").strip().upper()
+        if not value:
+            return None
+        if value not in Environment.__members__:
+            raise _wrong("RUNTIME_ENVIRONMENT", value, "PROD, DEV or TEST")
+        return Environment[value]
+
+    def db_pass(self) -> Secret | None:
+        """The SQLCipher passphrase when encryption is on, else None."""
+        value = self.text("DB_ENCRYPTION", "false").strip().lower()
+        if value not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise _wrong("DB_ENCRYPTION", value, "true or false")
+        if value in ("false", "0", "no", "off"):
+            return None
+        passphrase = self.text("DB_PASS", "")
+        if not passphrase:
+            raise SettingsError(
+                "DB_ENCRYPTION is true, but DB_PASS is not set",
+                hint="Set DB_PASS in .env to the SQLCipher passphrase, in single quotes.",
+            )
+        if "\0" in passphrase:
+            raise SettingsError("DB_PASS holds a NUL character", hint="SQLCipher cannot use it: remove it from .env.")
+        return Secret(passphrase)
+
+    def number(self, name: str, default: int, unit: str) -> int:
+        value = self.text(name, str(default)).strip()
+        if not re.fullmatch(r"[0-9]{1,6}", value):
+            raise _wrong(name, value, f"a whole number of {unit}, such as {default}")
+        return int(value)
+
+    def public_key(self) -> bytes | None:
+        value = "".join(self.text("PGP_PUBLIC_KEY_BASE64", "").split())
+        if not value:
+            return None
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error:
+            raise _wrong(
+                "PGP_PUBLIC_KEY_BASE64",
+                value[:12] + "…",
+                "the output of: gpg --export KEY-ID | base64 -w0",
+            ) from None
+
+
+def _wrong(name: str, value: str, right: str) -> SettingsError:
+    return SettingsError(f"{name} is {value!r}", hint=f"In the environment or in .env it must be {right}.")

@@ -1,0 +1,341 @@
+"""Proves on this machine that a restore works, on nothing of the operator's: `restore_backup.py --drill`.
+
+In a RAM folder: a throwaway key and a sample shop, plain and encrypted. The real scripts back it up while it is
+written to, restore it after it has changed, undo that, and must refuse what is damaged, foreign or locked.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import inspect
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import ExitCode, OperatorError, Secret
+from database_backup import (
+    DatabaseBackup,
+    Engine,
+    Keyring,
+    RamFolder,
+    check_database,
+    checksum_path,
+    create_file,
+    enter_private_mounts,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from restore_backup import Console
+
+ROOM = 64 << 20
+"""Bytes that the drill needs in RAM, its children's copies included."""
+
+SCRIPTS = ("config.py", "database_backup.py", "restore_backup.py", "conversion.py", "sql_dump.py")
+
+SCHEMA = """
+CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT UNIQUE, balance REAL, photo BLOB);
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER REFERENCES customers, cents INTEGER, note TEXT);
+CREATE TABLE order_log (order_id INTEGER, what TEXT);
+CREATE INDEX orders_by_customer ON orders (customer_id);
+CREATE VIEW turnover AS SELECT customer_id, sum(cents) AS cents FROM orders GROUP BY customer_id;
+CREATE TRIGGER log_order AFTER INSERT ON orders BEGIN INSERT INTO order_log VALUES (new.id, 'ordered'); END;
+PRAGMA user_version = 7;
+"""
+
+CHANGES = """
+DELETE FROM orders WHERE id % 3 = 0;
+UPDATE customers SET balance = balance + 1, photo = NULL WHERE id % 2 = 0;
+DROP VIEW turnover;
+CREATE TABLE vouchers (code TEXT PRIMARY KEY, cents INTEGER);
+INSERT INTO vouchers VALUES ('came after the backup', 500);
+"""
+
+
+class DrillError(OperatorError):
+    """Something that a restore promises did not hold here.
+
+    Its code is that of a bug: the drill brings all that it uses, so nothing that was given to it can be at fault.
+    What the machine lacks (gpg, room in RAM) is refused before, as it is for a restore.
+    """
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+def run(console: Console) -> dict[str, object]:
+    """Run the drill and return what it proved, with times, for --json.
+
+    :raises DrillError: when something that a restore promises did not hold.
+    :raises RefusedError: when the machine lacks gpg or a RAM folder.
+    """
+    enter_private_mounts()
+    began = time.monotonic()
+    with RamFolder(ROOM) as ram:
+        console.line(f"🎯 Drill in {ram.path}: throwaway keys and sample data; nothing of yours is touched")
+        drill = Drill(console, ram)
+        drill.prove_all()
+    require(not ram.path.exists(), f"the RAM folder {ram.path} is still there")
+    seconds = round(time.monotonic() - began, 1)
+    console.result(f"✅ Drill passed in {seconds} s: on this machine a restore works, for SQLite and for SQLCipher")
+    return {"seconds": seconds, "proved": drill.proved}
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Fail the drill unless something holds; unlike assert, python -O does not take it away."""
+    if not holds:
+        raise DrillError(f"drill failed: {otherwise}", hint="Do not rely on a restore here before this is understood.")
+
+
+class Drill:
+    """What is proved, in order: :meth:`prove_all` and :meth:`prove_mode` are the whole story."""
+
+    def __init__(self, console: Console, ram: RamFolder) -> None:
+        self._console = console
+        self._ram = ram
+        self.proved: list[dict[str, object]] = []
+
+    def prove_all(self) -> None:
+        """Prove it in both modes."""
+        with self.proving("two throwaway keys made, with passphrases"):
+            keyring = Keyring(self._ram)
+            own, foreign = make_key(keyring.home, "drill"), make_key(keyring.home, "somebody else")
+            run_child(["gpgconf", "--homedir", str(keyring.home), "--kill", "all"], child_settings())
+        # A copy has no .env beside it: not even a broken one of the operator's can reach in.
+        program = self._ram.path / "program"
+        program.mkdir()
+        for name in SCRIPTS:
+            shutil.copyfile(Path(__file__).with_name(name), program / name)
+        # where the class lives elsewhere in a bot's repository, database_backup.py is a line that imports it
+        shutil.copyfile(inspect.getfile(DatabaseBackup), program / "database_backup.py")
+        for db_pass in (None, f"""it's a "drill" {secrets.token_hex(8)}"""):
+            self.prove_mode(Shop(self._ram.path, db_pass, own), foreign)
+
+    def prove_mode(self, shop: Shop, foreign: Key) -> None:
+        """Backup, restore, undo and refusals in one mode."""
+        mode = shop.engine.name
+        with contextlib.closing(shop.open_new()) as writer:
+            original = read_contents(writer)
+            rows = sum(len(content) for content in original.values())
+            with self.proving(f"{mode}: {rows:,} rows backed up while a writer held the last of them in its WAL"):
+                require(shop.wal.stat().st_size > 0, "the sample database has nothing in its WAL")
+                backup = shop.back_up()
+            writer.executescript(CHANGES)
+            changed = read_contents(writer)
+        with self.proving(f"{mode}: restored after changes; every row and the schema are those of the backup"):
+            safety_backup = shop.restore(backup)
+            require(shop.read() == original, "the restored content is not that of the backup")
+        with self.proving(f"{mode}: undone with the safety backup; every row and the schema are as changed"):
+            shop.restore(safety_backup)
+            require(shop.read() == changed, "the safety backup does not hold what was there before the restore")
+        damaged = shop.folder / "damaged.db.gz.gpg"
+        # The last bit lies in the authentication code: the content can be read in full, and must not be believed.
+        damaged.write_bytes(backup.read_bytes()[:-1] + bytes([backup.read_bytes()[-1] ^ 1]))
+        self.prove_refused(shop, f"{mode}: one flipped bit", damaged, ExitCode.CANNOT_DECRYPT)
+        shutil.copyfile(checksum_path(backup), checksum_path(damaged))
+        self.prove_refused(shop, f"{mode}: one flipped bit, checksum beside it", damaged, ExitCode.REFUSED)
+        other = shop.back_up(foreign)
+        self.prove_refused(shop, f"{mode}: backup for another key", other, ExitCode.CANNOT_DECRYPT)
+        self.prove_refused(shop, f"{mode}: wrong passphrase", backup, ExitCode.CANNOT_DECRYPT, passphrase="wrong")  # noqa: S106
+
+    def prove_refused(
+        self, shop: Shop, what: str, backup: Path, code: ExitCode, *, passphrase: str | None = None
+    ) -> None:
+        """Prove that a restore is refused with an exit code, and leaves the database's inode and bytes alone."""
+        with self.proving(f"{what}: refused with exit code {code:d}, the database untouched"):
+            before = shop.files()
+            expect(code, shop.run_restore(backup, passphrase or shop.key.passphrase), f"{what} (restore_backup.py)")
+            require(shop.files() == before, f"{what}: refused, but files in the database's folder changed")
+
+    @contextlib.contextmanager
+    def proving(self, what: str) -> Iterator[None]:
+        """Say and note what was proved, with its time, when the block gets to its end."""
+        began = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - began, 2)
+        self.proved.append({"what": what, "seconds": seconds})
+        self._console.line(f"✅ {what} ({seconds:.2f} s)")
+
+
+# --- the sample shop ---------------------------------------------------------------------------------------------
+
+
+class Shop:
+    """A sample shop in a folder of its own in RAM, and the real scripts at work on it.
+
+    :param db_pass: its database's passphrase; None for SQLite.
+    """
+
+    def __init__(self, ram: Path, db_pass: str | None, key: Key) -> None:
+        self.engine = Engine(Secret(db_pass) if db_pass else None)
+        self.key = key
+        self.folder = ram / self.engine.name.lower()
+        self._program = ram / "program"
+        self._db_pass = db_pass or ""
+        self._data = self.folder / "data"
+        self._database = self._data / "shop.db"
+        self.wal = self._data / "shop.db-wal"
+        self._data.mkdir(parents=True)
+
+    def open_new(self) -> sqlite3.Connection:
+        """Make the sample database; its last rows are committed, but in the WAL only while the connection is open."""
+        create_file(self._database).close()
+        connection = self.engine.connect(self._database)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+        for half in (range(1, 1001), range(1001, 2001)):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("BEGIN")
+            customers = [(i, f"Käufer {i} 'Ü' ✅", None if i % 3 else f"{i}@example.org", i / 7) for i in half]
+            connection.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, randomblob(200))", customers)
+            connection.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", [(i, i, i * 199, "") for i in half])
+            connection.execute("COMMIT")
+        return connection
+
+    def read(self) -> dict[str, list[str]]:
+        """Check the database and read all of it."""
+        check_database(self.engine, self._database)
+        with contextlib.closing(self.engine.connect(self._database)) as connection:
+            return read_contents(connection)
+
+    def files(self) -> dict[str, tuple[int, int, bytes]]:
+        """Return what a refused restore must leave alone: inode, time and bytes of all in the database's folder."""
+        return {
+            path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in self._data.iterdir()
+        }
+
+    def back_up(self, key: Key | None = None) -> Path:
+        """Make a backup for a key, the shop's own if none is given, with the real script."""
+        script = str(self._program / "database_backup.py")
+        done = run_child([sys.executable, script, "create"], self._settings(key or self.key))
+        expect(ExitCode.DONE, done, "database_backup.py create")
+        return Path(done.stdout.decode().strip())
+
+    def restore(self, backup: Path) -> Path:
+        """Restore a backup with the real script, and return the safety backup that it made."""
+        done = self.run_restore(backup, self.key.passphrase)
+        expect(ExitCode.DONE, done, "restore_backup.py")
+        safety_backup = json.loads(done.stdout.splitlines()[-1])["safety_backup"]
+        require(bool(safety_backup), "the restore made no safety backup")
+        return Path(safety_backup)
+
+    def run_restore(self, backup: Path, passphrase: str) -> subprocess.CompletedProcess[bytes]:
+        """Run the real script; the private key and its passphrase come through pipes."""
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb") as file:
+            file.write(passphrase.encode() + b"\n")
+        script = str(self._program / "restore_backup.py")
+        options = ["--key-stdin", "--passphrase-fd", str(reader), "--force", "--allow-swap", "--json"]
+        try:
+            argv = [sys.executable, script, str(backup), *options]
+            return run_child(argv, self._settings(self.key), stdin=self.key.private, pass_fds=(reader,))
+        finally:
+            os.close(reader)
+
+    def _settings(self, key: Key) -> dict[str, str]:
+        return child_settings(
+            RUNTIME_ENVIRONMENT="TEST",
+            DB_NAME=self._database.name,
+            DATA_DIR=str(self._data),
+            DB_ENCRYPTION="true" if self._db_pass else "false",
+            DB_PASS=self._db_pass,
+            DB_BACKUP_PATH=str(self.folder / "backups"),
+            DB_BACKUP_RETENTION_DAYS="7",
+            PGP_PUBLIC_KEY_BASE64=key.public,
+        )
+
+
+def read_contents(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    """Return every row of every table and view, and the schema, with types: 1 is not 1.0, nor '1'."""
+    schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    sources = {"schema": "sqlite_master", "user_version": "pragma_user_version"}
+    sources |= {name: name for kind, name, *_ in schema if kind in ("table", "view")}
+    columns = {"schema": "type, name, tbl_name, sql"}
+    return {
+        name: sorted(repr(row) for row in connection.execute(f'SELECT {columns.get(name, "*")} FROM "{source}"'))
+        for name, source in sources.items()
+    }
+
+
+# --- keys and child processes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """A throwaway key pair in base64, as operators pass it on, and its passphrase."""
+
+    public: str
+    private: bytes = field(repr=False)
+    passphrase: str = field(repr=False)
+
+
+def make_key(home: Path, name: str) -> Key:
+    """Make a key pair with gpg."""
+    passphrase = f"Schlüssel {secrets.token_hex(8)}"
+    plan = (
+        "Key-Type: eddsa\nKey-Curve: ed25519\nKey-Usage: sign\nSubkey-Type: ecdh\nSubkey-Curve: cv25519\n"
+        f"Subkey-Usage: encrypt\nName-Real: {name}\nExpire-Date: 0\nPassphrase: {passphrase}\n%commit\n"
+    )
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--pinentry-mode", "loopback"]
+
+    def call(*arguments: str, stdin: str = "") -> bytes:
+        done = run_child([*gpg, *arguments], child_settings(LANG="C.UTF-8"), stdin=stdin.encode())
+        expect(ExitCode.DONE, done, f"gpg {arguments[0]}")
+        return base64.b64encode(done.stdout)
+
+    call("--gen-key", stdin=plan)
+    private = call("--passphrase-fd", "0", "--export-secret-keys", f"={name}", stdin=passphrase)
+    return Key(call("--export", f"={name}").decode(), private, passphrase)
+
+
+def child_settings(**settings: str) -> dict[str, str]:
+    """Return a child's whole environment: what finds Python, its packages, gpg and the RAM folder; nothing else."""
+    needed = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "XDG_RUNTIME_DIR")
+    inherited = {name: os.environ[name] for name in needed if name in os.environ}
+    return {"PATH": os.defpath, **inherited, **settings}
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def _die_with_the_drill() -> None:
+    """Have the kernel kill this child when the drill is killed, lest it write where the RAM folder was removed."""
+    pr_set_pdeathsig = 1
+    _LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def run_child(
+    argv: list[str], env: dict[str, str], *, stdin: bytes = b"", pass_fds: tuple[int, ...] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a child out of the terminal's reach, whatever its exit code; it gets its secrets through pipes."""
+    try:
+        return subprocess.run(
+            argv,
+            input=stdin,
+            capture_output=True,
+            env=env,
+            pass_fds=pass_fds,
+            timeout=120,
+            start_new_session=True,
+            preexec_fn=_die_with_the_drill,  # safe: the drill has no threads
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DrillError(f"drill failed: {Path(argv[0]).name} {argv[1]} did not end within 120 s") from None
+
+
+def expect(code: ExitCode, done: subprocess.CompletedProcess[bytes], what: str) -> None:
+    """Fail the drill unless a child ended with an exit code."""
+    said = " / ".join(line.strip() for line in done.stderr.decode(errors="replace").splitlines()[-3:])
+    require(done.returncode == code, f"{what} ended with exit code {done.returncode} instead of {code:d}: {said}")

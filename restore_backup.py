@@ -1,0 +1,2764 @@
+#!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
+"""Bring the bot's database back from an encrypted backup.
+
+The backup is verified before anything is touched, swapped in atomically, and rolled back by itself if anything
+fails. The bot is down for seconds; the private key, its passphrase and the decrypted data are never on a disk.
+
+Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integrity check, 5 atomic swap,
+6 cleanup and restart. Read :meth:`Restorer.restore` first: it is the table of contents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import contextlib
+import ctypes
+import fcntl
+import glob
+import hashlib
+import io
+import json
+import os
+import queue
+import re
+import resource
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from config import Environment, ExitCode, OperatorError, Secret, Settings, load_settings
+from database_backup import (
+    CHUNK,
+    GZIP_MAGIC,
+    NO_HARD_LINKS,
+    SIDECARS,
+    SQLITE_MAGIC,
+    BackupError,
+    BackupInfo,
+    CommandError,
+    DatabaseBackup,
+    DecryptionError,
+    Engine,
+    GzipDecoder,
+    ImportedKey,
+    Keyring,
+    PassphraseError,
+    RamFolder,
+    RefusedError,
+    UnreadableDatabaseError,
+    UnsoundBackupError,
+    another_backup,
+    available_memory,
+    backup_time,
+    begins_like_key,
+    check_integrity,
+    check_pages,
+    check_structure,
+    command_of,
+    create_file,
+    enter_private_mounts,
+    flock,
+    fsync_folder,
+    lock_owner,
+    megabytes,
+    open_folder,
+    outer_layer,
+    recorded_checksum,
+    restore_command,
+    run_command,
+    shown,
+    sidecars,
+    too_large,
+    write_all,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+# --- constants ---------------------------------------------------------------------------------------------------
+
+SETTLE_SECONDS = 5.0
+"""How long a service without a health check must run without a restart to count as up."""
+
+START_SECONDS = 60.0
+"""How long services may take to be running; one with a health check gets what that allows on top."""
+
+STOP_SECONDS = 600.0
+"""Longest wait for a compose command; the grace period before a kill is the service's own."""
+
+PASSPHRASE_TRIES = 3
+
+MOST_TABLES = 20
+"""Lines of the comparison: more would scroll away what matters."""
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+class DeclinedError(OperatorError):
+    """The operator said no."""
+
+    exit_code = ExitCode.DECLINED
+
+
+class CannotStopError(OperatorError):
+    """The services could not be stopped, or the database is still in use after that."""
+
+    exit_code = ExitCode.CANNOT_STOP
+
+
+class SwitchError(OperatorError):
+    """Failed after the services were stopped, and rolled back."""
+
+    exit_code = ExitCode.ROLLED_BACK
+
+
+class ServicesDownError(OperatorError):
+    """The services do not come up."""
+
+    exit_code = ExitCode.ROLLED_BACK_SERVICES_DOWN
+
+
+class RollbackError(OperatorError):
+    """The rollback itself failed: a person is needed."""
+
+    exit_code = ExitCode.ROLLBACK_FAILED
+
+
+class InUseError(RefusedError):
+    """Some process has the database open."""
+
+
+class Interrupted(BaseException):
+    """A signal that ends the run, before the switch."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    backup_file: Path | None = None
+    target_path: Path | None = None
+    no_restart: bool = False
+    key_stdin: bool = False
+    skip_backup: bool = False
+    force: bool = False
+    verify_only: bool = False
+    stop_first: bool = False
+    compose_file: Path | None = None
+    service: tuple[str, ...] = ()
+    passphrase_fd: int | None = None
+    passphrase_command: str | None = None
+    recover: bool = False
+    allow_swap: bool = False
+    convert: bool = False
+    backup_db_pass: bool = False
+    backup_db_pass_fd: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done: made by the preflight, shown to the operator, followed by the phases."""
+
+    backup: BackupFile
+    target: Path
+    configured: bool
+    project: ComposeProject | None
+    services: tuple[str, ...]
+    backup_db_pass: Secret | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database to replace."""
+        return self.target.exists()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a database holds: rows by table (None: cannot be counted), its schema by name, its user_version."""
+
+    rows: dict[str, int | None]
+    schema: dict[str, str]
+    user_version: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The new database file beside the target, complete, durable and proved; not yet under its name."""
+
+    path: Path
+    identity: tuple[int, int, int, int]
+
+
+@dataclass
+class Report:
+    """What happened, for the operator and for --json."""
+
+    backup: str = ""
+    target: str = ""
+    outcome: str = "failed"
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    key_fingerprint: str | None = None
+    database_bytes: int | None = None
+    format: str | None = None
+    conversion: str | None = None
+    tables: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    services: list[str] = field(default_factory=list)
+    downtime_seconds: float | None = None
+    safety_backup: str | None = None
+    log: str | None = None
+    backups: list[dict[str, Any]] = field(default_factory=list)
+    drill: dict[str, object] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    error: dict[str, str] | None = None
+    started: float = field(default_factory=time.monotonic, repr=False)
+
+    def add_phase(self, name: str, began: float) -> None:
+        """Note a phase that ends now; ``began`` is a time of the monotonic clock."""
+        now = time.monotonic()
+        self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(now - began, 3)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as --json shows it."""
+        return {name: value for name, value in asdict(self).items() if name != "started"}
+
+
+def file_identity(path: Path | int) -> tuple[int, int, int, int]:
+    """Return what tells whether a path still is the same, unchanged file: device, inode, size, mtime in ns."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names exist and are links to one file."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
+
+
+# --- signals -----------------------------------------------------------------------------------------------------
+
+
+class Signals:
+    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; from then on they are ignored."""
+
+    def __init__(self) -> None:
+        self._shielded = False
+
+    def install(self) -> None:
+        """Take the signals over."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
+
+    def shield(self) -> None:
+        """From here to the end nothing interrupts."""
+        self._shielded = True
+
+    @staticmethod
+    def ignore() -> None:
+        """Nothing is left to be interrupted."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _received(self, number: int, _frame: FrameType | None) -> None:
+        if not self._shielded:
+            raise Interrupted(number)
+
+
+# --- who has the database open -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that has the database or one of its sidecars open."""
+
+    pid: int
+    command: str
+    cgroup: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid})"
+
+
+def find_holders(database: Path) -> tuple[list[Holder], int]:
+    """Return the processes that have the database open, and how many processes could not be looked at.
+
+    Files are compared by device and inode, since inside a container they have other paths.
+    """
+    files = {
+        (status.st_dev, status.st_ino)
+        for path in [database, *sidecars(database)]
+        if (status := _stat(path)) is not None
+    }
+    holders, hidden = [], 0
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        holds = _holds(process, files)
+        if holds:
+            holders.append(_holder(process))
+        hidden += holds is None
+    return holders, hidden
+
+
+def _holds(process: Path, files: set[tuple[int, int]]) -> bool | None:
+    """Whether a process has one of the files open; None when it may not be looked at."""
+    for _ in range(2):  # twice, since the kernel also denies a look at what has ended this moment
+        with contextlib.suppress(PermissionError):
+            try:
+                return any(_identity(descriptor) in files for descriptor in (process / "fd").iterdir())
+            except (FileNotFoundError, ProcessLookupError):  # it has ended
+                return False
+    return None
+
+
+def _identity(descriptor: Path) -> tuple[int, int]:
+    """Device and inode behind an entry of /proc/PID/fd, which may be listed even where it may not be looked at."""
+    try:
+        status = descriptor.stat()
+    except FileNotFoundError:  # closed since it was listed
+        return (0, 0)
+    return status.st_dev, status.st_ino
+
+
+CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19
+"""Numbers of capabilities (linux/capability.h): to lock any amount of memory; to look at any process."""
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability."""
+    match = re.search(r"^CapEff:\s+([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(match and int(match[1], 16) >> number & 1)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _holder(process: Path) -> Holder:
+    cgroup = ""
+    with contextlib.suppress(OSError):
+        cgroup = (process / "cgroup").read_text()
+    return Holder(int(process.name), command_of(process), cgroup)
+
+
+# --- Docker ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Container:
+    """What `docker inspect` says of a container."""
+
+    id: str
+    name: str
+    service: str
+    project: str
+    compose_files: tuple[Path, ...]
+    oneoff: bool
+    running: bool
+    status: str
+    health: str
+    health_seconds: float
+    restart_count: int
+    exit_code: int
+    mounts: tuple[tuple[Path, bool], ...]
+
+    @classmethod
+    def from_inspect(cls, data: dict[str, Any]) -> Container:
+        """Read one element of the JSON of `docker inspect`."""
+        state, config = data["State"], data["Config"]
+        labels = config.get("Labels") or {}
+        folder = Path(labels.get("com.docker.compose.project.working_dir", "/"))
+        files = labels.get("com.docker.compose.project.config_files", "")
+        check = config.get("Healthcheck") or {}
+        return cls(
+            id=data["Id"],
+            name=data["Name"].lstrip("/"),
+            service=labels.get("com.docker.compose.service", ""),
+            project=labels.get("com.docker.compose.project", ""),
+            compose_files=tuple(_compose_file(folder, name) for name in files.split(",") if name),
+            oneoff=labels.get("com.docker.compose.oneoff", "").lower() == "true",
+            running=bool(state["Running"]) and not state.get("Restarting", False),
+            status=state["Status"],
+            health=(state.get("Health") or {}).get("Status", ""),
+            health_seconds=_health_seconds(check),
+            restart_count=data["RestartCount"],
+            exit_code=state["ExitCode"],
+            mounts=tuple((Path(mount["Source"]), mount["RW"]) for mount in data["Mounts"] if mount.get("Source")),
+        )
+
+    def writes_into(self, folder: Path) -> bool:
+        """Whether a host folder, or one above it, is mounted writable."""
+        return any(writable and (source == folder or source in folder.parents) for source, writable in self.mounts)
+
+
+def _compose_file(folder: Path, name: str) -> Path:
+    """Return the path of a compose file from its label, which Compose v1 writes relative to where it was called."""
+    path = folder / name
+    return (path if path.is_file() else folder / path.name).resolve()
+
+
+def _health_seconds(check: dict[str, Any]) -> float:
+    """How long a health check may take to come to a verdict (Docker gives nanoseconds; its defaults: 30 s, 3)."""
+    interval = check.get("Interval") or 30e9
+    attempts = check.get("Retries") or 3
+    return float((check.get("StartPeriod") or 0) + attempts * (interval + (check.get("Timeout") or 30e9))) / 1e9
+
+
+def docker_containers() -> list[Container]:
+    """Return all containers of the Docker engine.
+
+    :raises CommandError: when Docker is not installed or does not answer.
+    """
+    try:
+        ids = run_command(["docker", "ps", "-aq", "--no-trunc"], timeout=30).split()
+        return [Container.from_inspect(data) for data in json.loads(_inspect(ids))] if ids else []
+    except CommandError as error:
+        raise CommandError(
+            f"Docker cannot be reached: {error}",
+            hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in anew. Is Docker "
+            "running? systemctl status docker. When nothing is to be stopped: --no-restart",
+        ) from None
+
+
+def _inspect(ids: Sequence[str]) -> str:
+    try:
+        return run_command(["docker", "inspect", *ids], timeout=30)
+    except CommandError as error:
+        if "No such object" in str(error):  # a container has gone since it was listed
+            return error.output
+        raise
+
+
+@dataclass(frozen=True)
+class ComposeProject:
+    """The containers of one compose file, under whatever project name they run."""
+
+    files: tuple[Path, ...]
+    name: str | None
+    command: tuple[str, ...]
+
+    @classmethod
+    def find(cls, file: Path) -> ComposeProject:
+        """Find the compose command and the project name that a compose file runs under.
+
+        :raises RefusedError: when there is no Compose, the file is invalid, or it runs under two names.
+        """
+        file = file.resolve()
+        command = compose_command()
+        matching = [item for item in docker_containers() if file in item.compose_files and not item.oneoff]
+        running = {item.project for item in matching if item.running}
+        names = running or {item.project for item in matching}
+        if len(names) > 1:
+            raise RefusedError(
+                f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
+                hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {file} stop",
+            )
+        found = next((item for item in matching if item.project in names), None)
+        project = cls(found.compose_files if found else (file,), found.project if found else None, command)
+        project.services()
+        return project
+
+    def services(self) -> list[str]:
+        """Return the names of all services of the file.
+
+        :raises RefusedError: when the file is not valid.
+        """
+        try:
+            return self._run("config", "--services").split()
+        except CommandError as error:
+            raise RefusedError(
+                f"the compose file cannot be used: {error}", hint="Correct it, or name another one with --compose-file."
+            ) from None
+
+    def owns(self, item: Container) -> bool:
+        """Whether a container is one of this project's services, and not of `compose run`."""
+        return item.project == self.name and not item.oneoff and bool(set(self.files) & set(item.compose_files))
+
+    def containers(self) -> list[Container]:
+        """Return the containers of the project's services."""
+        return [item for item in docker_containers() if self.owns(item)]
+
+    def running(self) -> list[str]:
+        """Return the names of the services that run now."""
+        return sorted({item.service for item in self.containers() if item.running or item.status == "restarting"})
+
+    def stop(self, services: Sequence[str]) -> None:
+        """Stop services gracefully.
+
+        :raises CannotStopError: when one still runs; exit codes of Compose are not believed.
+        """
+        try:
+            self._run("stop", *services)
+        except CommandError as error:
+            raise CannotStopError(f"the services could not be stopped: {error}") from None
+        still = [name for name in self.running() if name in services]
+        if still:
+            raise CannotStopError(f"still running after `compose stop`: {', '.join(still)}")
+
+    def start(self, services: Sequence[str]) -> None:
+        """Start services that exist; :meth:`wait` tells whether they came up."""
+        try:
+            self._run("start", *services)
+        except CommandError as error:
+            raise ServicesDownError(
+                f"the services could not be started: {error}", hint=self._logs_hint(services)
+            ) from None
+
+    def wait(self, services: Sequence[str]) -> float:
+        """Wait until services are up, and stay up; return the time (monotonic) at which the last one was.
+
+        :raises ServicesDownError: when one exits, restarts in a loop, is unhealthy, or takes too long.
+        """
+        began = time.monotonic()
+        up: dict[str, float] = {}
+        while True:
+            now = time.monotonic()
+            items = [item for item in self.containers() if item.service in services]
+            for item in items:
+                self._check(item, now - began)
+                if item.running and item.health in ("", "healthy"):
+                    up.setdefault(item.id, now)
+            settled = all(item.id in up and (item.health or now - up[item.id] >= SETTLE_SECONDS) for item in items)
+            if settled and {item.service for item in items} == set(services):
+                return max(up.values(), default=began)
+            time.sleep(0.2)
+
+    def _check(self, item: Container, waited: float) -> None:
+        reason = ""
+        if item.status == "restarting" or item.restart_count:
+            reason = f"restarts in a loop (exit code {item.exit_code})"
+        elif item.health == "unhealthy":
+            reason = "is unhealthy"
+        elif item.status in ("exited", "dead") and waited > SETTLE_SECONDS / 5:
+            reason = f"has ended with exit code {item.exit_code}"
+        elif waited > START_SECONDS + (item.health_seconds if item.health else 0):
+            reason = f"is not up after {waited:.0f} s ({item.health or item.status})"
+        if reason:
+            raise ServicesDownError(f"service {item.service} {reason}", hint=self._logs_hint([item.service]))
+
+    def _logs_hint(self, services: Sequence[str]) -> str:
+        return f"Look why: {shlex.join(self._argv('logs', '--tail', '50', *services))}"
+
+    def _argv(self, *arguments: str) -> list[str]:
+        project = ["-p", self.name] if self.name else []
+        files = [word for file in self.files for word in ("-f", str(file))]
+        return [*self.command, *project, *files, *arguments]
+
+    def _run(self, *arguments: str) -> str:
+        return run_command(self._argv(*arguments), timeout=STOP_SECONDS, cwd=self.files[0].parent)
+
+
+def compose_command() -> tuple[str, ...]:
+    """Return how Compose is called here: `docker compose` when there, else `docker-compose`."""
+    for command in (("docker", "compose"), ("docker-compose",)):
+        with contextlib.suppress(CommandError):
+            run_command([*command, "version"], timeout=30)
+            return command
+    raise RefusedError(
+        "Docker Compose is not installed",
+        hint="Install it (apt-get install docker-compose), or restore without stopping anything: --no-restart",
+    )
+
+
+# --- the backup file and the database image ----------------------------------------------------------------------
+
+
+class BackupFile:
+    """The backup, opened once, so that what was checked is what is decrypted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise RefusedError(
+                f"cannot read the backup {path}: {error.strerror}",
+                hint=f"See what is there: {restore_command('--list')}",
+            ) from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
+        self.file = io.FileIO(descriptor)
+        self.size = os.fstat(descriptor).st_size
+        self.created = backup_time(path)
+        self.layer = outer_layer(self.file.read(64), path.name)
+        self._digest = hashlib.sha256()
+        self.progress: Callable[[int], object] = lambda _: None
+
+    def check_checksum(self) -> bool:
+        """Compare the file with the checksum beside it; False when there is none.
+
+        :raises RefusedError: when it does not match.
+        """
+        self._expected = recorded_checksum(self.path)
+        if self._expected is None:
+            return False
+        self.rewind()
+        while self.read(CHUNK):
+            pass
+        self.check_digest()
+        return True
+
+    def check_digest(self) -> None:
+        """Compare what was read since :meth:`rewind` with the checksum.
+
+        :raises RefusedError: when it does not match.
+        """
+        if self._expected is not None and self._digest.hexdigest() != self._expected:
+            raise RefusedError(
+                f"{self.path.name} does not match its checksum: the file is damaged or was exchanged",
+                hint=f"Copy it again from where it was made, or use another backup. See: sha256sum {shown(self.path)}",
+            )
+
+    def rewind(self) -> None:
+        """Go to the beginning and start the digest anew."""
+        self.file.seek(0)
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """Read on, updating the digest."""
+        data = self.file.read(size) or b""
+        self._digest.update(data)
+        self.progress(self.file.tell())
+        return data
+
+
+SMALLEST_PAGE = 512
+"""Bytes of the smallest SQLite database."""
+
+
+class DatabaseImage:
+    """The restored database as bytes in memory; takes the decrypted stream piece by piece.
+
+    Decompressing goes on while a thread of its own stores and hashes what has come.
+
+    :param limit: bytes at which it refuses more.
+    :param bare: what comes is the database itself: a SQLCipher database may begin like gzip by chance.
+    """
+
+    def __init__(self, limit: int, *, bare: bool = False) -> None:
+        self.buffer = io.BytesIO()
+        self.header = b""
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._limit = limit
+        self._head = b""
+        self._sink: Callable[[bytes], None] | None = self._collect if bare else None
+        self._decoder: GzipDecoder | None = None
+        self._pieces: queue.Queue[bytes] = queue.Queue(maxsize=16)
+        self._full = False
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of the backup's content, which is gzipped or not."""
+        if self._sink is None:
+            self._head += data
+            if len(self._head) < len(GZIP_MAGIC):
+                return
+            data = self._head
+            self._choose_sink()
+        if self._sink:
+            self._sink(data)
+
+    def finish(self) -> None:
+        """Say that the stream has ended.
+
+        :raises UnsoundBackupError: when it is cut off.
+        """
+        try:
+            if self._sink is None:
+                self._choose_sink()
+                self._collect(self._head)
+            if self._decoder:
+                self._decoder.finish()
+        finally:
+            self._pieces.put(b"")
+            self._keeper.join()
+        if self._full:
+            raise too_large(self.buffer.tell())
+        with self.buffer.getbuffer() as view:
+            self.header = bytes(view[:100])
+
+    def _choose_sink(self) -> None:
+        if self._head.startswith(GZIP_MAGIC):
+            self._decoder = GzipDecoder(self._collect, self._limit)
+            self._sink = self._decoder.feed
+        else:
+            self._sink = self._collect
+
+    def _collect(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._limit:
+            raise too_large(self._limit)
+        if data:
+            self._pieces.put(data)
+
+    def _keep(self) -> None:
+        while piece := self._pieces.get():
+            if self._full:
+                continue  # to the end, so that nobody waits for room in the queue
+            try:
+                self.buffer.write(piece)
+            except MemoryError:
+                self._full = True
+            self._sha256.update(piece)
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the database."""
+        return self._sha256.digest()
+
+    def write_to(self, file: io.FileIO) -> None:
+        """Write the database to a file."""
+        with self.buffer.getbuffer() as view:
+            write_all(file, self.header)  # not from the buffer: a check may have it changed for a moment
+            write_all(file, view[len(self.header) :])
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an unencrypted SQLite database."""
+        return self.header.startswith(SQLITE_MAGIC)
+
+    def missing_pages(self) -> float:
+        """Return how many pages an unencrypted database lacks (SQLite file format, section 1.3; 1 means 65536)."""
+        if not self.plain:
+            return 0
+        page_size = int.from_bytes(self.header[16:18]) if self.header[16:18] != b"\0\1" else 65536
+        return int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
+
+
+@contextlib.contextmanager
+def opened_image(image: DatabaseImage, engine: Engine, ram: RamFolder) -> Iterator[sqlite3.Connection]:
+    """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
+    if engine.db_pass:
+        path = ram.path / "image.db"
+        with create_file(path) as file:
+            image.write_to(file)
+        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
+            yield connection
+        path.unlink()
+        return
+    with contextlib.closing(engine.connect(":memory:")) as connection:
+        with image.buffer.getbuffer() as view:
+            # In memory there is no WAL, so a database with the WAL flag cannot be opened: clear it on the copy only.
+            view[18:20] = b"\1\1"
+            connection.deserialize(view)  # copies
+            view[18:20] = image.header[18:20]
+        yield connection
+
+
+def check_image_pages(engine: Engine, ram: RamFolder) -> None:
+    """Check the pages of the image in the RAM folder, over a connection of its own."""
+    with contextlib.closing(engine.connect(ram.path / "image.db", mode="ro", immutable=True)) as connection:
+        check_pages(connection)
+
+
+def read_contents(connection: sqlite3.Connection, error: type[Exception]) -> Contents:
+    """Count the rows of each table and note the schema."""
+    objects = connection.execute(
+        "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    )
+    schema = {f"{kind} {name}": str(sql) for kind, name, sql in objects}
+    rows: dict[str, int | None] = {}
+    for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
+        quoted = name.replace('"', '""')
+        try:
+            rows[name] = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()[0]
+        except error:  # a virtual table whose module is not here
+            rows[name] = None
+    return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def explain_unreadable(image: DatabaseImage, engine: Engine, ram: RamFolder, error: Exception) -> UnsoundBackupError:
+    """Say why an image is not a sound database of the configured mode."""
+    hint = another_backup()
+    if not engine.db_pass and not image.plain:
+        return UnsoundBackupError(
+            "this is no backup of an SQLite database: it is something else, or a database encrypted with SQLCipher",
+            hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
+            f"--convert --backup-db-pass, which asks for its passphrase. {another_backup()}",
+        )
+    if not engine.db_pass:
+        return UnsoundBackupError(f"the database is damaged: {error}", hint=hint)
+    path = ram.path / "image.db"
+    os.truncate(path, image.size * 16)  # sparse: one that is too short can be opened then, and tells its length
+    if (pages := _read_page_count(engine, path)) is not None:
+        missing = pages - image.size / 4096
+        short = f"{missing:g} pages are missing" if missing > 0 else str(error)
+        return UnsoundBackupError(f"the database is damaged: {short}", hint=hint)
+    return UnsoundBackupError(
+        "DB_PASS does not open the database in the backup: it was made under another passphrase, or is not a "
+        "SQLCipher database",
+        hint="If it was made under another passphrase, add --backup-db-pass, which asks for it. To make that the bot's "
+        "again, set DB_PASS in .env.",
+    )
+
+
+def _read_page_count(engine: Engine, path: Path, compatibility: int | None = None) -> int | None:
+    """Return the number of pages that a database says it has; None when it cannot be opened."""
+    try:
+        with contextlib.closing(
+            engine.connect(path, mode="ro", immutable=True, compatibility=compatibility)
+        ) as connection:
+            return int(connection.execute("PRAGMA page_count").fetchone()[0])
+    except engine.error:
+        return None
+
+
+# --- switch, rollback and journal --------------------------------------------------------------------------------
+
+
+class UnreadableError(Exception):
+    """The live database cannot be opened; what is there is kept byte for byte."""
+
+
+@dataclass
+class Journal:
+    """What was begun, beside the target, so that the next run can finish or undo it. Holds no secret.
+
+    States: "switching" (old or new is live), "rolling back" (old is to be live), "committed" (new is live, only the
+    old one is left to be cleared away).
+    """
+
+    target: Path
+    state: str
+    set_aside: Path
+    candidate: Path
+    existed: bool
+    new_inode: int | None
+    services: tuple[str, ...]
+    compose_files: tuple[Path, ...]
+    project: str | None
+    safety_backup: Path | None
+    unsaved: bool
+    started: str
+
+    @staticmethod
+    def path(target: Path) -> Path:
+        """Return where the journal of a target is."""
+        return target.with_name(target.name + ".restore-state.json")
+
+    def write(self) -> None:
+        """Make the journal durable."""
+        path = self.path(self.target)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            with create_file(temporary) as file:
+                write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError:
+            drop_quietly(temporary)
+            raise
+        fsync_folder(path.parent)
+
+    @classmethod
+    def load(cls, target: Path) -> Journal | None:
+        """Return the journal of a restore that was cut off, if there is one.
+
+        :raises RefusedError: when it is there and cannot be read.
+        """
+        path = cls.path(target)
+        try:
+            data = json.loads(path.read_text())
+            return cls(
+                **data
+                | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
+                | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
+                | {"compose_files": tuple(map(Path, data["compose_files"])), "services": tuple(data["services"])}
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RefusedError(
+                f"{path} cannot be read: {error}",
+                hint=f"It tells of a restore that was cut off. Keep a copy of {target.parent} before anything else.",
+            ) from None
+
+    def remove(self) -> None:
+        """Say that nothing is unfinished any more."""
+        self.path(self.target).unlink(missing_ok=True)
+        fsync_folder(self.target.parent)
+
+    @property
+    def new_is_live(self) -> bool:
+        """Whether the target is the new file."""
+        status = _stat(self.target)
+        return status is not None and status.st_ino == self.new_inode
+
+
+def fold(engine: Engine, database: Path) -> sqlite3.Connection:
+    """Bring a database to rest: all it has committed in the main file, sidecars empty; keep others out.
+
+    The connection that is returned holds the lock; close it after the file has lost its name.
+
+    :raises InUseError: when somebody has it open.
+    :raises UnreadableError: when it cannot be opened.
+    """
+    try:
+        connection = engine.connect(database, mode="rw", timeout=2)
+    except engine.error as error:
+        raise UnreadableError(str(error)) from None
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
+            left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if left != (0, 0, 0):
+                raise InUseError(f"the WAL of {database} cannot be emptied: another process reads it")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+        else:
+            connection.execute("BEGIN EXCLUSIVE")
+        for sidecar in sidecars(database):
+            if not sidecar.name.endswith("-shm") and sidecar.stat().st_size:
+                raise UnreadableError(f"{sidecar.name} still holds data")
+    except engine.error as error:
+        connection.close()
+        if "locked" in str(error) or "busy" in str(error):
+            raise InUseError(f"{database} is locked by another process", hint=f"Find it: fuser -v {database}") from None
+        raise UnreadableError(str(error)) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def set_aside_by_link(database: Path, name: Path) -> None:
+    """Give the database a second name."""
+    os.link(database, name, follow_symlinks=False)
+    fsync_folder(database.parent)
+
+
+def set_aside_by_copy(database: Path, name: Path) -> None:
+    """Copy the database and its sidecars, durably; the main file last, as the sign that the copy is whole."""
+    for path in [*sidecars(database), database]:
+        if path.exists() and not path.name.endswith("-shm"):
+            copy_durably(path, name.with_name(name.name + path.name[len(database.name) :]))
+    fsync_folder(database.parent)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
+    temporary = target.with_name(target.name + ".restore-new")
+    temporary.unlink(missing_ok=True)
+    with source.open("rb") as old, create_file(temporary) as new:
+        shutil.copyfileobj(old, new, CHUNK)
+        copy_metadata(source, new.fileno())
+        os.fsync(new.fileno())
+    temporary.rename(target)
+
+
+def copy_metadata(source: Path, descriptor: int) -> None:
+    """Give an open file the owner, mode and extended attributes (ACL included) of another one.
+
+    :raises OSError: when one cannot be set; without them the bot might not be able to open its database.
+    """
+    status = source.stat()
+    os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        os.setxattr(descriptor, name, os.getxattr(source, name))
+
+
+def remove_sidecars(database: Path) -> None:
+    """Remove a database's sidecars, durably."""
+    for path in sidecars(database):
+        path.unlink()
+    fsync_folder(database.parent)
+
+
+def put_back(engine: Engine, journal: Journal) -> None:
+    """Make the old database live again, by renames only; may be cut off anywhere and called again.
+
+    Nobody may have the database open.
+    """
+    target, set_aside = journal.target, journal.set_aside
+    if journal.new_is_live:
+        with contextlib.suppress(UnreadableError):
+            fold(engine, target).close()
+        remove_sidecars(target)
+        if journal.existed:
+            os.rename(set_aside, target)
+        else:
+            target.unlink()
+        fsync_folder(target.parent)
+    for suffix in SIDECARS:  # they were copied if the old database could not be read
+        copy = set_aside.with_name(set_aside.name + suffix)
+        if copy.exists():
+            live = target.with_name(target.name + suffix)
+            copy.unlink() if live.exists() else copy.rename(live)
+    drop(journal.set_aside, journal.candidate)
+
+
+def drop_quietly(path: Path) -> None:
+    """Remove a file of ours if it is there and that is possible; the next run does it otherwise."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def drop(*paths: Path) -> None:
+    """Remove files that may be there, durably."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    fsync_folder(paths[0].parent)
+
+
+# --- console: what people read and type --------------------------------------------------------------------------
+
+
+class Unbreakable(io.TextIOBase):
+    """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended.
+
+    What a locale cannot show is replaced: ✅ and ❌ by words, other pictures by nothing.
+    """
+
+    WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        try:
+            "✅…".encode(stream.encoding or "ascii")
+            self._words = False
+        except UnicodeEncodeError:
+            self._words = True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's encoding."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor; rich asks it for the width."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        if self._words:
+            text = (
+                text.translate(self.WORDS).encode(self.encoding or "ascii", "ignore").decode(self.encoding or "ascii")
+            )
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Console:
+    """Lines for people, on standard error, and in the log file once there is one. Outcomes are on standard output."""
+
+    def __init__(self) -> None:
+        self._stream = Unbreakable(sys.stderr)
+        self._results = Unbreakable(sys.stdout)
+        self._log: io.FileIO | None = None
+
+    def log_to(self, folder: Path) -> Path | None:
+        """Keep a copy of all lines from now on in the log file of a folder; None when that cannot be written."""
+        path = folder / LOG_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._log = io.FileIO(os.open(path, flags, 0o600), "a")
+        except OSError as error:
+            self.line(f"⚠️  No log file: {path}: {error.strerror}")
+            return None
+        return path
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self.record(text)
+        print(text, file=self._stream)
+
+    def result(self, text: str) -> None:
+        """Print a line that belongs to the outcome."""
+        self.record(text)
+        print(text, file=self._results)
+
+    def json(self, data: object) -> None:
+        """Print the JSON object; from the start, --json has made it the only thing on standard output."""
+        print(json.dumps(data), file=self._results)
+
+    def results_to_stderr(self) -> None:
+        """Leave standard output to the JSON object."""
+        self.result = self.line  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def step(self, label: str, total: int | None = None) -> Iterator[Step]:
+        """A step that takes a while: on a terminal with progress while it runs; a line when it is done.
+
+        :param total: bytes to be done, when that is known.
+        """
+        step = Step(label)
+        with self._progress(step, total):
+            yield step
+        if step.result:
+            self.line(f"{label:<{35 - step.wide}}✅ {step.result}")
+
+    @contextlib.contextmanager
+    def _progress(self, step: Step, total: int | None) -> Iterator[None]:
+        if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
+            yield
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+        if total:
+            columns += [BarColumn(15), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+        rich_console = RichConsole(file=self._stream)  # type: ignore[arg-type]
+        with Progress(*columns, console=rich_console, transient=True, refresh_per_second=8) as progress:
+            task = progress.add_task(step.label, total=total)
+            step.progress = lambda done: progress.update(task, completed=done)
+            yield
+
+    def record(self, text: str) -> None:
+        """Write a line to the log file only."""
+        if self._log:
+            stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+            with contextlib.suppress(OSError):
+                self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))
+
+    def close(self) -> None:
+        """Make the log durable."""
+        if self._log:
+            with contextlib.suppress(OSError):
+                os.fsync(self._log.fileno())
+            self._log.close()
+            self._log = None
+
+
+class Step:
+    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.result = ""
+        self.progress: Callable[[int], object] = lambda _: None
+
+    def done(self, text: str) -> None:
+        """Say what the step did."""
+        self.result = text
+
+    @property
+    def wide(self) -> int:
+        """Columns that the label's pictures take beyond one a character."""
+        return len(re.findall(r"[\U0001F300-\U0001FAFF]|\uFE0F", self.label))
+
+
+LOG_NAME = "restore.log"
+
+
+def last_outcome(folder: Path) -> str:
+    """Return how the last restore ended, from the log file; empty when there was none."""
+    with contextlib.suppress(OSError):
+        lines = (folder / LOG_NAME).read_text(errors="replace").splitlines()
+        return next((line.replace(OUTCOME, "") for line in reversed(lines) if OUTCOME in line), "")
+    return ""
+
+
+OUTCOME = "outcome: "
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return rows as lines with aligned columns; those in ``right`` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+class Terminal:
+    """The terminal that the operator sits at, reached as /dev/tty, so that standard input may be a pipe."""
+
+    def __init__(self) -> None:
+        self.present = False
+        """Whether there is one."""
+        with contextlib.suppress(OSError):
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+            self.present = True
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        with self._opened() as (_, write):
+            write(f"{text}\n")
+
+    def confirm(self, question: str) -> bool:
+        """Ask a question whose answer is no unless it is y or yes. What was typed before it does not count."""
+        return self.ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+    def ask(self, question: str) -> str:
+        """Ask for a line."""
+        with self._opened() as (reader, write):
+            import termios
+
+            termios.tcflush(reader, termios.TCIFLUSH)
+            write(question)
+            line = b""
+            while not line.endswith(b"\n"):
+                byte = os.read(reader, 1)
+                if not byte:
+                    break
+                line += byte
+        return line.decode(errors="replace").strip("\n")
+
+    def choose(self, title: str, choices: Sequence[str]) -> int | None:
+        """Let one of several be chosen by number; None when the operator leaves."""
+        with self._opened() as (_, write):
+            write("\n".join([title, *(f"{number:>2} {text}" for number, text in enumerate(choices, 1)), ""]))
+        while True:
+            answer = self.ask("Number, or q to leave: ").strip().lower()
+            if answer in ("q", ""):
+                return None
+            if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+                return int(answer) - 1
+
+    def passphrase(self) -> Secret:
+        """Ask for the passphrase, without echo.
+
+        :raises DeclinedError: at Ctrl-D, for the second time: the first may have been meant to end the key.
+        """
+        return self._secret("🔑 Passphrase of the private key: ")
+
+    def backup_db_pass(self) -> Secret:
+        """Ask for the passphrase that the database in the backup was made under, without echo.
+
+        :raises DeclinedError: at Ctrl-D, for the second time.
+        """
+        return self._secret("🔑 DB_PASS of the time when the backup was made: ")
+
+    @staticmethod
+    def _secret(question: str) -> Secret:
+        import getpass
+
+        for _ in range(2):
+            with contextlib.suppress(EOFError):
+                return Secret(getpass.getpass(question))
+        raise DeclinedError("no passphrase was given")
+
+    def private_key(self) -> Secret:
+        """Let the private key be pasted, without echo: one line of any length, or many lines up to Ctrl-D."""
+        import termios
+
+        with self._opened() as (reader, write):
+            before = termios.tcgetattr(reader)
+            raw = termios.tcgetattr(reader)
+            # A terminal in canonical mode cuts a line at 4095 characters; an RSA-4096 key is longer.
+            raw[3] &= ~(termios.ICANON | termios.ECHO)
+            try:
+                termios.tcsetattr(reader, termios.TCSAFLUSH, raw)
+                write("🔑 Paste the private key in base64 (hidden), then Enter, or Ctrl-D if wrapped: ")
+                pasted = self._read_paste(reader)
+            finally:
+                termios.tcsetattr(reader, termios.TCSAFLUSH, before)
+                write("\n")
+        return Secret(pasted)
+
+    @staticmethod
+    def _read_paste(reader: int) -> bytearray:
+        """Read up to Ctrl-D, or to where the key is whole."""
+        pasted = bytearray()
+        while b"\4" not in pasted and not _is_whole(pasted):
+            piece = os.read(reader, 4096)
+            if not piece:
+                break
+            pasted += piece
+        return pasted.partition(b"\4")[0]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
+        # os.open: in text mode, open() wants to seek, which a terminal cannot
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            yield descriptor, lambda text: os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _is_whole(pasted: bytearray) -> bool:
+    """Whether what was pasted is a whole key, so that nobody has to press Ctrl-D after it.
+
+    No tool wraps base64 at more than 76 characters, so a long first line is all of it.
+    """
+    lines = pasted.replace(b"\r", b"\n").lstrip(b"\n").split(b"\n")
+    if lines[0].startswith(b"-----BEGIN PGP"):
+        return any(line.startswith(b"-----END PGP") for line in lines[:-1])
+    return len(lines) > 1 and len(lines[0]) > 100
+
+
+def decode_private_key(given: Secret) -> Secret:
+    """Return the key as gpg reads it, from base64 of a binary or armored export, or from such an export itself.
+
+    :raises DecryptionError: when it is empty or none of these.
+    """
+    hint = "Export it again: gpg --export-secret-keys KEY-ID | base64 -w0"
+    raw = _strip_to_key(given.reveal_bytes())
+    if not raw.strip():
+        raise DecryptionError("no private key was given: what came is empty", hint=hint)
+    if begins_like_key(raw):
+        return Secret(raw)
+    text = b"".join(raw.split())
+    try:
+        return Secret(_strip_to_key(base64.b64decode(text, validate=True)))
+    except binascii.Error:
+        what = "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is not base64, nor an OpenPGP key"
+        raise DecryptionError(f"the private key {what}", hint=hint) from None
+
+
+def _strip_to_key(raw: bytes) -> bytes:
+    """Take away what editors and mail programs put before a key."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raw = raw.decode("utf-16", errors="replace").encode()
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    armor = raw.find(b"-----BEGIN PGP")
+    return raw[max(armor, 0) :]
+
+
+class Credentials:
+    """Where the private key and its passphrase come from."""
+
+    def __init__(self, options: Options, terminal: Terminal) -> None:
+        self._options = options
+        self._terminal = terminal
+
+    def private_key(self) -> Secret:
+        """Read the private key.
+
+        :raises RefusedError: when there is no way to ask for it.
+        """
+        if self._options.key_stdin:
+            return decode_private_key(Secret(sys.stdin.buffer.read()))
+        if not self._terminal.present:
+            raise RefusedError(
+                "there is no terminal to paste the private key into",
+                hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
+            )
+        return decode_private_key(self._terminal.private_key())
+
+    def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
+        """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong."""
+        if not key.protected:
+            attempt(None)
+            return
+        given = self._given_passphrase()
+        if given is not None or not self._terminal.present:
+            if given is None:
+                raise RefusedError(
+                    "the private key has a passphrase, and there is no terminal to ask for it",
+                    hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
+                )
+            attempt(given)
+            return
+        for left in reversed(range(PASSPHRASE_TRIES)):
+            try:
+                attempt(self._terminal.passphrase())
+            except PassphraseError as error:
+                if not left:
+                    raise
+                self._terminal.say(f"❌ {error}; {left} more {'tries' if left > 1 else 'try'}")
+            else:
+                return
+
+    def backup_db_pass(self) -> Secret | None:
+        """Return the passphrase that the database in the backup was made under; None when no option says it differs.
+
+        :raises RefusedError: when there is no way to ask for it.
+        """
+        if self._options.backup_db_pass_fd is not None:
+            return _from_descriptor(self._options.backup_db_pass_fd, "--backup-db-pass-fd")
+        if not self._options.backup_db_pass:
+            return None
+        if not self._terminal.present:
+            raise RefusedError(
+                "there is no terminal to ask for the passphrase of --backup-db-pass",
+                hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
+            )
+        return self._terminal.backup_db_pass()
+
+    def _given_passphrase(self) -> Secret | None:
+        if self._options.passphrase_fd is not None:
+            return _from_descriptor(self._options.passphrase_fd, "--passphrase-fd")
+        if self._options.passphrase_command is not None:
+            return _first_line(_command_output(self._options.passphrase_command).encode())
+        return None
+
+
+def _from_descriptor(number: int, option: str) -> Secret:
+    try:
+        with os.fdopen(number, "rb") as file:
+            return _first_line(file.read())
+    except OSError as error:
+        raise RefusedError(
+            f"cannot read file descriptor {number}: {error.strerror}",
+            hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
+        ) from None
+
+
+def _command_output(command: str) -> str:
+    hint = "Give a program with arguments, as a shell would split them: --passphrase-command 'cat /run/secrets/x'"
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise RefusedError(f"--passphrase-command cannot be understood: {error}", hint=hint) from None
+    if not argv:
+        raise RefusedError("--passphrase-command is empty", hint=hint)
+    try:
+        return run_command(argv, timeout=120)
+    except CommandError:  # its words would show the arguments, which may be secret
+        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
+
+
+def _first_line(data: bytes) -> Secret:
+    return Secret(data.partition(b"\n")[0].removesuffix(b"\r"))
+
+
+# --- the restore -------------------------------------------------------------------------------------------------
+
+
+class Undo:
+    """What takes back the steps of the switch; registered before each step, run last in, first out."""
+
+    def __init__(self) -> None:
+        self._actions: list[Callable[[], None]] = []
+        self.swapping = False
+
+    def add(self, action: Callable[[], None]) -> None:
+        """Register what takes back the step that comes now."""
+        self._actions.append(action)
+
+    def run(self) -> None:
+        """Take the steps back; the first action that fails ends it."""
+        while self._actions:
+            self._actions.pop()()
+
+
+@dataclass(frozen=True)
+class SafetyBackup:
+    """The safety backup, and in what state the live files were when it began."""
+
+    path: Path | None
+    files: list[tuple[int, int, int, int]]
+
+
+class Restorer:
+    """Restores one backup. :meth:`restore` is the whole story; each phase is a method.
+
+    :param console: where progress goes.
+    :param terminal: the operator's terminal, if there is one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options,
+        *,
+        console: Console,
+        terminal: Terminal,
+        signals: Signals,
+        report: Report,
+    ) -> None:
+        self.settings = settings
+        self.options = options
+        self.console = console
+        self.terminal = terminal
+        self.signals = signals
+        self.engine = Engine(settings.db_pass)
+        self.report = report
+
+    def restore(self) -> Report:
+        """Restore the backup and return the report.
+
+        :raises OperatorError: with the exit code of what went wrong; the database is then as it was.
+        """
+        target = self.resolve_target()
+        if self.terminal.present and "SSH_CONNECTION" in os.environ and not {"TMUX", "STY"} & set(os.environ):
+            self.console.line("💡 A connection lost before the services stop ends this run; in tmux it would go on")
+        with contextlib.ExitStack() as cleanup:
+            if not self.options.verify_only:
+                cleanup.enter_context(self.lock(target))
+                self.recover_cut_off(target)
+                cleanup.callback(drop_quietly, candidate_path(target))
+            plan = self.preflight(target)
+            ram = cleanup.enter_context(self.ram_folder())
+            if self.options.stop_first and not self.options.verify_only:
+                self.confirm(plan)
+                self.restore_stopped(plan, ram)
+            else:
+                image = self.convert(plan, self.decrypt_and_decompress(plan, ram), ram)  # 3
+                ahead = self.write_ahead(plan, image, cleanup)
+                contents = self.check_integrity(image, ram)  # 4
+                self.compare(plan, contents, ram)
+                if self.options.verify_only:
+                    self.report.outcome = "verified"
+                    return self.report
+                self.confirm(plan)
+                safety = self.create_safety_backup(plan)  # 1
+                candidate = ahead.result() if ahead else self.write_candidate(plan, image)
+                with self.switch(plan, safety, candidate) as (journal, undo):
+                    stopped = self.stop_services(plan, undo)  # 2
+                    self.swap(plan, journal, candidate, safety, undo)  # 5
+                    self.cleanup_and_restart(plan, journal, undo, stopped)  # 6
+        self.report.outcome = "restored"
+        return self.report
+
+    def restore_stopped(self, plan: Plan, ram: RamFolder) -> None:
+        """The phases in literal order, for a bot that must stop writing now or a machine short of memory."""
+        safety = self.create_safety_backup(plan)  # 1
+        with self.switch(plan, safety, None) as (journal, undo):
+            stopped = self.stop_services(plan, undo)  # 2
+            image = self.convert(plan, self.decrypt_and_decompress(plan, ram), ram)  # 3
+            self.compare(plan, self.check_integrity(image, ram), ram)  # 4
+            candidate = self.write_candidate(plan, image)
+            journal.new_inode = candidate.identity[1]
+            journal.write()
+            self.swap(plan, journal, candidate, safety, undo)  # 5
+            self.cleanup_and_restart(plan, journal, undo, stopped)  # 6
+
+    # --- preflight -------------------------------------------------------------------------------------------
+
+    def resolve_target(self) -> Path:
+        """Return the path of the database to replace, links resolved.
+
+        :raises RefusedError: when it is not a regular file or absent, or its folder is not there.
+        """
+        target = Path(os.path.realpath(self.options.target_path or self.settings.db_path))
+        if not target.parent.is_dir():
+            raise RefusedError(f"there is no folder {target.parent}", hint=f"Make it: mkdir -p {target.parent}")
+        status = _stat(target)
+        if status and not stat.S_ISREG(status.st_mode):
+            raise RefusedError(f"{target} is not a regular file", hint="Name a database file with --target-path.")
+        return target
+
+    @contextlib.contextmanager
+    def lock(self, target: Path) -> Iterator[None]:
+        """Hold the kernel's lock on the target's folder: one restore at a time, and no backup meanwhile."""
+        try:
+            folder = open_folder(target.parent)
+        except OSError as error:
+            raise RefusedError(f"cannot read the folder {target.parent}: {error.strerror}") from None
+        try:
+            if not flock(folder, fcntl.LOCK_EX):
+                raise RefusedError(
+                    f"another restore or backup is at work in {target.parent}: {lock_owner(folder)}",
+                    hint="Wait for it to end.",
+                )
+            yield
+        finally:
+            os.close(folder)
+
+    def preflight(self, target: Path) -> Plan:
+        """Find out all that can be known before anything is touched.
+
+        :raises RefusedError: when something is missing or in the way.
+        """
+        if self.options.key_stdin and sys.stdin.isatty():
+            raise RefusedError(
+                "--key-stdin was given, but standard input is a terminal, which would show the key and cut it",
+                hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
+            )
+        self.report.target = str(target)
+        configured = target == Path(os.path.realpath(self.settings.db_path))
+        backup = BackupFile(self.choose_backup())
+        self.report.backup = str(backup.path)
+        if backup.check_checksum():
+            self.console.line("✅ Checksum verified")
+        else:
+            self.warn(f"no checksum beside {backup.path.name}: only its content can tell whether it is whole")
+        if not self.options.verify_only:
+            self.check_confirmable(target, configured)
+            self.check_folder(target, backup.size)
+        project = None if self.options.verify_only else self.find_project(configured)
+        services = self.choose_services(project)
+        if not self.options.verify_only:
+            self.check_users(target, project, services)
+        self.report.services = list(services)
+        backup_db_pass = Credentials(self.options, self.terminal).backup_db_pass()
+        return Plan(backup, target, configured, project, services, backup_db_pass)
+
+    def choose_backup(self) -> Path:
+        """Return the backup file: the one named, or one chosen from a menu."""
+        if self.options.backup_file:
+            return self.named_backup(self.options.backup_file)
+        if not self.terminal.present:
+            raise RefusedError(
+                "no backup file was named, and there is no terminal to choose one",
+                hint=f"Name one; to see them: {restore_command('--list')}",
+            )
+        backups = DatabaseBackup(self.settings.db_path, self.settings.backup_dir, settings=self.settings).list_backups()
+        if not backups:
+            raise RefusedError(
+                f"there is no backup in {self.settings.backup_dir}", hint="Name a file, or check DB_BACKUP_PATH."
+            )
+        chosen = self.terminal.choose(
+            "Which backup?",
+            backup_table(backups),
+        )
+        if chosen is None:
+            raise DeclinedError("no backup was chosen")
+        return backups[chosen].path
+
+    def named_backup(self, file: Path) -> Path:
+        """Return the backup file that was named; when it is not there but elsewhere, say where."""
+        elsewhere = self.settings.backup_dir / file.name
+        if not file.exists() and elsewhere.is_file():
+            raise RefusedError(
+                f"there is no file {file}",
+                hint=f"It is in another folder, so name it: {restore_command(shown(elsewhere))} "
+                "(paths on the command line are relative to the current folder)",
+            )
+        return file
+
+    def check_confirmable(self, target: Path, configured: bool) -> None:
+        """Refuse early when the question that will come cannot be asked."""
+        if (configured or target.exists()) and not self.options.force and not self.terminal.present:
+            raise RefusedError(
+                f"this will replace {target}, and there is no terminal to confirm it",
+                hint="Add --force, or connect with a terminal: ssh -t",
+            )
+
+    def check_folder(self, target: Path, size: int) -> None:
+        """Refuse when the switch could not be done in the target's folder: tries create, link and rename."""
+        if is_mount_point(target):
+            raise RefusedError(f"{target} is a mount point of its own: it cannot be replaced by a rename")
+        probe, second = (target.with_name(f"{target.name}.restore-{name}") for name in ("probe", "probe2"))
+        try:
+            try:
+                self.clear_leftovers(target)
+                create_file(probe).close()
+                os.rename(probe, second)
+                if target.exists():
+                    with contextlib.suppress(FileExistsError):
+                        os.link(target, probe, follow_symlinks=False)
+            finally:
+                with contextlib.suppress(OSError):
+                    drop(probe, second)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(target):
+                raise RefusedError(
+                    f"the database cannot be replaced in {target.parent}: {error.strerror}",
+                    hint=f"Look: ls -ld {target.parent}; lsattr {target}. It takes the rights of the file's owner.",
+                ) from None
+        free = shutil.disk_usage(target.parent).free
+        if free < size:
+            raise RefusedError(
+                f"too little space in {target.parent}: {megabytes(free)} free, more than {megabytes(size)} needed",
+                hint=f"Make room: df -h {target.parent}",
+            )
+
+    def clear_leftovers(self, target: Path) -> None:
+        """Remove what a run left that was killed before its switch; the lock says that none is alive."""
+        copies = target.parent.glob(f"{glob.escape(target.name)}.backup-*.restore-new")
+        ours = ("new", "probe", "probe2", "state.json.tmp")
+        drop(*(target.with_name(f"{target.name}.restore-{name}") for name in ours), *copies)
+        with contextlib.suppress(OSError):
+            DatabaseBackup(target, self.settings.backup_dir, settings=self.settings).remove_leftovers()
+
+    def find_project(self, configured: bool) -> ComposeProject | None:
+        """Return the bot's compose project, or None when Docker is not to be touched."""
+        if self.options.no_restart or not configured:
+            return None
+        file = self.options.compose_file
+        environment = self.settings.environment
+        if file is None and environment is Environment.TEST:
+            return None
+        if file is None and environment is not None:
+            file = self.settings.base_dir / environment.value
+        if file is not None and file.is_file():
+            return ComposeProject.find(file)
+        env_file = self.settings.base_dir / ".env"
+        unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
+        problem = f"there is no compose file {file}" if file else unset
+        if not self.terminal.present:
+            raise RefusedError(
+                f"{problem}, so the bot's services are not known",
+                hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD or "
+                "DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be stopped.",
+            )
+        chosen = self.ask_compose_file(problem)
+        return ComposeProject.find(chosen) if chosen else None
+
+    def ask_compose_file(self, problem: str) -> Path | None:
+        """Let the operator name the compose file; None: go on without Docker."""
+        known = [self.settings.base_dir / item.value for item in (Environment.PROD, Environment.DEV)]
+        choices = [f"production: {known[0]}", f"development: {known[1]}", "another path", "go on without Docker"]
+        chosen = self.terminal.choose(f"{problem}. Which compose file runs the bot?", choices)
+        if chosen is None:
+            raise DeclinedError("no compose file was chosen")
+        if chosen == 3:
+            return None
+        file = known[chosen] if chosen < 2 else Path(self.terminal.ask("Path: ").strip()).expanduser().absolute()
+        if not file.is_file():
+            raise RefusedError(f"there is no compose file {file}", hint="Name it with --compose-file.")
+        return file
+
+    def choose_services(self, project: ComposeProject | None) -> tuple[str, ...]:
+        """Return the services to stop: those that run now, limited by --service."""
+        if not project:
+            return ()
+        known = {*project.services(), *(item.service for item in project.containers())}  # those in a profile, too
+        if unknown := sorted(set(self.options.service) - known):
+            raise RefusedError(
+                f"no service {', '.join(unknown)} in {project.files[0].name}",
+                hint=f"Its services are: {', '.join(sorted(known))}",
+            )
+        running = project.running()
+        return tuple(name for name in running if not self.options.service or name in self.options.service)
+
+    def check_users(self, target: Path, project: ComposeProject | None, services: Sequence[str]) -> None:
+        """Refuse when the database is in use by anything but the services that will be stopped.
+
+        :raises InUseError: naming who has it open.
+        """
+        stopping: list[Container] = []
+        if project:
+            containers = docker_containers()
+            stopping = [item for item in containers if project.owns(item) and item.service in services]
+            for item in containers:
+                if item.running and any(source == target for source, _ in item.mounts):
+                    raise RefusedError(
+                        f"{target} is mounted into container {item.name} as a single file: the container would keep "
+                        "the old one",
+                        hint="Mount its folder instead, and create the container anew.",
+                    )
+                if item.running and item.writes_into(target.parent) and item.id not in {known.id for known in stopping}:
+                    raise InUseError(
+                        f"container {item.name} runs and can write to {target.parent}, and is not among the services "
+                        f"to stop ({', '.join(services) or 'none'})",
+                        hint=f"Stop it (docker stop {item.name}), or name its service or compose file.",
+                    )
+        self.refuse_holders(target, [item.id for item in stopping])
+
+    def refuse_holders(self, target: Path, expected: Sequence[str] = ()) -> None:
+        """Refuse when a process has the database open, except those in the expected containers.
+
+        :raises InUseError: naming who.
+        """
+        holders, hidden = find_holders(target)
+        strangers = [item for item in holders if not any(container in item.cgroup for container in expected)]
+        if strangers:
+            raise InUseError(
+                f"{target} is in use by {', '.join(map(str, strangers))}",
+                hint=f"End it (kill {' '.join(str(item.pid) for item in strangers)}); or, if a compose file runs it, "
+                "name that with --compose-file.",
+            )
+        if not hidden or not target.exists():
+            return
+        unseen = f"cannot verify that nobody has {target} open: {plural(hidden, 'process')} cannot be looked at"
+        # Where even root may not look, there is no better way to run this: then it is only said.
+        if not self.options.force and not has_capability(CAP_SYS_PTRACE):
+            raise InUseError(unseen, hint="Run this as root; or, if you know that nothing has it open, add --force.")
+        if unseen not in self.report.warnings:
+            self.warn(unseen)
+
+    def ram_folder(self) -> RamFolder:
+        """Make the RAM folder, and refuse one that could be swapped out to a disk."""
+        ram = RamFolder()
+        if ram.swappable and not self.options.allow_swap:
+            question = "⚠️  Swap is on, and decrypted data could be written to it. Continue?"
+            if not self.terminal.present or not self.terminal.confirm(question):
+                ram.close()
+                raise RefusedError(
+                    "swap is on, and decrypted data could be written to it",
+                    hint="Run this as root (it then uses memory that is never swapped), turn swap off (swapoff -a), "
+                    "or accept it: --allow-swap",
+                )
+        return ram
+
+    # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
+
+    def decrypt_and_decompress(self, plan: Plan, ram: RamFolder) -> DatabaseImage:
+        """Phase 3: the database in memory; nothing of it counts before gpg has said that it is authentic.
+
+        :raises DecryptionError: wrong key or passphrase, damaged or unauthenticated message.
+        :raises UnsoundBackupError: when the gzip layer is damaged.
+        """
+        backup = plan.backup
+        limit = self.image_limit()
+        if backup.layer == "openpgp":
+            image = self.decrypt(backup, Keyring(ram), limit)
+        else:
+            if not self.settings.encrypted:
+                self.warn("the backup is not encrypted")
+            image = DatabaseImage(limit, bare=backup.layer == "database")
+            with self.phase("decompress"):
+                backup.rewind()
+                while piece := backup.read(CHUNK):
+                    image.feed(piece)
+        backup.check_digest()
+        image.finish()
+        self.report.database_bytes = image.size
+        with self.console.step("📦 Decompressing...") as step:
+            step.done(megabytes(image.size))
+        return image
+
+    def image_limit(self) -> int:
+        """Bytes that the database may have: it is in memory twice, once to be kept and once to be checked."""
+        limit = available_memory() // 9 * 4
+        return min(limit, self.settings.max_database_bytes or limit)
+
+    def convert(self, plan: Plan, image: DatabaseImage, ram: RamFolder) -> DatabaseImage:
+        """Between phases 3 and 4: make what an older backup holds a database of the configured mode, in RAM.
+
+        :raises UnsoundBackupError: when that takes an option that was not given, or is not possible.
+        """
+        if image.plain and not self.engine.db_pass:
+            self.report.format = "SQLite"
+            return image
+        try:
+            import conversion
+        except ModuleNotFoundError:  # a bot's repository may hold the three files of a restore alone
+            return image
+        source = conversion.recognise(image, self.engine, ram, plan.backup_db_pass)
+        if source is None:
+            return image  # phase 4 says what is wrong with it
+        self.report.format, self.report.conversion = source.name, source.plan(self.engine) or None
+        if source.as_configured:
+            return image
+        conversion.refuse_without_leave(source, self.engine, convert=self.options.convert)
+        limit = self.image_limit()
+        converted = DatabaseImage(limit, bare=True)
+        with self.phase("convert"), self.console.step("🔁 Converting...", image.size) as step:
+            result = conversion.convert(
+                image, source, self.engine, ram, converted.feed, limit=limit, progress=step.progress
+            )
+            step.done(result.done)
+        converted.finish()
+        for warning in result.warnings:
+            self.warn(warning)
+        self.report.database_bytes = converted.size
+        return converted
+
+    def decrypt(self, backup: BackupFile, keyring: Keyring, limit: int) -> DatabaseImage:
+        """Ask for key and passphrase and decrypt."""
+        credentials = Credentials(self.options, self.terminal)
+        secret = credentials.private_key()
+        key = keyring.import_private(secret)
+        secret.wipe()
+        for warning in key.warnings:
+            self.warn(warning)
+        images: list[DatabaseImage] = []
+
+        def attempt(passphrase: Secret | None) -> None:
+            image = DatabaseImage(limit)
+            backup.rewind()
+            with self.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
+                backup.progress = step.progress
+                try:
+                    keyring.decrypt(backup, passphrase, image.feed, limit)
+                finally:
+                    if passphrase is not None:
+                        passphrase.wipe()
+                step.done(f"key {key.fingerprint[:4]}…{key.fingerprint[-4:]}")
+            images.append(image)
+
+        credentials.unlock(key, attempt)
+        self.report.key_fingerprint = key.fingerprint
+        return images[-1]
+
+    def check_integrity(self, image: DatabaseImage, ram: RamFolder) -> Contents:
+        """Phase 4: prove that the image is a sound database of the configured mode, and return what it holds.
+
+        :raises UnsoundBackupError: saying what is wrong with it.
+        """
+        if not image.size:
+            raise UnsoundBackupError("the backup is empty", hint=another_backup())
+        if image.size < SMALLEST_PAGE:
+            raise UnsoundBackupError(
+                f"the backup does not hold a database, but {image.size} bytes of something else",
+                hint=another_backup(),
+            )
+        if self.engine.db_pass and ram.free < image.size:
+            raise RefusedError(
+                f"too little room in RAM to check the database: {megabytes(ram.free)} free in {ram.path}, "
+                f"{megabytes(image.size)} needed",
+                hint="Use a machine with more memory, or stop the bot first: --stop-first",
+            )
+        if (missing := image.missing_pages()) > 0:
+            raise UnsoundBackupError(
+                f"the database is damaged: {missing:g} pages are missing",
+                hint=another_backup(),
+            )
+        with self.phase("check"), self.console.step("🔎 Integrity check...") as step:
+            try:
+                with opened_image(image, self.engine, ram) as connection, ThreadPoolExecutor(1) as beside:
+                    pages = beside.submit(check_image_pages, self.engine, ram) if self.engine.db_pass else None
+                    tables = check_structure(self.engine, connection, image.size)
+                    if pages:
+                        pages.result()
+                    contents = read_contents(connection, self.engine.error)
+            except (self.engine.error, MemoryError) as error:
+                raise explain_unreadable(image, self.engine, ram, error) from None
+            step.done(f"ok, {plural(tables, 'table')}")
+        return contents
+
+    def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
+        """Show what the backup holds beside what the live database holds, and what will be done."""
+        live = self.live_contents(plan.target, ram)
+        for name in sorted({*contents.rows, *(live.rows if live else ())}):
+            self.report.tables[name] = {
+                "live": live.rows.get(name) if live else None,
+                "backup": contents.rows.get(name),
+            }
+        facts = [("backup", f"of {plan.backup.created:%Y-%m-%d %H:%M:%S}, {age(plan.backup.created.timestamp())}")]
+        facts.append(("size", f"{megabytes(self.report.database_bytes or 0)}, {plural(len(contents.rows), 'table')}"))
+        facts.append(("format", ", ".join(filter(None, (self.report.format, self.report.conversion)))))
+        if live and live.user_version != contents.user_version:
+            facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
+        if live and (changed := differing(live.schema, contents.schema)):
+            facts.append(("schema", f"differs: {', '.join(changed)}"))
+        if plan.services:
+            facts.append(("services", f"{', '.join(plan.services)} will be stopped, for seconds"))
+        # the facts last, so that they are still there when the question comes
+        for line in [*self.row_comparison(live), *aligned(facts)]:
+            self.console.line(f"   {line}")
+
+    def row_comparison(self, live: Contents | None) -> list[str]:
+        """Return the lines that say what will be lost: the tables whose number of rows differs."""
+        if not live:
+            return ["there is no live database to compare with"]
+        differ = [(name, rows["live"], rows["backup"]) for name, rows in self.report.tables.items()]
+        differ = [row for row in differ if row[1] != row[2]]
+        same = len(self.report.tables) - len(differ)
+        if not differ:
+            return ["every table has as many rows as now"]
+        rows = [("table", "now", "backup", "difference")]
+        for name, now, then in differ[:MOST_TABLES]:
+            change = f"{then - now:+,}" if now is not None and then is not None else ""
+            rows.append((name, _count(now), _count(then), change))
+        more = len(differ) - MOST_TABLES
+        rest = [f"and {more} more tables differ"] if more > 0 else []
+        return [
+            *aligned(rows, right=(1, 2, 3)),
+            *rest,
+            *([f"{plural(same, 'other table')} with as many rows as now"] if same else []),
+        ]
+
+    def live_contents(self, target: Path, ram: RamFolder) -> Contents | None:
+        """Count the rows of the live database without changing it; None when that cannot be done."""
+        if not target.exists() or not target.stat().st_size:
+            return None
+        try:
+            with self.open_live(target, ram) as connection:
+                return read_contents(connection, self.engine.error)
+        except (self.engine.error, OSError) as error:
+            self.warn(f"the live database cannot be read: {explain(error)}")
+            return None
+
+    @contextlib.contextmanager
+    def open_live(self, target: Path, ram: RamFolder) -> Iterator[sqlite3.Connection]:
+        """Open the live database for reading, leaving it and its sidecars as they are."""
+        beside = sidecars(target)
+        path, immutable = target, not beside
+        holders, hidden = find_holders(target)
+        if beside and not holders and (not hidden or has_capability(CAP_SYS_PTRACE)):
+            # Its user was killed: opening it would roll it back or fold it, so a copy is opened.
+            path = ram.path / "live.db"
+            for file in [target, *beside]:
+                shutil.copyfile(file, path.with_name(path.name + file.name[len(target.name) :]))
+        mode = "rw" if path != target else "ro"
+        with contextlib.closing(self.engine.connect(path, mode=mode, immutable=immutable, timeout=5)) as connection:
+            yield connection
+        if path != target:
+            drop(path, *sidecars(path))
+
+    def confirm(self, plan: Plan) -> None:
+        """Ask before anything is touched.
+
+        :raises DeclinedError: unless the answer is yes.
+        """
+        if self.options.skip_backup:
+            self.warn("--skip-backup: the database as it is now will not be kept")
+        if self.options.force or (not plan.configured and not plan.exists):
+            return
+        question = (
+            "⚠️  Warning: This will restore over production database. Continue?"
+            if plan.configured
+            else f"⚠️  {shown(plan.target)} exists. Overwrite?"
+        )
+        answer = self.terminal.confirm(question)
+        self.console.record(f"{question} [y/N] {'y' if answer else 'n'}")
+        if not answer:
+            raise DeclinedError("not confirmed")
+
+    # --- phase 1 and the new file ----------------------------------------------------------------------------
+
+    def create_safety_backup(self, plan: Plan) -> SafetyBackup:
+        """Phase 1: keep what is there now; byte for byte when it cannot be read.
+
+        :raises BackupError: when it could not be kept.
+        """
+        files = self.written_state(plan.target)
+        if self.options.skip_backup:
+            return SafetyBackup(None, files)
+        if not files:
+            self.console.line("✅ No database there yet: nothing to back up")
+            return SafetyBackup(None, files)
+        with self.phase("safety backup"):
+            path = self.back_up(plan.target)
+        self.console.line(f"✅ Pre-restore backup created: {shown(path)}")
+        return SafetyBackup(path, files)
+
+    def back_up(self, database: Path, *, quiet: bool = False) -> Path:
+        """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
+
+        :raises BackupError: when neither works.
+        """
+        backups = DatabaseBackup(
+            database, self.settings.backup_dir, settings=self.settings, engine=self.engine, locked=True, quiet=quiet
+        )
+        try:
+            try:
+                path = backups.create_backup()
+            except UnreadableDatabaseError as error:
+                self.warn(f"{error}; its files are kept as they are")
+                path = backups.create_raw_backup()
+        except (OperatorError, OSError) as error:
+            raise BackupError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
+        self.report.safety_backup = str(path)
+        return path
+
+    @staticmethod
+    def written_state(target: Path) -> list[tuple[int, int, int, int]]:
+        """What changes whenever something is written to the database; empty when nothing is there."""
+        wal = target.with_name(target.name + "-wal")
+        return [file_identity(path) for path in (target, wal) if path.exists()]
+
+    def write_ahead(self, plan: Plan, image: DatabaseImage, cleanup: contextlib.ExitStack) -> Future[Candidate] | None:
+        """Begin to write the new file beside the check, when nobody has to agree first; None when somebody has."""
+        if not self.options.force or self.options.verify_only or not image.size:
+            return None
+        worker = cleanup.enter_context(ThreadPoolExecutor(1))
+        return worker.submit(self.write_candidate, plan, image)
+
+    def write_candidate(self, plan: Plan, image: DatabaseImage) -> Candidate:
+        """Write the new file beside the target: complete, durable, with owner and mode, and read back.
+
+        :raises RefusedError: when it cannot be written; it is gone then.
+        """
+        path = candidate_path(plan.target)
+        try:
+            with self.phase("write"):
+                path.unlink(missing_ok=True)
+                with create_file(path) as file:
+                    os.posix_fallocate(file.fileno(), 0, image.size)
+                    image.write_to(file)
+                    if plan.exists:
+                        copy_metadata(plan.target, file.fileno())
+                    else:
+                        folder = plan.target.parent.stat()
+                        os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
+                        os.fchmod(file.fileno(), 0o640)
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk is read
+                    file.seek(0)
+                    written = hashlib.file_digest(file, "sha256")
+                fsync_folder(path.parent)
+            if written.digest() != image.digest():
+                raise RefusedError(f"{path} does not hold what was written to it", hint="Check the disk: dmesg | tail")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise RefusedError(
+                f"the new database cannot be written in {path.parent}: {error.strerror}",
+                hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {path.parent}",
+            ) from None
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return Candidate(path, file_identity(path))
+
+    # --- phases 2, 5 and 6: switch ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def switch(self, plan: Plan, safety: SafetyBackup, candidate: Candidate | None) -> Iterator[tuple[Journal, Undo]]:
+        """From here nothing interrupts; whatever fails is taken back, last step first."""
+        self.signals.shield()
+        journal = self.open_journal(plan, safety, candidate)
+        undo = Undo()
+        began = time.monotonic()
+        try:
+            yield journal, undo
+        except BaseException as error:
+            self.roll_back(journal, undo, error)
+            raise
+        finally:
+            self.report.add_phase("switch", began)
+        self.clear_away(journal)
+
+    def open_journal(self, plan: Plan, safety: SafetyBackup, candidate: Candidate | None) -> Journal:
+        """Write down what is begun, before the first step that matters."""
+        journal = Journal(
+            target=plan.target,
+            state="switching",
+            set_aside=set_aside_path(plan.target),
+            candidate=candidate_path(plan.target),
+            existed=plan.exists,
+            new_inode=candidate.identity[1] if candidate else None,
+            services=plan.services,
+            compose_files=plan.project.files if plan.project else (),
+            project=plan.project.name if plan.project else None,
+            safety_backup=safety.path,
+            unsaved=not self.options.skip_backup,
+            started=datetime.now().astimezone().isoformat(timespec="seconds"),
+        )
+        try:
+            journal.write()
+        except OSError as error:
+            drop_quietly(Journal.path(plan.target))
+            raise RefusedError(f"cannot write in {plan.target.parent}: {error.strerror}") from None
+        return journal
+
+    def stop_services(self, plan: Plan, undo: Undo) -> float | None:
+        """Phase 2: stop the services that run, and make sure that nobody has the database open.
+
+        :returns: the time (monotonic) since which they are down; None when there is none to stop.
+        :raises CannotStopError: when that cannot be had.
+        """
+        began = None
+        if plan.project and plan.services:
+            project, began = plan.project, time.monotonic()
+            undo.add(lambda: self.start_services(project, plan.services, began))
+            with self.phase("stop"), self.console.step("🛑 Stopping Docker containers...") as step:
+                project.stop(plan.services)
+                step.done(", ".join(plan.services))
+        try:
+            self.check_users(plan.target, plan.project, ())
+        except OperatorError as error:
+            raise CannotStopError(str(error), hint=error.hint) from None
+        return began
+
+    def swap(self, plan: Plan, journal: Journal, candidate: Candidate, safety: SafetyBackup, undo: Undo) -> None:
+        """Phase 5: the old database gets a second name, the new one takes its first.
+
+        :raises OperatorError: when it fails; the undo then puts the old one back.
+        """
+        target = plan.target
+        undo.swapping = True
+        undo.add(lambda: self.put_old_back(journal))
+        with self.phase("swap"), self.console.step("⚙️  Swapping...") as step:
+            journal.unsaved = not self.options.skip_backup and self.written_state(target) != safety.files
+            self.exchange(plan, journal.set_aside, candidate.path)
+            if file_identity(target) != candidate.identity:
+                raise SwitchError(f"{target} is not the file that was verified")
+            step.done(f"old database set aside: {shown(journal.set_aside)}" if plan.exists else shown(target))
+
+    def exchange(self, plan: Plan, set_aside: Path, candidate: Path) -> None:
+        """Set the old database aside and rename the new one into its place; at each moment one of them is whole."""
+        target = plan.target
+        with contextlib.ExitStack() as guard:
+            try:
+                if target.exists() and target.stat().st_size:
+                    guard.enter_context(contextlib.closing(fold(self.engine, target)))
+                elif sidecars(target):  # opening it would delete them
+                    raise UnreadableError("the main file is missing or empty")
+                self.check_users(target, plan.project, ())
+                if target.exists():
+                    self.set_aside(target, set_aside)
+            except UnreadableError as error:
+                self.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
+                set_aside_by_copy(target, set_aside)
+            remove_sidecars(target)
+            os.rename(candidate, target)
+            fsync_folder(target.parent)
+
+    @staticmethod
+    def set_aside(target: Path, name: Path) -> None:
+        """Set a folded database aside, by link where the filesystem has links."""
+        try:
+            set_aside_by_link(target, name)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            set_aside_by_copy(target, name)
+
+    def cleanup_and_restart(self, plan: Plan, journal: Journal, undo: Undo, stopped: float | None) -> None:
+        """Phase 6: start the services that ran; the restore counts when they are up and the database is sound.
+
+        :raises OperatorError: when not; the undo then puts the old one back.
+        """
+        with contextlib.closing(self.engine.connect(plan.target, mode="ro", immutable=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if plan.project and plan.services:
+            project = plan.project
+            undo.add(lambda: self.stop_for_rollback(project, plan.services))
+            self.start_services(project, plan.services, stopped)
+            with self.phase("post-restore check"):
+                self.check_live(plan.target)
+        journal.state = "committed"
+        journal.write()
+
+    def check_live(self, target: Path) -> None:
+        """Check the restored database while the services use it.
+
+        :raises SwitchError: when it is not sound.
+        """
+        try:
+            with contextlib.closing(self.engine.connect_reader(target)) as connection:
+                check_integrity(self.engine, connection, None)
+        except (self.engine.error, UnsoundBackupError) as error:
+            raise SwitchError(f"the restored database is not sound: {error}") from None
+
+    def start_services(self, project: ComposeProject, services: Sequence[str], stopped: float | None) -> None:
+        """Start services and wait until they are up.
+
+        :raises ServicesDownError: when one does not come up.
+        """
+        with self.console.step("🔄 Starting Docker containers...") as step:
+            try:
+                with self.phase("start"):
+                    project.start(services)
+                    up = project.wait(services)
+            except CommandError as error:
+                raise ServicesDownError(f"the services cannot be looked at: {error}", hint=error.hint) from None
+            states = {item.service: item.health or "running" for item in project.containers()}
+            down = ""
+            if stopped is not None:
+                self.report.downtime_seconds = round(up - stopped, 3)
+                down = f"; down for {up - stopped:.1f} s"
+            step.done(", ".join(f"{name} {states.get(name, '')}" for name in services) + down)
+
+    # --- rollback, recovery and what is left -----------------------------------------------------------------
+
+    def roll_back(self, journal: Journal, undo: Undo, error: BaseException) -> None:
+        """Take back what was done, say how that went, and raise what tells the state things are in.
+
+        :raises SwitchError: rolled back.
+        :raises ServicesDownError: rolled back, but the services do not come up.
+        :raises RollbackError: a person is needed.
+        """
+        cause = explain(error)
+        self.console.line(f"❌ Restore failed: {cause}")
+        if undo.swapping:
+            self.console.line("🔄 Rolling back…")
+            journal.state = "rolling back"
+            with contextlib.suppress(OSError):
+                journal.write()
+        undo.run()
+        self.close_journal(journal)
+        if undo.swapping:
+            if not isinstance(error, (OperatorError, OSError, self.engine.error)):
+                self.console.line("".join(traceback.format_exception(error)))
+            raise SwitchError(cause, hint=getattr(error, "hint", "")) from None
+
+    def stop_for_rollback(self, project: ComposeProject, services: Sequence[str]) -> None:
+        """Stop the services again, so that the old database can be put back.
+
+        :raises RollbackError: when they cannot be stopped: putting it back under them could damage it.
+        """
+        try:
+            project.stop(services)
+        except OperatorError as error:
+            raise RollbackError(
+                f"{error}. The new database is live, the old one is set aside",
+                hint=f"Stop the services by hand, then: {restore_command('--recover')}",
+            ) from None
+
+    def put_old_back(self, journal: Journal) -> None:
+        """Make the old database live again.
+
+        :raises RollbackError: saying what is where.
+        """
+        try:
+            put_back(self.engine, journal)
+        except (OSError, OperatorError) as error:
+            raise RollbackError(
+                f"the old database could not be put back: {error}. It is whole as {journal.set_aside}; "
+                f"{journal.target} is {'the new one' if journal.new_is_live else 'the old one'}",
+                hint=f"Remove the cause, then: {restore_command('--recover')}",
+            ) from None
+        self.console.line("✅ Rollback successful - database restored to pre-restore state")
+
+    def clear_away(self, journal: Journal) -> None:
+        """After the commit: keep what was written after the safety backup, then remove the old database."""
+        copies = [path for path in [journal.set_aside, *sidecars(journal.set_aside)] if path.exists()]
+        if copies and journal.unsaved:
+            try:
+                with self.phase("last writes"):
+                    path = self.back_up(journal.set_aside, quiet=len(copies) == 1)
+                self.console.line(f"✅ Last writes kept: {shown(path)}")
+            except OperatorError as error:
+                self.warn(f"{error}. The old database stays as {journal.set_aside}: remove it when you do not need it")
+                copies = []
+        self.close_journal(journal, *copies)
+
+    def close_journal(self, journal: Journal, *left: Path) -> None:
+        """Nothing is unfinished any more: remove the journal, after files that are not needed; say if that fails."""
+        try:
+            if left:
+                drop(*left)
+            journal.remove()
+        except OSError as error:
+            self.warn(f"{explain(error)}; clear up with: {restore_command('--recover')}")
+
+    def recover(self) -> Report:
+        """Only finish or undo a restore that was cut off."""
+        target = self.resolve_target()
+        self.report.target = str(target)
+        with self.lock(target):
+            found = self.recover_cut_off(target)
+            self.clear_leftovers(target)
+            if not found:
+                self.console.line("✅ Nothing to recover: no restore was cut off")
+        self.report.outcome = "recovered"
+        return self.report
+
+    def recover_cut_off(self, target: Path) -> bool:
+        """Finish or undo a restore that was cut off; False when there was none.
+
+        :raises OperatorError: when that is not possible yet; it can be tried again.
+        """
+        journal = Journal.load(target)
+        if not journal:
+            return False
+        self.signals.shield()
+        self.console.line(f"🩹 A restore begun at {journal.started} was cut off")
+        services = () if self.options.no_restart else journal.services
+        project = ComposeProject(journal.compose_files, journal.project, compose_command()) if services else None
+        if project:
+            docker_containers()  # refused here when Docker does not answer: that is no reason to undo a restore
+        if journal.state == "switching" and journal.new_is_live:
+            try:
+                self.finish_recovery(journal, project, services)
+            except OperatorError as error:
+                self.console.line(f"❌ It cannot be finished: {error}")
+                journal.state = "rolling back"
+                journal.write()
+        elif journal.state == "committed" and project:
+            self.start_services(project, services, None)
+        if journal.state != "committed":
+            self.undo_recovery(journal, project, services)
+        self.clear_away(journal)
+        return True
+
+    def finish_recovery(self, journal: Journal, project: ComposeProject | None, services: Sequence[str]) -> None:
+        """The new database is live: start the services, and count the restore as done when they are up."""
+        remaining = journal.set_aside.exists()
+        if project:
+            self.start_services(project, services, None)
+        self.check_live(journal.target)
+        journal.state = "committed"
+        journal.write()
+        self.console.line(f"✅ The restore is finished{': the new database is live' if remaining else ''}")
+
+    def undo_recovery(self, journal: Journal, project: ComposeProject | None, services: Sequence[str]) -> None:
+        """Back to the old database."""
+        if project and journal.new_is_live:
+            project.stop(services)
+        self.put_old_back(journal)
+        if project:
+            self.start_services(project, services, None)
+        journal.unsaved = False
+
+    # --- reporting -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note in the report how long something took."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.report.add_phase(name, began)
+
+    def warn(self, text: str) -> None:
+        """Say something that the operator should know, and note it in the report."""
+        self.report.warnings.append(text)
+        self.console.line(f"⚠️  {text}")
+
+
+def explain(error: BaseException) -> str:
+    """Return an error in words for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def candidate_path(target: Path) -> Path:
+    """Return where the new database is written before it takes the target's name."""
+    return target.with_name(target.name + ".restore-new")
+
+
+def set_aside_path(target: Path) -> Path:
+    """Return a free name for the old database."""
+    while True:
+        path = target.with_name(f"{target.name}.backup-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        if not path.exists():
+            return path
+        time.sleep(1 - time.time() % 1)
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted on a path, a single file included (os.path.ismount does not see those)."""
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(_unescape(line.split()[4]) == str(path) for line in mounts)
+
+
+def _unescape(name: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether the file has the attribute that chattr +i sets."""
+    get_flags, immutable = 0x80086601, 0x10  # FS_IOC_GETFLAGS, FS_IMMUTABLE_FL of linux/fs.h
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        flags = bytearray(8)
+        fcntl.ioctl(file, get_flags, flags)
+        return bool(int.from_bytes(flags[:4], sys.byteorder) & immutable)
+    return False
+
+
+def age(timestamp: float) -> str:
+    """Return how long ago something was, for people."""
+    seconds = max(0, time.time() - timestamp)
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{plural(number, unit)} ago"
+    return "just now"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Return the names under which two schemas are not the same."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def _count(rows: int | None) -> str:
+    return "none" if rows is None else f"{rows:,}"
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+STATE = {
+    ExitCode.UNEXPECTED: "This is a bug in the tool. The database is as it was before, or was rolled back to that.",
+    ExitCode.CANNOT_STOP: "The database was not touched; the services that ran are running.",
+    ExitCode.ROLLED_BACK: "The database is as it was before; the services that ran are running.",
+    ExitCode.ROLLED_BACK_SERVICES_DOWN: "The database is as it was before, but the services are NOT running.",
+    ExitCode.ROLLBACK_FAILED: "A PERSON IS NEEDED NOW.",
+}
+"""What state things are in after a failure, by exit code; after all others nothing was touched."""
+
+
+DESCRIPTION = """\
+Bring the bot's database back from an encrypted backup: verified before anything
+is touched, swapped in atomically, rolled back by itself if anything fails. What
+is missing (backup, key, passphrase) is asked for on the terminal.
+"""
+
+EXAMPLES = """\
+examples:
+  restore_backup.py
+      choose a backup from a menu; asks for key and passphrase
+  restore_backup.py --verify-only FILE
+      prove that a backup can be restored; touch nothing
+  cat key.b64 | ssh host 'cd shopbot && python restore_backup.py FILE --key-stdin \\
+      --force --passphrase-command "cat /run/secrets/passphrase"'
+      without a terminal
+
+exit codes:
+  0 done, 1 bug, 2 usage, 3 refused, 4 cannot decrypt, 5 unsound backup,
+  6 no safety backup, 7 services cannot be stopped, 8 failed and rolled back,
+  9 rolled back but services down, 10 declined, 20 rollback failed: a person is
+  needed, 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM before the switch.
+  After 2 to 6, 10 and 129 to 143 nothing was touched.
+
+settings (from the environment, else from .env beside the script):
+  RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION, DB_PASS,
+  DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS, PGP_PUBLIC_KEY_BASE64,
+  MAX_DATABASE_MB
+"""
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="restore_backup.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "backup_file", nargs="?", type=Path, help="the backup: .db.gz.gpg, .db.gz or .db; left out: a menu"
+    )
+    add = parser.add_argument_group("key and passphrase").add_argument
+    add("--key-stdin", action="store_true", help="read the private key from standard input: base64, armored or binary")
+    add("--passphrase-fd", type=int, metavar="N", help="read the passphrase from this file descriptor")
+    add("--passphrase-command", metavar="CMD", help="run this (no shell); its first line is the passphrase")
+    add("--allow-swap", action="store_true", help="go on though decrypted data could be swapped out to a disk")
+    add = parser.add_argument_group("what is restored, and how").add_argument
+    add("--target-path", type=Path, metavar="PATH", help="restore there; Docker is touched for the bot's database only")
+    add("--force", action="store_true", help="do not ask for confirmation")
+    add("--skip-backup", action="store_true", help="make no safety backup (dangerous)")
+    add("--stop-first", action="store_true", help="stop the services first, then decrypt and check")
+    add = parser.add_argument_group("backups of older versions of the bot").add_argument
+    add("--convert", action="store_true", help="restore SQLCipher 1-3, or the other mode, in the configured format")
+    add("--backup-db-pass", action="store_true", help="ask for the DB_PASS that the backup was made under")
+    add("--backup-db-pass-fd", type=int, metavar="N", help="read that DB_PASS from this file descriptor")
+    add = parser.add_argument_group("services").add_argument
+    add("--no-restart", action="store_true", help="do not touch Docker at all: neither stop nor start")
+    add("--compose-file", type=Path, metavar="PATH", help="the compose file that runs the bot")
+    add("--service", action="append", default=[], metavar="NAME", help="stop this service only (may be repeated)")
+    add = parser.add_argument_group("instead of a restore").add_argument
+    add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
+    add("--recover", action="store_true", help="only finish or undo a restore that was cut off")
+    add("--list", action="store_true", help="show the backups, and how the last restore ended")
+    add("--drill", action="store_true", help="prove on this machine that a restore works; touches nothing of yours")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print one JSON object on standard output at the end")
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
+    """Parse the command line; argparse itself exits with code 2 on a usage error."""
+    parser = command_line()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell while it completes a command line
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
+    names = set(Options.__dataclass_fields__) - {"service"}
+    if arguments.passphrase_command and arguments.passphrase_fd is not None:
+        parser.error("--passphrase-fd and --passphrase-command: use one of them")
+    options = Options(**{name: getattr(arguments, name) for name in names}, service=tuple(arguments.service))
+    if options.passphrase_fd == 0 and options.key_stdin:
+        parser.error("--passphrase-fd 0 and --key-stdin both read standard input")
+    if options.backup_db_pass and options.backup_db_pass_fd is not None:
+        parser.error("--backup-db-pass and --backup-db-pass-fd: use one of them")
+    if options.backup_db_pass_fd is not None and options.backup_db_pass_fd in (
+        options.passphrase_fd,
+        0 if options.key_stdin else None,
+    ):
+        parser.error(f"--backup-db-pass-fd {options.backup_db_pass_fd} is read by another option, too")
+    for path in ("backup_file", "target_path", "compose_file"):
+        if (value := getattr(options, path)) is not None:
+            options = replace(options, **{path: value.absolute()})
+    return arguments, options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: the one place where errors end."""
+    open_streams()
+    arguments, options = parse(argv)
+    signals = Signals()
+    signals.install()
+    console = Console()
+    if arguments.json:
+        console.results_to_stderr()
+    report = Report()
+    try:
+        harden_process()
+        run(arguments, options, console, signals, report)
+    except OperatorError as error:
+        tell_failure(console, report, error.exit_code, str(error), error.hint)
+    except Interrupted as interrupt:
+        name = signal.Signals(interrupt.number).name
+        tell_failure(console, report, ExitCode(128 + interrupt.number), f"ended by {name}", "")
+    except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
+        console.line(traceback.format_exc())
+        tell_failure(console, report, ExitCode.UNEXPECTED, f"{type(error).__name__}: {error}", "")
+    if arguments.json:
+        console.json(report.as_dict())
+    console.close()
+    close_streams()
+    signals.ignore()  # Python's own end would hand them back to the kernel, which would change the exit code
+    return report.exit_code
+
+
+def run(arguments: argparse.Namespace, options: Options, console: Console, signals: Signals, report: Report) -> None:
+    """Do what the command line asks for."""
+    if arguments.drill:
+        import drill
+
+        report.drill = drill.run(console)
+        report.outcome = "drill passed"
+        return
+    settings = load_settings()
+    if arguments.list:
+        report.backups = show_list(console, settings)
+        report.outcome = "listed"
+        return
+    enter_private_mounts()
+    restorer = Restorer(settings, options, console=console, terminal=Terminal(), signals=signals, report=report)
+    if options.verify_only:
+        restorer.restore()
+        console.result("✅ Backup verified: it can be restored. Nothing was touched.")
+        return
+    log = console.log_to(settings.backup_dir)
+    report.log = str(log) if log else None
+    began = time.monotonic()
+    if options.recover:
+        restorer.recover()
+    else:
+        restorer.restore()
+        console.result("✅ Database restored successfully")
+        for line in summary(report, settings, time.monotonic() - began):
+            console.result(f"   {line}")
+    console.record(f"{OUTCOME}{report.outcome}")
+
+
+def tell_failure(console: Console, report: Report, code: ExitCode, message: str, hint: str) -> None:
+    """Print what happened, what state things are in, and what to do; note it in the report."""
+    report.exit_code = int(code)
+    report.error = {"message": message, "hint": hint}
+    console.line(f"❌ {message}")
+    console.line(f"   {STATE.get(code, 'Nothing was touched.')}")
+    if hint:
+        console.line(f"   {hint}")
+    console.record(f"{OUTCOME}{code.name.lower().replace('_', ' ')}: {message}")
+
+
+def summary(report: Report, settings: Settings, seconds: float) -> list[str]:
+    """Return the lines of the report at the end of a restore; the undo fits into 80 columns, so as to be copied."""
+    rows = sum(table["backup"] or 0 for table in report.tables.values())
+    facts = [
+        ("backup", shown(Path(report.backup))),
+        ("into", f"{shown(Path(report.target))}, in {seconds:.1f} s"),
+        ("rows", f"{rows:,} in {plural(sum(item['backup'] is not None for item in report.tables.values()), 'table')}"),
+    ]
+    if report.downtime_seconds is not None:
+        facts.append(("down", f"for {report.downtime_seconds:.1f} s"))
+    if report.safety_backup:
+        kept = Path(report.safety_backup)
+        facts.append(("kept", shown(kept)))
+        facts.append(("to undo", undo_command(kept, Path(report.target), settings)))
+    if report.log:
+        facts.append(("log", shown(Path(report.log))))
+    return aligned(facts)
+
+
+def undo_command(kept: Path, target: Path, settings: Settings) -> str:
+    """Return the command that brings back what was there before."""
+    if ".raw.tar" in kept.name:  # a database that could not be read: its files, for whoever can repair them
+        decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
+        return f"{decrypt} {shlex.quote(shown(kept))} | tar -xz -C {shlex.quote(shown(target.parent))}"
+    elsewhere = [] if target == Path(os.path.realpath(settings.db_path)) else ["--target-path", shown(target)]
+    return restore_command(shown(kept), *elsewhere)
+
+
+def show_list(console: Console, settings: Settings) -> list[dict[str, Any]]:
+    """Print the backups and how the last restore ended; return the backups for --json."""
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
+    listed = [
+        {
+            "path": str(item.path),
+            "created": item.created.isoformat(),
+            "bytes": item.size,
+            "encrypted": item.encrypted,
+            "checksum": item.checksum_state(),
+        }
+        for item in backups
+    ]
+    if backups:
+        console.result(f"{shown(settings.backup_dir)}: age, size, encrypted, checksum, name")
+    else:
+        console.result(f"no backup in {settings.backup_dir}")
+    for line in backup_table(backups, [str(item["checksum"]) for item in listed]):
+        console.result(line)
+    if outcome := last_outcome(settings.backup_dir):
+        console.result(f"last restore: {outcome}")
+    if Journal.path(settings.db_path).exists():
+        console.result(f"⚠️  A restore was cut off. To finish or undo it: {restore_command('--recover')}")
+    return listed
+
+
+def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
+    """Return the lines that show backups, with the states of their checksums if given; they fit into 80 columns."""
+    rows = []
+    for number, item in enumerate(backups):
+        row = [age(item.created.timestamp()), megabytes(item.size), "encrypted" if item.encrypted else "PLAIN"]
+        rows.append((*row, *checksums[number : number + 1], item.path.name))
+    return aligned(rows, right=(0, 1)) if rows else []
+
+
+def harden_process() -> None:
+    """Keep this process's memory out of core dumps, out of other processes, and out of the swap area if it may."""
+    libc = ctypes.CDLL(None)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by gpg
+    pr_set_dumpable = 4
+    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    # With a limit, locking makes later allocations fail; CAP_IPC_LOCK is above it.
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
+        mcl_current_future_onfault = 1 | 2 | 4
+        libc.mlockall(mcl_current_future_onfault)
+    os.umask(0o077)
+
+
+def open_streams() -> None:
+    """Put /dev/null where a standard stream is closed, as cron and some wrappers leave them.
+
+    Else the next file that is opened, the database even, would get that number, and be printed into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, closefd=False))
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
+
+
+def close_streams() -> None:
+    """Flush the standard streams; a reader that has gone must not change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Fixtures. All real: gpg, SQLite and SQLCipher, terminals, containers. All safe under pytest-xdist.
+
+    gpg, keys        GpgHome to make more keys in; Keys: keys.rsa (with passphrase), keys.open (without), keys.other
+    mode             "sqlite" and "sqlcipher", in turn
+    make_shop        make_shop(mode, **settings) -> Shop with sample data; settings go to .env, None takes one out
+    shop             make_shop(mode)
+    terminal         terminal(shop, *args, stdin=None, env=None, pass_fds=()) -> Terminal running restore_backup.py
+    docker           the image's name; skips, or fails in CI, when no engine answers
+    compose          Compose "v1" and "v2", in turn
+    make_bot_shop    make_bot_shop(mode, compose, Bot(...), **settings) -> BotShop, not started; removed afterwards
+    bot_shop         make_bot_shop(mode, compose), up and writing: both modes, both Composes
+
+In CI the variable SQLCIPHER4 names a `sqlcipher` program of version 4, to prove files with something not ours.
+
+What the objects can do stands in support/shop.py, support/terminal.py, support/containers.py, support/keys.py.
+"""
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.support.containers import (
+    Bot,
+    BotShop,
+    Compose,
+    NotAvailable,
+    check_engine,
+    compose_v1,
+    compose_v2,
+    import_image,
+)
+from tests.support.keys import GpgHome, Keys, gpg_home, make_keys
+from tests.support.shop import DB_PASS, Shop, copy_program, fill_with_sample_data
+from tests.support.terminal import Terminal
+
+MakeShop = Callable[..., Shop]
+MakeBotShop = Callable[..., BotShop]
+StartTerminal = Callable[..., Terminal]
+AnyShop = TypeVar("AnyShop", bound=Shop)
+
+
+def pytest_configure() -> None:
+    """Signals as a login shell has them: what a background job ignores, every program under test would ignore too."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+# --- a skip is a failure in CI ---------------------------------------------------------------------------------------
+
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """CI installs all parts: what is skipped there is missing, and must not look like success."""
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself."""
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI, turn a skip into a failure that keeps the reason."""
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which fails in CI: {reason}"
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def gpg() -> Iterator[GpgHome]:
+    """A throwaway GnuPG home, for further keys: gpg.generate(RSA, "name", "passphrase", "Expire-Date: …\\n")."""
+    with gpg_home() as home:
+        yield home
+
+
+@pytest.fixture(scope="session")
+def keys(gpg: GpgHome) -> Keys:
+    """Three key pairs, made once a process."""
+    return make_keys(gpg)
+
+
+# --- shops -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "sqlcipher"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """Plain SQLite and SQLCipher in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path, keys: Keys) -> MakeShop:
+    """make_shop(mode, **settings): a shop folder with sample data in WAL mode, and Docker out of the game."""
+
+    def make(mode: str, **settings: str | None) -> Shop:
+        return set_up(Shop(path=new_folder(tmp_path), mode=mode), keys, settings)
+
+    return make
+
+
+@pytest.fixture
+def shop(make_shop: MakeShop, mode: str) -> Shop:
+    """A shop with sample data; backups are encrypted to keys.rsa; RUNTIME_ENVIRONMENT=TEST."""
+    return make_shop(mode)
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder whose name no other test has: Compose makes the project's name of it."""
+    folder = parent / f"shop-{uuid.uuid4().hex[:10]}"
+    folder.mkdir()
+    (parent / f"{folder.name}-home").mkdir()
+    return folder
+
+
+def set_up(shop: AnyShop, keys: Keys, settings: dict[str, str | None]) -> AnyShop:
+    """Program, .env, folders and sample data."""
+    defaults: dict[str, str | None] = {"RUNTIME_ENVIRONMENT": "TEST", "PGP_PUBLIC_KEY_BASE64": keys.rsa.public_b64}
+    if shop.mode == "sqlcipher":
+        defaults |= {"DB_ENCRYPTION": "true", "DB_PASS": DB_PASS}
+    copy_program(shop.path)
+    shop.write_env(**{**defaults, **settings})
+    shop.db_path.parent.mkdir()
+    shop.backups.mkdir()
+    with closing(shop.connect()) as connection:
+        fill_with_sample_data(connection)
+    return shop
+
+
+# --- terminals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal() -> Iterator[StartTerminal]:
+    """terminal(shop, *args): restore_backup.py on a terminal of its own, ended afterwards."""
+    with ExitStack() as running:
+
+        def start(
+            shop: Shop,
+            *args: object,
+            stdin: int | None = None,
+            env: dict[str, str] | None = None,
+            pass_fds: tuple[int, ...] = (),
+        ) -> Terminal:
+            argv = [sys.executable, "restore_backup.py", *map(str, args)]
+            started = Terminal(argv, cwd=shop.path, env=shop.environment(env), stdin=stdin, pass_fds=pass_fds)
+            running.callback(started.end)
+            return started
+
+        yield start
+
+
+# --- containers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def docker() -> str:
+    """A Docker engine answers and has the image, whose name this is."""
+    try:
+        check_engine()
+        return import_image()
+    except NotAvailable as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(params=["v1", "v2"])
+def compose(request: pytest.FixtureRequest, docker: str, tmp_path: Path) -> Compose:
+    """Both flavours in turn; each is the only one that a program finds."""
+    folder = tmp_path / "docker-config"
+    folder.mkdir()
+    try:
+        return {"v1": compose_v1, "v2": compose_v2}[request.param](folder)
+    except NotAvailable as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def make_bot_shop(tmp_path: Path, keys: Keys) -> Iterator[MakeBotShop]:
+    """make_bot_shop(mode, compose, Bot(...), **settings): RUNTIME_ENVIRONMENT=PROD; up() is the test's business."""
+    with ExitStack() as cleanup:
+
+        def make(mode: str, compose: Compose, bot: Bot | None = None, **settings: str | None) -> BotShop:
+            shop = BotShop(path=new_folder(tmp_path), mode=mode, env=compose.env, compose=compose, bot=bot or Bot())
+            set_up(shop, keys, {"RUNTIME_ENVIRONMENT": "PROD", **settings})
+            shop.write_compose_file()
+            cleanup.callback(shop.down)
+            return shop
+
+        yield make
+
+
+@pytest.fixture
+def bot_shop(make_bot_shop: MakeBotShop, mode: str, compose: Compose) -> BotShop:
+    """A shop whose bot is up and has written rows."""
+    shop = make_bot_shop(mode, compose)
+    shop.up()
+    shop.wait_rows()
+    return shop

@@ -1,0 +1,269 @@
+"""Kill, slow down or fail one system call of the program: `strace` counts the calls of a first run, then hits one.
+
+`when=N` counts the calls of one name in each thread, among those on the given paths if there are any (a call's first
+path is compared). The shops here make backups that are not encrypted, unless asked otherwise: that saves gpg's time,
+and the safety backup is then written by the main thread, whose calls can be told from others.
+"""
+
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tests.support.keys import Key
+from tests.support.shop import SIDECARS, Completed, Rows, Shop
+
+CHANGING = (
+    *("unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "fsync", "fdatasync", "ftruncate"),
+    *("fallocate", "pwrite64", "write", "openat", "copy_file_range", "sendfile", "fchown", "fchmod"),
+)
+"""What changes a file, a folder, or what of them is durable."""
+
+KILL = "signal=SIGKILL"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call of a run. `paths`: of its arguments, the first one first; absolute."""
+
+    thread: int
+    name: str
+    paths: tuple[str, ...]
+    creates: bool
+    injected: bool
+
+    @property
+    def path(self) -> str:
+        return self.paths[0] if self.paths else ""
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(role(path) for path in self.paths)})"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What is done to the N-th call of a name ("N+": and to all after it); `paths`: only calls on these count."""
+
+    call: str
+    when: int | str
+    action: str
+    paths: tuple[str, ...] = ()
+
+
+def role(path: str) -> str:
+    """A file's name without what differs from run to run."""
+    name = re.sub(r"\d{8}[-_]\d{6}", "TIME", Path(path).name)
+    return re.sub(r"\.db_backup_\d+_\d+", ".db_backup_N", name)
+
+
+def strace(log: Path, hits: Sequence[Hit] = (), calls: Sequence[str] = CHANGING) -> list[str]:
+    """The command to put before the program: its calls go to `log`, and those of `hits` are hit."""
+    injections = [word for hit in hits for word in ("-e", f"inject={hit.call}:{hit.action}:when={hit.when}")]
+    paths = [word for path in {path: None for hit in hits for path in hit.paths} for word in ("-P", path)]
+    trace = ["-e", f"trace={','.join(calls)}"]
+    # With this filter other calls cost nothing; but a signal at the filter's stop is dropped by the kernel.
+    fast = [] if any(hit.action.startswith("signal") for hit in hits) else ["--seccomp-bpf"]
+    return ["strace", "-f", *fast, "-qq", "-y", "-s", "0", "-o", str(log), *trace, *injections, *paths]
+
+
+LINE = re.compile(r"(\d+) +(\w+)\((.*?)(?:\) += | <unfinished|$)")
+PATH = re.compile(r'"(/[^"]*)"|\d+<(/[^>]*)>')
+
+
+def read_log(log: Path) -> list[Call]:
+    """The calls of a run, in order."""
+    calls = []
+    for line in log.read_text(errors="replace").splitlines():
+        match = LINE.match(line)
+        if match:
+            thread, name, arguments = match.groups()
+            found = [PATH.search(arguments)] if "write" in name else PATH.finditer(arguments)
+            paths = tuple(one[1] or one[2] for one in found if one)
+            calls.append(Call(int(thread), name, paths, "O_CREAT" in arguments, "(INJECTED)" in line))
+    return calls
+
+
+def touching(calls: Sequence[Call], folders: Sequence[Path]) -> list[int]:
+    """The indexes of calls that change something in these folders. Not the -shm: it holds no data."""
+    inside = tuple(f"{folder}/" for folder in folders)
+    return [
+        index
+        for index, call in enumerate(calls)
+        if (call.name != "openat" or call.creates)
+        and any(f"{path}/".startswith(inside) for path in call.paths)
+        and not (call.path.endswith("-shm") and call.name in ("pwrite64", "ftruncate"))
+    ]
+
+
+def aim(calls: Sequence[Call], *targets: tuple[int, str]) -> list[Hit] | None:
+    """Hits for calls of a run read before, by (index, action); None when they cannot be told from other calls.
+
+    openat is counted on its path only: how many files of /proc are opened depends on what else runs on the machine.
+    """
+    chosen = [calls[index] for index, _ in targets]
+    if len({call.name for call in chosen}) < len(chosen):
+        return None
+    own_paths = tuple(dict.fromkeys(call.path for call in chosen))
+    for paths in ((), own_paths):
+        if any(role(path) != Path(path).name for path in paths):
+            continue
+        if not paths and any(call.name == "openat" for call in chosen):
+            continue
+        hits = [hit for index, action in targets if (hit := first_hit(calls, index, action, paths))]
+        if len(hits) == len(targets):
+            return hits
+    return None
+
+
+def first_hit(calls: Sequence[Call], index: int, action: str, paths: tuple[str, ...]) -> Hit | None:
+    """The hit of one call, unless another thread comes to the same number: which is first differs from run to run."""
+    call = calls[index]
+    counted = [i for i, one in enumerate(calls) if one.name == call.name and (not paths or one.path in paths)]
+    others = Counter(calls[i].thread for i in counted if calls[i].thread != call.thread)
+    number = sum(calls[i].thread == call.thread for i in counted if i <= index)
+    return None if any(other >= number for other in others.values()) else Hit(call.name, number, action, paths)
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """So many of them, evenly spread, the first and the last included; all of them without a number."""
+    if count is None or len(items) <= count:
+        return list(items)
+    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]
+
+
+# --- a shop that is brought back to its first state for each run -----------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """A shop as a restore meets it: `old` rows live, `new` rows in `backup`; `reset` puts all of it back."""
+
+    shop: Shop
+    backup: Path
+    key: Key | None = None
+    old: Rows = field(default_factory=dict)
+    new: Rows = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.log = self.shop.path.parent / f"{self.shop.path.name}.strace"
+        self.data = self.shop.db_path.parent
+        self.folders = (self.data, self.shop.backups)
+        self._kept = self.shop.path.parent / f"{self.shop.path.name}-kept"
+
+    def keep(self) -> None:
+        """Remember the folders as they are now, for `reset`."""
+        for folder in self.folders:
+            shutil.copytree(folder, self._kept / folder.name)
+
+    def reset(self) -> None:
+        """Everything as when `keep` was called, in new inodes."""
+        for folder in self.folders:
+            shutil.rmtree(folder)
+            shutil.copytree(self._kept / folder.name, folder)
+
+    def restore(self, *hits: Hit) -> Completed:
+        """A restore under strace."""
+        return self.shop.restore("--force", self.backup, key=self.key, wrapper=strace(self.log, hits))
+
+    def recover(self, *hits: Hit) -> Completed:
+        """A recovery under strace."""
+        return self.shop.restore("--recover", wrapper=strace(self.log, hits))
+
+    def plain_restore(self) -> Completed:
+        """A restore that nothing happens to."""
+        return self.shop.restore("--force", self.backup, key=self.key)
+
+    def plain_recover(self) -> Completed:
+        """A recovery that nothing happens to."""
+        return self.shop.restore("--recover")
+
+    def calls(self) -> list[Call]:
+        """The calls of the last run under strace."""
+        return read_log(self.log)
+
+    # --- what must hold afterwards ---
+
+    def outcome(self) -> str:
+        """Return "old" or "new"; AssertionError for anything between, a sidecar that does not belong, a leftover."""
+        names = sorted(path.name for path in self.data.iterdir())
+        own = {self.shop.db_path.name + suffix for suffix in ("", *SIDECARS)}
+        assert set(names) <= own, f"leftovers in the data folder: {names}"
+        rows = self.shop.rows()
+        which = "old" if rows == self.old else "new" if rows == self.new else ""
+        assert which, f"neither the old rows nor the new ones: {describe(rows)}; {names}"
+        hot = [
+            path.name
+            for path in self.data.iterdir()
+            if path.name.endswith(("-wal", "-journal")) and path.stat().st_size
+        ]
+        assert which == "old" or not hot, f"the new database has sidecars that hold data: {hot}"
+        with closing(self.shop.connect()) as bot:
+            assert bot.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert self.shop.rows_in_place() == rows, "the rows change when the bot opens the database"
+        return which
+
+    def backup_leftovers(self) -> list[str]:
+        """What lies in the backup folder and is neither a whole backup, its checksum, nor the log."""
+        names = {path.name for path in self.shop.backups.iterdir()}
+        whole = {name for name in names if re.fullmatch(r"db_backup_\d{8}_\d{6}\.(db|raw\.tar)\.gz(\.gpg)?", name)}
+        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log"})
+
+    def keeps_old(self) -> bool:
+        """Whether the old rows are in a safety backup (which is not encrypted here)."""
+        made = sorted(set(self.shop.backups.glob("db_backup_*.gz")) - {self.backup}, reverse=True)
+        return any(self._rows_of(path) == self.old for path in made)
+
+    def _rows_of(self, backup: Path) -> Rows:
+        if ".raw.tar" not in backup.name:
+            return self.shop.backup_rows(backup, None)
+        with tempfile.TemporaryDirectory(prefix="raw-") as folder, tarfile.open(backup) as tar:
+            tar.extractall(folder, filter="data")
+            return self.shop.rows(next(path for path in Path(folder).iterdir() if not path.name.endswith(SIDECARS)))
+
+
+def describe(rows: Rows) -> str:
+    """How many rows each table has."""
+    return ", ".join(f"{name}: {len(found)}" for name, found in rows.items())
+
+
+def hot_wal(shop: Shop) -> None:
+    """Committed rows that only the -wal holds."""
+    shop.leave_hot_wal()
+
+
+def hot_journal(shop: Shop) -> None:
+    """A transaction cut off: the old rows are in the -journal only."""
+    shop.leave_hot_journal()
+
+
+STATES: dict[str, Callable[[Shop], None]] = {"wal": hot_wal, "journal": hot_journal}
+
+
+def make_stage(shop: Shop, state: str, key: Key | None = None) -> Stage:
+    """A shop with a backup, changed afterwards, then left in one of STATES."""
+    new = shop.rows()
+    # An old name, so that no run waits for a second of the clock that is free.
+    backup = shop.create_backup().rename(shop.backups / "db_backup_20250130_120000.db.gz")
+    for old_name in shop.backups.glob("*.sha256"):
+        old_name.unlink()
+    checksum = subprocess.run(["sha256sum", backup.name], cwd=shop.backups, capture_output=True, check=True).stdout
+    (shop.backups / f"{backup.name}.sha256").write_bytes(checksum)
+    shop.change_data()
+    STATES[state](shop)
+    stage = Stage(shop, backup, key, old=shop.rows(), new=new)
+    assert stage.old != stage.new
+    stage.keep()
+    # The first run writes byte code, and so has more calls than the others.
+    warm = stage.plain_restore()
+    assert warm.code == 0, warm.text
+    stage.reset()
+    return stage

@@ -1,0 +1,279 @@
+"""A system call fails with ENOSPC, EIO, EROFS … at each place in turn; and file systems that are really full.
+
+In CI a sample; all faults: pytest -m long tests/test_fault_matrix.py -s (POINTS=20: so many a test)
+"""
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeShop
+from tests.support.shop import Completed, Shop
+from tests.support.strace import Call, Hit, Stage, aim, make_stage, spread, touching
+from tests.test_kill_matrix import EVERY, fail_after_rename
+
+FAULTS = {
+    "write": ("ENOSPC", "EIO", "EDQUOT", "EROFS"),
+    "pwrite64": ("ENOSPC", "EIO", "EDQUOT"),
+    "fallocate": ("ENOSPC", "EDQUOT", "EIO"),
+    "ftruncate": ("EIO", "ENOSPC"),
+    "fsync": ("EIO", "ENOSPC", "EDQUOT"),
+    "fdatasync": ("EIO", "ENOSPC"),
+    "linkat": ("EXDEV", "EPERM", "ENOSPC", "EIO", "EROFS"),
+    "rename": ("EXDEV", "EIO", "EROFS", "ENOSPC", "EPERM", "EDQUOT"),
+    "unlink": ("EPERM", "EIO", "EROFS"),
+    "openat": ("EROFS", "ENOSPC", "EIO", "EPERM", "EDQUOT"),
+    "fchown": ("EPERM",),
+    "fchmod": ("EPERM",),
+}
+"""What each call can fail with."""
+
+JOURNAL = ".restore-state.json"
+
+
+@dataclass
+class Tally:
+    """What came of all the faults of one test."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def report(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        """Print the numbers, and fail if anything was lost or told wrong."""
+        total = self.outcomes.total() + len(self.failures)
+        with capsys.disabled():
+            print(f"\n{name}: {total} faults: {dict(self.outcomes)}, failed: {len(self.failures)}")
+        assert total
+        assert not self.failures, "\n\n".join(self.failures)
+
+
+Fault = tuple[str, list[Hit], set[int]]
+
+
+def faults(
+    stage: Stage, calls: Sequence[Call], after: int = -1, also: Sequence[tuple[int, str]] = (), *, every: bool
+) -> list[Fault]:
+    """The faults of each call, with the exit codes that are right; one error in turn, or every one."""
+    turn = {name: cycle(errors) for name, errors in FAULTS.items()}
+    found = []
+    for index in touching(calls, stage.folders):
+        name = calls[index].name
+        if index <= after or name not in FAULTS or (also and calls[index].path.endswith("restore.log")):
+            continue
+        for error in FAULTS[name] if every else (next(turn[name]),):
+            hits = aim(calls, (index, f"error={error}"), *also)
+            if hits:
+                codes = {8, 20} if also else codes_of_one_fault(calls, index)
+                found.append((f"{error} from {calls[index]}", hits, codes))
+    return found
+
+
+def codes_of_one_fault(calls: Sequence[Call], index: int) -> set[int]:
+    """Before the journal is there, nothing was touched; 0 where it can do without that call."""
+    path = calls[index].path
+    if path.endswith("restore.log"):
+        return {0}
+    begun = next(i for i, call in enumerate(calls) if call.name == "rename" and call.paths[-1].endswith(JOURNAL))
+    durable = next(i for i, call in enumerate(calls) if i > begun and call.name == "fsync")
+    if index > begun:
+        return {0, 8} if index > durable else {3}
+    return {0, 6} if "db_backup_" in path or path.endswith("backups") else {0, 3, 6}
+
+
+def rows_now(stage: Stage) -> str:
+    """Which rows are live, whatever lies beside them."""
+    rows = stage.shop.rows()
+    return "old" if rows == stage.old else "new" if rows == stage.new else "NEITHER"
+
+
+def judge(stage: Stage, done: Completed, allowed: set[int], *, whole_at_once: bool = True) -> str:
+    """The right code; old rows when it says failed, new ones when it says done; clean after the next run."""
+    assert done.code in allowed, f"exit code {done.code}, not in {sorted(allowed)}: {done.text}"
+    said = "new" if done.code == 0 else "old"
+    if done.code != 20:
+        assert rows_now(stage) == said, f"exit code {done.code}, but the rows are {rows_now(stage)}: {done.text}"
+    else:
+        assert "--recover" in done.text
+        assert ".backup-" in done.text, "it does not say where the old database is"
+    after = stage.plain_recover()
+    assert after.code == 0, f"after exit code {done.code}, --recover: {after.text}"
+    outcome = stage.outcome()
+    assert done.code == 20 or outcome == said, f"exit code {done.code}, and after --recover {outcome}: {after.text}"
+    assert stage.backup_leftovers() == []
+    assert outcome == "old" or stage.keeps_old(), "the old rows are in no backup"
+    return f"exit {done.code}, {outcome}"
+
+
+def run_faults(stage: Stage, chosen: Sequence[Fault]) -> Tally:
+    """Run a restore with each fault."""
+    tally = Tally()
+    for label, hits, codes in chosen:
+        stage.reset()
+        done = stage.restore(*hits)
+        try:
+            assert "(INJECTED)" in stage.log.read_text(errors="replace"), f"nothing was hit by {hits}"
+            tally.outcomes[judge(stage, done, codes)] += 1
+        except AssertionError as error:
+            tally.failures.append(f"{label}: {error}")
+    return tally
+
+
+def lasting_faults(stage: Stage) -> list[Fault]:
+    """From each call on, all such calls fail: the disk is full, gone, or read-only by the kernel's will.
+
+    Not unlink: that would fail in the RAM folder as well, whatever happens to the disk.
+    """
+    return [
+        (f"{label} and all after it", [replace(hit, when=f"{hit.when}+") for hit in hits], {0, 3, 6, 8, 20})
+        for label, hits, _ in plain_faults(stage)
+        if hits[0].call != "unlink"
+    ]
+
+
+@pytest.fixture(params=["wal", "journal"])
+def stage(make_shop: MakeShop, mode: str, request: pytest.FixtureRequest) -> Stage:
+    """Both modes and kinds of sidecar; backups are not encrypted."""
+    return make_stage(make_shop(mode, PGP_PUBLIC_KEY_BASE64=None), request.param)
+
+
+def plain_faults(stage: Stage, *, every: bool = False) -> list[Fault]:
+    """The faults of a restore that would go well."""
+    done = stage.restore()
+    assert done.code == 0, done.text
+    return faults(stage, stage.calls(), every=every)
+
+
+def rollback_faults(stage: Stage, *, every: bool = False) -> list[Fault]:
+    """The faults of a rollback, after something else failed: two failures, since one call cannot be hit twice."""
+    found: list[Fault] = []
+    for failing in ("fsync", "unlink"):
+        calls = fail_after_rename(stage, failing)
+        index = next(i for i, call in enumerate(calls) if call.injected)
+        new = faults(stage, calls, index, [(index, "error=EIO")], every=every)
+        found += [fault for fault in new if (fault[1][0].call == "fsync") == (failing == "unlink")]
+    return found
+
+
+def test_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_faults(stage, spread(plain_faults(stage), 7)).report(capsys, "one fault")
+
+
+def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_faults(stage, spread(rollback_faults(stage), 3)).report(capsys, "fault in rollback")
+
+
+def test_lasting_fault_loses_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = spread(lasting_faults(stage), 4)[1:]
+    run_faults(stage, chosen).report(capsys, "lasting fault")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_any_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_faults(stage, spread(plain_faults(stage, every=True), EVERY)).report(capsys, "one fault")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_any_fault_in_the_rollback(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = spread(rollback_faults(stage, every=True), EVERY)
+    run_faults(stage, chosen).report(capsys, "fault in rollback")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_any_lasting_fault(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = spread(lasting_faults(stage), EVERY)
+    run_faults(stage, chosen).report(capsys, "lasting fault")
+
+
+# --- really full -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def put_on_tmpfs() -> Iterator[Callable[[Path, int], None]]:
+    """put_on_tmpfs(folder, size): the folder's content on a small file system of its own."""
+    with ExitStack() as mounted:
+
+        def put(folder: Path, size: int) -> None:
+            kept = folder.with_name(f"{folder.name}-before")
+            folder.rename(kept)
+            folder.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+            mounted.callback(subprocess.run, ["umount", str(folder)], check=True)
+            subprocess.run(["cp", "-a", f"{kept}/.", str(folder)], check=True)
+
+        yield put
+
+
+def leave_free(folder: Path, size: int) -> None:
+    """Fill a file system up to so many bytes."""
+    status = os.statvfs(folder)
+    with (folder / "filler").open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, max(1, status.f_bavail * status.f_bsize - size))
+
+
+def changed_shop(make_shop: MakeShop, mode: str) -> tuple[Shop, Path]:
+    """A shop with a backup and other rows than in it; owner, mode, attributes and ACL of the database's own."""
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    shop.change_data()
+    shop.db_path.chmod(0o640)
+    os.chown(shop.db_path, 1000, 1000)
+    subprocess.run(["setfacl", "-m", "u:1234:r", str(shop.db_path)], check=True)
+    return shop, backup
+
+
+@pytest.mark.parametrize("free", [0, 160 * 1024])
+def test_full_data_folder_is_refused_and_stays_as_it_is(
+    make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None], free: int
+) -> None:
+    shop, backup = changed_shop(make_shop, mode)
+    put_on_tmpfs(shop.db_path.parent, 4 << 20)
+    leave_free(shop.db_path.parent, free)
+    before = shop.snapshot()
+    done = shop.restore("--force", backup)
+    assert done.code == 3, done.text
+    assert "space" in done.text
+    assert shop.snapshot() == before
+
+
+def test_full_backup_folder_stops_the_restore_before_anything_is_touched(
+    make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None]
+) -> None:
+    shop, backup = changed_shop(make_shop, mode)
+    put_on_tmpfs(shop.backups, 4 << 20)
+    leave_free(shop.backups, 20 * 1024)
+    before, names = shop.snapshot(), sorted(shop.backups.iterdir())
+    done = shop.restore("--force", backup)
+    assert done.code in (3, 6), done.text
+    assert "space" in done.text
+    assert shop.snapshot() == before
+    assert sorted({*shop.backups.iterdir()} - {shop.backups / "restore.log"}) == sorted(
+        {*names} - {shop.backups / "restore.log"}
+    )
+
+
+def test_no_room_to_fold_the_wal_rolls_back_and_loses_nothing(
+    make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None]
+) -> None:
+    """The new file fits, but the old one cannot take up what its WAL holds."""
+    shop, backup = changed_shop(make_shop, mode)
+    put_on_tmpfs(shop.db_path.parent, 4 << 20)
+    shop.leave_hot_wal(rows=300, note="x" * 1000)
+    old = shop.rows()
+    leave_free(shop.db_path.parent, 280 * 1024)
+    done = shop.restore("--force", backup)
+    assert done.code in (3, 8), done.text
+    assert shop.rows() == old
+    assert shop.restore("--recover").code == 0
+    assert shop.rows() == old
+    names = {path.name for path in shop.db_path.parent.iterdir()}
+    assert names <= {"shop.db", "shop.db-wal", "shop.db-shm", "filler"}

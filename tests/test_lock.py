@@ -1,0 +1,186 @@
+"""One at a time: restores, recoveries and backups of one database; and nobody else has it open."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeShop, StartTerminal
+from tests.support.containers import wait_until
+from tests.support.shop import Shop
+from tests.support.strace import Hit, strace
+from tests.support.terminal import Terminal
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def plain_shop(make_shop: MakeShop) -> tuple[Shop, Path]:
+    """A shop without keys, and a backup of other rows than it has."""
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    shop.change_data()
+    return shop, backup
+
+
+@pytest.fixture
+def waiting(plain_shop: tuple[Shop, Path], terminal: StartTerminal) -> Terminal:
+    """A restore that waits for an answer, and so holds the lock."""
+    shop, backup = plain_shop
+    started = terminal(shop, backup)
+    started.expect("Continue")
+    return started
+
+
+@pytest.mark.parametrize("what", ["restore", "recover"])
+def test_second_run_is_refused_and_told_who_is_at_work_since_when(
+    plain_shop: tuple[Shop, Path], waiting: Terminal, what: str
+) -> None:
+    shop, backup = plain_shop
+    before = shop.snapshot()
+    done = shop.restore("--recover") if what == "recover" else shop.restore("--force", backup)
+    assert done.code == 3, done.text
+    assert str(waiting.process.pid) in done.text
+    assert "restore_backup.py" in done.text
+    assert re.search(r"since .*\d\d:\d\d", done.text)
+    assert shop.snapshot() == before
+
+
+def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
+    shop, backup = plain_shop
+    assert shop.restore("--verify-only", backup).code == 0
+
+
+def test_lock_ends_with_its_process_even_by_sigkill(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
+    shop, backup = plain_shop
+    waiting.process.kill()
+    waiting.process.wait(10)
+    done = shop.restore("--force", backup)
+    assert done.code == 0, done.text
+
+
+def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
+    shop, _ = plain_shop
+    before = sorted(shop.backups.glob("*db_backup*"))
+    done = shop.run("database_backup.py", "create")
+    assert done.code == 3, done.text
+    assert "restore" in done.err
+    assert done.out == ""
+    assert sorted(shop.backups.glob("*db_backup*")) == before
+    waiting.send("n\n")
+    assert waiting.wait() == 10
+    assert shop.run("database_backup.py", "create").code == 0
+
+
+def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
+    shop, backup = plain_shop
+    slow = strace(tmp_path / "log", [Hit("rename", 1, "delay_enter=4s")])
+    process = shop.start("database_backup.py", "create", wrapper=slow)
+    wait_until(lambda: any(shop.backups.glob(".db_backup_*.tmp")), "the backup is being written")
+    done = shop.restore("--force", backup)
+    out, err = process.communicate(timeout=60)
+    assert done.code == 3, done.text
+    assert "database_backup.py" in done.text
+    assert process.returncode == 0, err
+    assert shop.backup_rows(shop.path / out.strip(), None) == shop.rows()
+
+
+def test_of_two_restores_at_the_same_moment_exactly_one_wins(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
+    shop, backup = plain_shop
+    new = shop.backup_rows(backup, None)
+    running = [
+        shop.start_restore(
+            "--force", backup, wrapper=strace(tmp_path / f"log{number}", [Hit("rename", 1, "delay_enter=4s")])
+        )
+        for number in (1, 2)
+    ]
+    ended = [process.communicate(timeout=100) for process in running]
+    assert sorted(process.returncode for process in running) == [0, 3], ended
+    assert shop.rows() == new
+    assert [path.name for path in shop.db_path.parent.iterdir()] == ["shop.db"]
+
+
+# --- processes outside of any container that have it open ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("journal_mode", ["WAL", "DELETE"])
+def test_idle_holder_is_named_and_nothing_is_touched(make_shop: MakeShop, mode: str, journal_mode: str) -> None:
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    with closing(shop.connect()) as connection:
+        connection.execute(f"PRAGMA journal_mode={journal_mode}")
+    shop.change_data()
+    with shop.held_open() as holder:
+        before = shop.snapshot()
+        for more in ([], ["--no-restart"], ["--stop-first"]):
+            done = shop.restore("--force", *more, backup)
+            assert done.code == 3, done.text
+            assert f"{holder.pid}" in done.text
+            assert "writer.py" in done.text
+        assert shop.snapshot() == before
+    assert shop.restore("--force", backup).code == 0
+
+
+@pytest.fixture
+def nobodys_shop(make_shop: MakeShop) -> Iterator[tuple[Shop, Path]]:
+    """A shop that belongs to an unprivileged user, where that user can reach it; Python too."""
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    shop.change_data()
+    with tempfile.TemporaryDirectory(prefix="nobody-") as folder:
+        Path(folder).chmod(0o755)
+        own = Shop(path=Path(folder, "shop"), mode=shop.mode, settings=shop.settings)
+        shutil.copytree(shop.path, own.path)
+        (Path(folder) / "shop-home").mkdir()
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", folder], check=True)
+        yield own, own.backups / backup.name
+
+
+def unprivileged(shop: Shop, *args: object) -> tuple[int, str]:
+    """A restore as that user."""
+    wrapper = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
+    done = shop.restore("--allow-swap", *args, wrapper=wrapper, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    return done.code, done.text
+
+
+def test_unprivileged_user_does_not_claim_that_nobody_has_it_open(nobodys_shop: tuple[Shop, Path]) -> None:
+    """--force also answers the question, so it is a terminal's user who is refused here."""
+    shop, backup = nobodys_shop
+    assert os.geteuid() == 0, "needs root: processes of another user must exist that cannot be looked at"
+    before = shop.snapshot()
+    wrapper = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", str(backup)]
+    started = Terminal(argv, cwd=shop.path, env=shop.environment({"PYTHONDONTWRITEBYTECODE": "1"}))
+    try:
+        assert started.wait() == 3
+        assert "cannot verify" in started.output
+        assert "--force" in started.output
+    finally:
+        started.end()
+    assert shop.snapshot() == before
+
+
+def test_unprivileged_user_takes_the_risk_with_force_unless_a_holder_is_seen(nobodys_shop: tuple[Shop, Path]) -> None:
+    shop, backup = nobodys_shop
+    with shop.db_path.open("rb") as database:
+        holder = subprocess.Popen(
+            ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "sleep", "60"], stdin=database
+        )
+    try:
+        code, text = unprivileged(shop, "--force", backup)
+        assert code == 3, text
+        assert str(holder.pid) in text
+    finally:
+        holder.kill()
+        holder.wait(10)
+    code, text = unprivileged(shop, "--force", backup)
+    assert code == 0, text
+    assert shop.rows() == shop.backup_rows(backup, None)
+    assert shop.db_path.stat().st_uid == NOBODY

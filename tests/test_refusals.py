@@ -1,0 +1,513 @@
+"""A backup that is not proved sound changes nothing, and the operator reads which of the many things it is."""
+
+import gzip
+import re
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeShop
+from tests.support.keys import GpgHome, Key, Keys
+from tests.support.shop import Completed, FileState, Shop
+
+PAGE = 4096
+BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
+
+
+@dataclass
+class Attempt:
+    """A restore that must be refused: what the tests change about it before it runs."""
+
+    shop: Shop
+    keys: Keys
+    gpg: GpgHome
+    database: bytes
+    backup: Path
+    key: Key | None
+    env: dict[str, str] = field(default_factory=dict)
+    args: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def encrypt(self, content: bytes, *options: str) -> None:
+        """Make the backup: this content, encrypted to the key that the operator has."""
+        recipient = ("--trust-model", "always", "--recipient", self.keys.open.fingerprint, "--encrypt")
+        self.backup.write_bytes(self.gpg.run(*(options or recipient), stdin=content))
+
+    def pack(self, database: bytes) -> None:
+        """Make the backup: this database, gzipped and encrypted."""
+        self.encrypt(gzip.compress(database, 1))
+
+    def run(self, *args: str) -> Completed:
+        """Restore over the live database."""
+        return self.shop.restore(self.backup, "--force", *self.args, *args, key=self.key, env=self.env, **self.options)
+
+
+@pytest.fixture
+def make_attempt(make_shop: MakeShop, keys: Keys, gpg: GpgHome) -> Callable[[str], Attempt]:
+    """An attempt that would succeed as it is, on a live database whose last rows only its WAL holds."""
+
+    def make(mode: str) -> Attempt:
+        shop = make_shop(mode)
+        attempt = Attempt(shop, keys, gpg, shop.db_path.read_bytes(), shop.path / BACKUP, keys.open)
+        attempt.pack(attempt.database)
+        shop.leave_hot_wal()
+        return attempt
+
+    return make
+
+
+def everything(shop: Shop) -> dict[str, FileState]:
+    """Data and backups; the log is there to be written to."""
+    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name != "restore.log"}
+    return shop.snapshot() | backups
+
+
+# --- ways in which it goes wrong -------------------------------------------------------------------------------------
+
+
+def wrong_key(attempt: Attempt) -> None:
+    attempt.key = attempt.keys.other
+
+
+def public_key_only(attempt: Attempt) -> None:
+    attempt.key = None
+    attempt.args = ["--key-stdin"]
+    attempt.options["stdin"] = attempt.keys.open.public_b64.encode()
+
+
+def truncated_key(attempt: Attempt) -> None:
+    attempt.key = None
+    attempt.args = ["--key-stdin"]
+    attempt.options["stdin"] = attempt.keys.rsa.private_binary[:700]
+
+
+def no_key_at_all(attempt: Attempt) -> None:
+    attempt.key = None
+
+
+def empty_key(attempt: Attempt) -> None:
+    attempt.key = None
+    attempt.args = ["--key-stdin"]
+    attempt.options["stdin"] = b" \n"
+
+
+def key_that_is_no_base64(attempt: Attempt) -> None:
+    attempt.key = None
+    attempt.args = ["--key-stdin"]
+    attempt.options["stdin"] = b"this is no key!"
+
+
+def wrong_passphrase(attempt: Attempt) -> None:
+    rsa = attempt.keys.rsa
+    attempt.encrypt(gzip.compress(attempt.database), "--trust-model", "always", "-r", rsa.fingerprint, "--encrypt")
+    attempt.key = Key(rsa.fingerprint, "wrong", rsa.public_binary, rsa.private_binary, rsa.private_armor)
+
+
+def no_passphrase(attempt: Attempt) -> None:
+    wrong_passphrase(attempt)
+    attempt.key = None
+    attempt.args = ["--key-stdin"]
+    attempt.options["stdin"] = attempt.keys.rsa.private_b64.encode()
+
+
+def truncated_ciphertext(attempt: Attempt) -> None:
+    content = attempt.backup.read_bytes()
+    attempt.backup.write_bytes(content[: len(content) * 2 // 3])
+
+
+def flipped_bit_at_the_end(attempt: Attempt) -> None:
+    content = bytearray(attempt.backup.read_bytes())
+    content[-1] ^= 1
+    attempt.backup.write_bytes(content)
+
+
+def flipped_bit_in_the_middle(attempt: Attempt) -> None:
+    content = bytearray(attempt.backup.read_bytes())
+    content[len(content) // 2] ^= 1
+    attempt.backup.write_bytes(content)
+
+
+def garbage_behind_the_message(attempt: Attempt) -> None:
+    attempt.backup.write_bytes(attempt.backup.read_bytes() + b"garbage" * 100)
+
+
+def two_messages(attempt: Attempt) -> None:
+    attempt.backup.write_bytes(attempt.backup.read_bytes() * 2)
+
+
+def without_mdc(attempt: Attempt) -> None:
+    recipient = ("--trust-model", "always", "-r", attempt.keys.open.fingerprint, "--encrypt")
+    attempt.encrypt(
+        gzip.compress(attempt.database), "--rfc2440", "--disable-mdc", "--cipher-algo", "AES128", *recipient
+    )
+
+
+def signed_only(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database), "--local-user", attempt.keys.open.fingerprint, "--sign")
+
+
+def literal_only(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database), "--store")
+
+
+def passphrase_only(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database), "--passphrase", "x", "--symmetric")
+
+
+def noise_named_gpg(attempt: Attempt) -> None:
+    attempt.backup.write_bytes(bytes(range(7, 107)) * 100)
+
+
+def empty_file(attempt: Attempt) -> None:
+    attempt.backup.write_bytes(b"")
+
+
+def truncated_gzip(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database)[:-2000])
+
+
+def cut_off_before_the_checksum(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database)[:-8])
+
+
+def bad_crc(attempt: Attempt) -> None:
+    content = bytearray(gzip.compress(attempt.database))
+    content[-8] ^= 1
+    attempt.encrypt(bytes(content))
+
+
+def garbage_behind_the_gzip(attempt: Attempt) -> None:
+    attempt.encrypt(gzip.compress(attempt.database) + b"garbage")
+
+
+def second_member_damaged(attempt: Attempt) -> None:
+    half = len(attempt.database) // 2
+    attempt.encrypt(gzip.compress(attempt.database[:half]) + gzip.compress(attempt.database[half:])[:-1])
+
+
+def deflate_without_gzip(attempt: Attempt) -> None:
+    attempt.encrypt(b"\x1f\x8b" + zlib.compress(attempt.database))
+
+
+def empty_database(attempt: Attempt) -> None:
+    attempt.pack(b"")
+
+
+def nothing_at_all(attempt: Attempt) -> None:
+    attempt.encrypt(b"")
+
+
+def database_without_a_table(attempt: Attempt) -> None:
+    path = attempt.shop.path / "no-table.db"
+    connection = attempt.shop.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("DROP TABLE t")
+    connection.close()
+    attempt.pack(path.read_bytes())
+
+
+def random_bytes(attempt: Attempt) -> None:
+    attempt.pack(bytes((i * i * 31 + i // 7) % 251 for i in range(8 * PAGE)))
+
+
+def text(attempt: Attempt) -> None:
+    attempt.pack(b"Dear customer, your database is ready.\n" * 500)
+
+
+def one_page_short(attempt: Attempt) -> None:
+    attempt.pack(attempt.database[:-PAGE])
+
+
+def one_page_long(attempt: Attempt) -> None:
+    attempt.pack(attempt.database + bytes(PAGE))
+
+
+def half_a_page_long(attempt: Attempt) -> None:
+    attempt.pack(attempt.database + bytes(PAGE // 2))
+
+
+def damaged_page(attempt: Attempt) -> None:
+    content = bytearray(attempt.database)
+    middle = len(content) // 2 // PAGE * PAGE
+    content[middle : middle + 200] = b"\xa5" * 200
+    attempt.pack(bytes(content))
+
+
+def checksum_of_another_file(attempt: Attempt) -> None:
+    Path(f"{attempt.backup}.sha256").write_text(f"{'0' * 64}  {attempt.backup.name}\n")
+
+
+def checksum_that_is_none(attempt: Attempt) -> None:
+    Path(f"{attempt.backup}.sha256").write_text("<html>404</html>\n")
+
+
+def missing_file(attempt: Attempt) -> None:
+    attempt.backup.unlink()
+
+
+def folder_for_a_file(attempt: Attempt) -> None:
+    attempt.backup.unlink()
+    attempt.backup.mkdir()
+
+
+DAMAGED_MESSAGE = r"encrypted backup is damaged"
+REFUSED: list[tuple[Callable[[Attempt], None], int, str]] = [
+    (wrong_key, 4, r"does not open the backup.*key ID"),
+    (public_key_only, 4, r"public key only"),
+    (truncated_key, 4, r"private key.*(truncated|damaged)"),
+    (no_key_at_all, 3, r"--key-stdin"),
+    (empty_key, 4, r"no private key.*empty"),
+    (key_that_is_no_base64, 4, r"not base64"),
+    (wrong_passphrase, 4, r"wrong passphrase"),
+    (no_passphrase, 3, r"--passphrase-fd.*--passphrase-command"),
+    (truncated_ciphertext, 4, DAMAGED_MESSAGE),
+    (flipped_bit_at_the_end, 4, DAMAGED_MESSAGE),
+    (flipped_bit_in_the_middle, 4, DAMAGED_MESSAGE),
+    (garbage_behind_the_message, 4, DAMAGED_MESSAGE),
+    (two_messages, 4, DAMAGED_MESSAGE),
+    (without_mdc, 4, r"not authenticated"),
+    (signed_only, 4, r"not encrypted"),
+    (literal_only, 4, r"not encrypted"),
+    (passphrase_only, 4, r"passphrase only"),
+    (noise_named_gpg, 4, r"does not begin like an OpenPGP message"),
+    (empty_file, 4, r"is empty"),
+    (truncated_gzip, 5, r"compressed backup is damaged.*cut off"),
+    (cut_off_before_the_checksum, 5, r"compressed backup is damaged.*cut off"),
+    (bad_crc, 5, r"compressed backup is damaged.*(?i:checksum|crc|data check)"),
+    (garbage_behind_the_gzip, 5, r"compressed backup is damaged.*behind its end"),
+    (second_member_damaged, 5, r"compressed backup is damaged.*cut off"),
+    (deflate_without_gzip, 5, r"compressed backup is damaged"),
+    (empty_database, 5, r"backup is empty"),
+    (nothing_at_all, 5, r"backup is empty"),
+    (database_without_a_table, 5, r"no table"),
+    (random_bytes, 5, r"no backup of an SQLite database|DB_PASS does not open"),
+    (text, 5, r"no backup of an SQLite database|DB_PASS does not open"),
+    (one_page_short, 5, r"1 pages? (is|are) missing"),
+    (one_page_long, 5, r"1 pages? too long"),
+    (half_a_page_long, 5, r"0\.5 pages? too long"),
+    (damaged_page, 5, r"database is (damaged|not whole)"),
+    (checksum_of_another_file, 3, r"does not match its checksum"),
+    (checksum_that_is_none, 3, r"is not a checksum"),
+    (missing_file, 3, r"cannot read the backup.*No such file"),
+    (folder_for_a_file, 3, r"is not a file"),
+]
+
+
+def check_refused(attempt: Attempt, code: int, words: str, *args: str) -> None:
+    """The attempt ends with that code and those words, and nothing has changed."""
+    before = everything(attempt.shop)
+    done = attempt.run(*args)
+    assert done.code == code, done.text
+    assert re.search(words, done.err, re.DOTALL), done.text
+    assert done.out == ""
+    assert "Nothing was touched" in done.err
+    assert "Traceback" not in done.err
+    assert everything(attempt.shop) == before
+
+
+@pytest.mark.parametrize(("fault", "code", "words"), REFUSED, ids=[fault.__name__ for fault, _, _ in REFUSED])
+def test_nothing_changes_for(
+    make_attempt: Callable[[str], Attempt], mode: str, fault: Callable[[Attempt], None], code: int, words: str
+) -> None:
+    attempt = make_attempt(mode)
+    fault(attempt)
+    check_refused(attempt, code, words)
+
+
+# --- the mode, and the database's own passphrase ---------------------------------------------------------------------
+
+
+def test_wrong_database_passphrase_changes_nothing(make_attempt: Callable[[str], Attempt]) -> None:
+    attempt = make_attempt("sqlcipher")
+    attempt.env = {"DB_PASS": "wrong"}
+    check_refused(attempt, 5, r"DB_PASS does not open the database in the backup")
+
+
+def test_plaintext_backup_is_refused_where_the_database_is_encrypted(
+    make_attempt: Callable[[str], Attempt], make_shop: MakeShop
+) -> None:
+    attempt = make_attempt("sqlcipher")
+    attempt.pack(make_shop("sqlite").db_path.read_bytes())
+    check_refused(attempt, 5, r"unencrypted SQLite database.*DB_ENCRYPTION is true")
+
+
+def test_encrypted_database_is_refused_where_the_database_is_plain(
+    make_attempt: Callable[[str], Attempt], make_shop: MakeShop
+) -> None:
+    attempt = make_attempt("sqlite")
+    attempt.pack(make_shop("sqlcipher").db_path.read_bytes())
+    check_refused(attempt, 5, r"SQLCipher.*DB_ENCRYPTION=true")
+
+
+# --- the same in other orders, without encryption, and without a restore ---------------------------------------------
+
+IN_EVERY_ORDER = [(fault, code, words) for fault, code, words in REFUSED if fault in (
+    wrong_key, wrong_passphrase, flipped_bit_at_the_end, bad_crc, empty_database, one_page_short,
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"), IN_EVERY_ORDER, ids=[fault.__name__ for fault, _, _ in IN_EVERY_ORDER]
+)
+def test_verify_only_refuses_with_the_same_code_and_words(
+    make_attempt: Callable[[str], Attempt], mode: str, fault: Callable[[Attempt], None], code: int, words: str
+) -> None:
+    attempt = make_attempt(mode)
+    fault(attempt)
+    check_refused(attempt, code, words, "--verify-only")
+
+
+@pytest.mark.parametrize(("fault", "code", "words"), IN_EVERY_ORDER, ids=[f.__name__ for f, _, _ in IN_EVERY_ORDER])
+def test_stop_first_keeps_code_words_and_database(
+    make_attempt: Callable[[str], Attempt], mode: str, fault: Callable[[Attempt], None], code: int, words: str
+) -> None:
+    attempt = make_attempt(mode)
+    fault(attempt)
+    rows, inode = attempt.shop.rows(), attempt.shop.db_path.stat().st_ino
+    done = attempt.run("--stop-first")
+    assert done.code == code, done.text
+    assert re.search(words, done.err, re.DOTALL), done.text
+    assert "Traceback" not in done.err
+    assert attempt.shop.rows() == rows
+    assert attempt.shop.db_path.stat().st_ino == inode
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in attempt.shop.db_path.parent.iterdir()} == {
+        "shop.db"
+    }
+
+
+UNENCRYPTED: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("truncated.db.gz", lambda database: gzip.compress(database)[:-1000], "cut off"),
+    ("garbage.db.gz", lambda database: gzip.compress(database) + b"x", "behind its end"),
+    ("short.db", lambda database: database[:-PAGE], "missing"),
+    ("long.db", lambda database: database + bytes(PAGE), "too long"),
+    ("empty.db", lambda _: b"", "is empty"),
+    ("one-byte.db", lambda _: b"S", "something else|too short"),
+    ("header-only.db", lambda database: database[:100], "something else|too short|missing"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "words"), UNENCRYPTED, ids=[name for name, _, _ in UNENCRYPTED])
+def test_unencrypted_backup_that_is_not_sound_changes_nothing(
+    make_attempt: Callable[[str], Attempt], mode: str, name: str, spoil: Callable[[bytes], bytes], words: str
+) -> None:
+    attempt = make_attempt(mode)
+    attempt.key = None
+    attempt.backup = attempt.shop.backups / name
+    attempt.backup.write_bytes(spoil(attempt.database))
+    check_refused(attempt, 5, words)
+
+
+# --- what is asked of the command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--no-such-option"], "--no-such-option"),
+        (["a.gpg", "b.gpg"], "b.gpg"),
+        (["a.gpg", "--passphrase-fd", "three"], "--passphrase-fd"),
+        (["a.gpg", "--passphrase-fd", "3", "--passphrase-command", "true"], "--passphrase-command"),
+        (["a.gpg", "--key-stdin", "--passphrase-fd", "0"], "--passphrase-fd"),
+    ],
+)
+def test_usage_errors_are_2_and_name_the_option(make_shop: MakeShop, args: list[str], words: str) -> None:
+    shop = make_shop("sqlite")
+    before = everything(shop)
+    done = shop.restore(*args)
+    assert done.code == 2
+    assert words in done.err
+    assert done.out == ""
+    assert everything(shop) == before
+
+
+def test_without_a_terminal_and_without_force_it_is_refused_before_anything_is_decrypted(
+    make_attempt: Callable[[str], Attempt],
+) -> None:
+    attempt = make_attempt("sqlite")
+    before = everything(attempt.shop)
+    done = attempt.shop.restore(attempt.backup, key=attempt.key)
+    assert done.code == 3
+    assert "--force" in done.err
+    assert "Decrypting" not in done.err
+    assert everything(attempt.shop) == before
+
+
+def test_without_a_terminal_and_without_a_file_it_is_refused(make_attempt: Callable[[str], Attempt]) -> None:
+    attempt = make_attempt("sqlite")
+    done = attempt.shop.restore("--force", key=attempt.key)
+    assert done.code == 3
+    assert "--list" in done.err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        ["--passphrase-fd", "77"],
+        ["--passphrase-command", "false"],
+        ["--passphrase-command", "no-such-command-anywhere"],
+    ],
+)
+def test_passphrase_source_that_fails_is_refused_by_name(
+    make_attempt: Callable[[str], Attempt], source: list[str]
+) -> None:
+    attempt = make_attempt("sqlite")
+    wrong_passphrase(attempt)
+    before = everything(attempt.shop)
+    done = attempt.shop.restore(
+        attempt.backup, "--force", "--key-stdin", *source, stdin=attempt.keys.rsa.private_b64.encode()
+    )
+    assert done.code == 3, done.text
+    assert source[1] in done.err
+    assert everything(attempt.shop) == before
+
+
+def test_database_that_a_process_holds_open_is_refused_and_the_process_named(
+    make_attempt: Callable[[str], Attempt], mode: str
+) -> None:
+    attempt = make_attempt(mode)
+    with attempt.shop.held_open() as holder:
+        before = attempt.shop.snapshot()
+        for args in ((), ("--no-restart",)):
+            done = attempt.run(*args)
+            assert done.code == 3, done.text
+            assert f"pid {holder.pid}" in done.err
+            assert attempt.shop.snapshot() == before
+
+
+def test_expired_key_still_decrypts_with_a_warning(make_attempt: Callable[[str], Attempt], gpg: GpgHome) -> None:
+    attempt = make_attempt("sqlite")
+    attempt.key = expired(attempt, gpg)
+    done = attempt.run()
+    assert done.code == 0, done.text
+    assert "expired" in done.err
+
+
+def expired(attempt: Attempt, gpg: GpgHome) -> Key:
+    """A key that has expired since the backup was encrypted to it."""
+    key = gpg.generate("Key-Type: RSA\nKey-Length: 2048\n", "expired-since", None, "Expire-Date: 0\n")
+    attempt.encrypt(gzip.compress(attempt.database), "--trust-model", "always", "-r", key.fingerprint, "--encrypt")
+    gpg.run("--quick-set-expire", key.fingerprint, "seconds=1")
+    time.sleep(1.5)
+    return gpg.export("expired-since", None)
+
+
+def test_compose_file_is_not_asked_for_when_the_backup_is_refused(make_attempt: Callable[[str], Attempt]) -> None:
+    attempt = make_attempt("sqlite")
+    attempt.shop.write_env(RUNTIME_ENVIRONMENT=None)
+    missing_file(attempt)
+    check_refused(attempt, 3, "cannot read the backup")
+
+
+def test_neither_environment_nor_compose_file_is_refused_with_the_ways_out(
+    make_attempt: Callable[[str], Attempt],
+) -> None:
+    attempt = make_attempt("sqlite")
+    attempt.shop.write_env(RUNTIME_ENVIRONMENT=None)
+    check_refused(attempt, 3, r"RUNTIME_ENVIRONMENT.*--compose-file.*--no-restart")
+    attempt.shop.write_env(RUNTIME_ENVIRONMENT="DEV")
+    check_refused(attempt, 3, r"docker-compose\.dev\.yml")

@@ -1,0 +1,839 @@
+"""Restores while the real bot runs in its container, under Compose 1 and 2: what happens to services and data.
+
+The truth about the old database is what a wrapper around Compose copies away at the very moment the bot has stopped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeBotShop
+from tests.support import writer
+from tests.support.containers import IMAGE, PROJECT_LABEL, Bot, BotShop, Compose, State, call, compose_v1, compose_v2
+from tests.support.keys import Key, Keys
+from tests.support.shop import DB_PASS, Completed, Rows
+
+pytestmark = pytest.mark.docker
+
+LONG = pytest.mark.long
+BOTH_COMPOSES = pytest.mark.parametrize(
+    ("mode", "compose"),
+    [
+        ("sqlite", "v2"),
+        ("sqlcipher", "v1"),
+        pytest.param("sqlite", "v1", marks=LONG),
+        pytest.param("sqlcipher", "v2", marks=LONG),
+    ],
+    indirect=True,
+)
+"""Each Compose and each mode once; all four combinations in the long form."""
+
+ONE_COMPOSE = pytest.mark.parametrize(
+    ("mode", "compose"),
+    [
+        ("sqlite", "v2"),
+        pytest.param("sqlcipher", "v1", marks=LONG),
+        pytest.param("sqlite", "v1", marks=LONG),
+        pytest.param("sqlcipher", "v2", marks=LONG),
+    ],
+    indirect=True,
+)
+"""Compose 2 alone; all four combinations in the long form."""
+
+
+def alternating(name: str, *values: str) -> pytest.MarkDecorator:
+    """Each value once, Compose 2 with SQLite and Compose 1 with SQLCipher in turn; all of them in the long form."""
+    short = (("sqlite", "v2"), ("sqlcipher", "v1"))
+    return pytest.mark.parametrize(
+        (name, "mode", "compose"),
+        [
+            pytest.param(value, mode, compose, marks=() if (mode, compose) == short[number % 2] else LONG)
+            for number, value in enumerate(values)
+            for mode in ("sqlite", "sqlcipher")
+            for compose in ("v1", "v2")
+        ],
+        indirect=["mode", "compose"],
+    )
+
+
+LIVE_ROW = "SELECT 1 FROM customers WHERE name = 'came after the backup'"
+"""Gives a row in the live database (Shop.change_data), none in what is restored."""
+
+
+# --- a running shop and its backup -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Scene:
+    """A shop whose bot writes, a backup from before, and what that backup holds, to the row."""
+
+    shop: BotShop
+    key: Key
+    backup: Path
+    expected: Rows
+    began: float
+
+    def restore(self, *args: object, key: Key | None = None, **options: Any) -> Completed:
+        """The restore, not asked for confirmation."""
+        return self.shop.restore(self.backup, "--force", *args, key=key or self.key, **options)
+
+    @property
+    def truth(self) -> Path:
+        """The copy of the old database that `intercept(shop, stop=KEEP_TRUTH)` makes once the bot has stopped."""
+        return self.shop.path / "truth" / self.shop.db_path.name
+
+
+Prepare = Callable[..., Scene]
+
+
+@pytest.fixture
+def prepare(make_bot_shop: MakeBotShop, keys: Keys) -> Prepare:
+    """prepare(mode, compose, Bot(...), services=("bot",)): a Scene; the services run, or those named."""
+
+    def build(
+        mode: str,
+        compose: Compose,
+        bot: Bot | None = None,
+        services: tuple[str, ...] = ("bot",),
+        **settings: str | None,
+    ) -> Scene:
+        settings = {"PGP_PUBLIC_KEY_BASE64": keys.open.public_b64, **settings}
+        shop = make_bot_shop(mode, compose, bot or Bot(health=True), **settings)
+        expected = shop.rows()
+        backup = shop.create_backup()
+        shop.change_data()
+        if services:
+            shop.up(*services)
+            if "bot" in services:
+                shop.wait_rows()
+                if shop.bot.health:
+                    shop.wait_health("healthy")
+        return Scene(shop, keys.open, backup, expected, time.time())
+
+    return build
+
+
+def intercept(shop: BotShop, **scripts: str) -> dict[str, str]:
+    """An environment in which a shell script runs instead of Compose's `stop` and `start`.
+
+    In it `real "$@"` is what Compose would have done, $SHOP is the shop's folder, $PPID the restore, and `nth` counts
+    the calls of this command, beginning with 1. All other commands go through.
+    """
+    folder = shop.path / "bin"
+    folder.mkdir(exist_ok=True)
+    name = shop.compose.command[0]
+    real = shutil.which(name, path=shop.environment()["PATH"])
+    cases = "\n".join(f"{command}) {script}\n;;" for command, script in scripts.items())
+    wrapper = folder / name
+    wrapper.write_text(
+        f'#!/bin/sh\nSHOP={shop.path}\nreal() {{ {real} "$@"; }}\n'
+        'nth() { echo >>"$SHOP/bin/$word.calls"; wc -l <"$SHOP/bin/$word.calls"; }\n'
+        f'for word in "$@"; do case "$word" in\n{cases}\nesac; done\nexec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return {"PATH": f"{folder}:{shop.environment()['PATH']}"}
+
+
+KEEP_TRUTH = 'real "$@"; code=$?; [ -e $SHOP/truth ] || cp -a "$SHOP/data" "$SHOP/truth"; exit $code'
+
+
+def report_of(done: Completed) -> dict[str, Any]:
+    """What --json printed: one object, alone on standard output."""
+    report: dict[str, Any] = json.loads(done.out)
+    return report
+
+
+def check_code(done: Completed, code: int) -> None:
+    """The exit code, and words that fit it."""
+    assert done.code == code, done.text
+    assert "Traceback" not in done.text, done.text
+
+
+def check_restored(scene: Scene) -> None:
+    """The live database holds the backup's rows and nothing else but what the bot wrote since."""
+    rows = scene.shop.rows_in_place()
+    since = [row for row in rows.pop("bot_log", []) if row not in scene.expected.get("bot_log", [])]
+    assert rows == {name: found for name, found in scene.expected.items() if name != "bot_log"}
+    assert all(at > scene.began for _, at, _ in since)
+
+
+def check_old(scene: Scene) -> None:
+    """The live database is the old one, with every row that it had when the bot stopped, and the bot's since."""
+    old, live = scene.shop.rows(scene.truth), scene.shop.rows_in_place()
+    assert ("came after the backup",) in [row[1:2] for row in live["customers"]]
+    assert set(old.pop("bot_log")) <= set(live.pop("bot_log"))
+    assert live == old
+
+
+def check_clean(shop: BotShop) -> None:
+    """Nothing lies about beside the database."""
+    known = {f"{shop.db_path.name}{suffix}" for suffix in ("", "-wal", "-shm")}
+    assert {path.name for path in shop.db_path.parent.iterdir()} <= known
+
+
+def check_writing_to_the_live_file(shop: BotShop) -> None:
+    """The bot's next rows land in the file that has the path now, which the bot has open."""
+    shop.wait_rows(2)
+    described = shop.inspect()
+    assert described
+    descriptors = Path(f"/proc/{described['State']['Pid']}/fd").iterdir()
+    assert shop.db_path.stat().st_ino in [status.st_ino for path in descriptors if (status := stat_of(path))]
+
+
+def untouched(before: State, after: State) -> bool:
+    """Whether nobody stopped or started a container; its health may come and go on a busy machine."""
+    return replace(after, health=before.health) == before
+
+
+def stat_of(path: Path) -> os.stat_result | None:
+    """None when it has gone in the meantime."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+# --- restore under a busy bot ----------------------------------------------------------------------------------------
+
+
+def test_restore_under_a_busy_bot_loses_nothing(
+    make_bot_shop: MakeBotShop, mode: str, compose: Compose, keys: Keys, tmp_path: Path
+) -> None:
+    shop = make_bot_shop(mode, compose)
+    shop.up()
+    shop.wait_rows(20)
+    backup = shop.create_backup()
+    scene = Scene(shop, keys.rsa, backup, shop.backup_rows(backup, keys.rsa), time.time())
+    shop.change_data()
+    shop.wait_rows(20)
+    before, inode = shop.states(), shop.db_path.stat().st_ino
+
+    done = scene.restore("--json", env=intercept(shop, stop=KEEP_TRUTH))
+
+    check_code(done, 0)
+    after = shop.states()
+    for service in ("bot", "redis"):
+        assert after[service].running
+        assert after[service].id == before[service].id
+        assert after[service].started_at > before[service].started_at
+        assert after[service].restart_count == before[service].restart_count
+    assert shop.db_path.stat().st_ino != inode
+    check_writing_to_the_live_file(shop)
+    check_restored(scene)
+    check_clean(shop)
+
+    report = report_of(done)
+    assert report["exit_code"] == 0
+    assert report["outcome"] == "restored"
+    assert sorted(report["services"]) == ["bot", "redis"]
+    assert 0 < report["downtime_seconds"] < 30
+    assert report["tables"]["customers"] == {"live": 101, "backup": 100}
+    # The rows written between the safety backup and the stop are in the fresh one, to the last.
+    safety = Path(report["safety_backup"])
+    old = shop.rows(scene.truth)
+    assert shop.backup_rows(safety, keys.rsa) == old
+    first = min(set(shop.backups.glob("*.db.gz.gpg")) - {backup}, key=lambda path: path.stat().st_mtime_ns)
+    assert first != safety
+    earlier = shop.backup_rows(first, keys.rsa)
+    assert set(earlier["bot_log"]) < set(old["bot_log"])
+    # And it restores like any other.
+    target = tmp_path / "elsewhere.db"
+    check_code(shop.restore(safety, "--target-path", target, "--force", key=keys.rsa), 0)
+    assert shop.rows(target) == old
+    assert shop.states() == after
+
+
+@BOTH_COMPOSES
+def test_stop_first_restores_as_well(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    before = scene.shop.state()
+    done = scene.restore("--stop-first", "--json", env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 0)
+    assert scene.shop.state().started_at > before.started_at
+    assert scene.shop.state().restart_count == 0
+    check_writing_to_the_live_file(scene.shop)
+    check_restored(scene)
+    check_clean(scene.shop)
+    report = report_of(done)
+    assert report["downtime_seconds"] > 0
+    kept = [scene.shop.backup_rows(path, scene.key) for path in scene.shop.backups.glob("*.db.gz.gpg")]
+    assert scene.shop.rows(scene.truth) in kept
+
+
+@ONE_COMPOSE
+def test_stop_first_with_a_wrong_passphrase_starts_the_bot_again(
+    prepare: Prepare, mode: str, compose: Compose, keys: Keys
+) -> None:
+    scene = prepare(mode, compose, PGP_PUBLIC_KEY_BASE64=keys.rsa.public_b64)
+    before, inode = scene.shop.state(), scene.shop.db_path.stat().st_ino
+    wrong = Key(**{**vars(keys.rsa), "passphrase": "not this one"})
+    done = scene.restore("--stop-first", key=wrong, env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 4)
+    assert "passphrase" in done.err
+    assert scene.shop.state().running
+    assert scene.shop.state().started_at > before.started_at
+    assert scene.shop.db_path.stat().st_ino == inode
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+@ONE_COMPOSE
+def test_stop_first_with_a_damaged_backup_starts_the_bot_again(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    content = scene.backup.read_bytes()
+    scene.backup.write_bytes(content[: len(content) // 2])
+    Path(f"{scene.backup}.sha256").unlink()
+    done = scene.restore("--stop-first", env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 4)
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+# --- what is started does not come up --------------------------------------------------------------------------------
+
+
+BAD_STARTS = {
+    "unhealthy": Bot(health=True, healthy_if=LIVE_ROW),
+    "crash loop": Bot(needs=LIVE_ROW),
+    "exits": Bot(needs=LIVE_ROW, restart="no"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "compose"),
+    [
+        pytest.param(kind, mode, compose, marks=[] if (number + (mode == "sqlite") + (compose == "v1")) % 2 else LONG)
+        for number, kind in enumerate(BAD_STARTS)
+        for mode in ("sqlite", "sqlcipher")
+        for compose in ("v1", "v2")
+    ],
+    indirect=["mode", "compose"],
+)
+def test_bot_that_does_not_come_up_on_the_new_database_gets_the_old_one_back(
+    prepare: Prepare, kind: str, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose, BAD_STARTS[kind])
+    inode = scene.shop.db_path.stat().st_ino
+    done = scene.restore("--json", env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 8)
+    assert "❌ Restore failed: " in done.err
+    assert "🔄 Rolling back…" in done.err
+    assert "✅ Rollback successful - database restored to pre-restore state" in done.err
+    assert "bot" in report_of(done)["error"]["message"]
+    assert report_of(done)["exit_code"] == 8
+    assert scene.shop.db_path.stat().st_ino == inode
+    check_writing_to_the_live_file(scene.shop)
+    check_old(scene)
+    check_clean(scene.shop)
+    state = scene.shop.state()
+    assert state.running
+    assert state.health in ("", "healthy")
+
+
+@BOTH_COMPOSES
+def test_rollback_keeps_what_only_the_wal_of_a_killed_bot_held(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, Bot(deaf=True, health=True, healthy_if=LIVE_ROW))
+    done = scene.restore(env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 8)
+    assert Path(f"{scene.truth}-wal").stat().st_size > 0
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+@BOTH_COMPOSES
+def test_last_writes_of_a_killed_bot_are_in_the_safety_backup(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, Bot(deaf=True, health=True))
+    done = scene.restore("--json", env=intercept(scene.shop, stop=KEEP_TRUTH))
+    check_code(done, 0)
+    assert Path(f"{scene.truth}-wal").stat().st_size > 0
+    assert scene.shop.backup_rows(Path(report_of(done)["safety_backup"]), scene.key) == scene.shop.rows(scene.truth)
+    check_restored(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+@BOTH_COMPOSES
+def test_bot_that_starts_on_neither_database_leaves_the_old_one(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, Bot(restart="no"))
+    done = scene.restore("--json", env=intercept(scene.shop, stop=f'touch "$SHOP/ctl/crash"; {KEEP_TRUTH}'))
+    check_code(done, 9)
+    assert "✅ Rollback successful - database restored to pre-restore state" in done.err
+    assert "NOT running" in done.err
+    assert "logs" in report_of(done)["error"]["hint"]
+    assert not scene.shop.state().running
+    assert scene.shop.rows() == scene.shop.rows(scene.truth)
+    scene.shop.set_crash(crash=False)
+    check_next_run_starts_the_bot(scene)
+
+
+# --- Compose fails, or lies ------------------------------------------------------------------------------------------
+
+
+@alternating("script", "exit 1", "exit 0", 'real "$@"; real stop bot; exit 1')
+def test_services_that_cannot_be_stopped_go_on(prepare: Prepare, mode: str, compose: Compose, script: str) -> None:
+    scene = prepare(mode, compose, Bot(health=True, restart="no"), services=("bot", "redis"))
+    before, inode = scene.shop.states(), scene.shop.db_path.stat().st_ino
+    done = scene.restore("--json", env=intercept(scene.shop, stop=script))
+    check_code(done, 7)
+    assert report_of(done)["exit_code"] == 7
+    assert "✅ Rollback successful" not in done.err
+    after = scene.shop.states()
+    assert all(state.running for state in after.values())
+    if "real" not in script:
+        assert all(untouched(before[service], after[service]) for service in before)
+    assert scene.shop.db_path.stat().st_ino == inode
+    check_writing_to_the_live_file(scene.shop)
+    assert len(scene.shop.rows_in_place()["customers"]) == 101
+    check_clean(scene.shop)
+
+
+@alternating("failure", "exit 1", "exit 0")
+def test_start_that_does_not_work_once_is_rolled_back(
+    prepare: Prepare, mode: str, compose: Compose, failure: str
+) -> None:
+    scene = prepare(mode, compose, Bot(health=True))
+    script = f"if [ $(nth) = 1 ]; then {failure}; fi"
+    done = scene.restore(env=intercept(scene.shop, stop=KEEP_TRUTH, start=script))
+    check_code(done, 8)
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+@alternating("failure", "exit 1", "exit 0")
+def test_start_that_never_works_leaves_the_old_database_and_says_so(
+    prepare: Prepare, mode: str, compose: Compose, failure: str
+) -> None:
+    scene = prepare(mode, compose, Bot(health=True))
+    done = scene.restore(env=intercept(scene.shop, stop=KEEP_TRUTH, start=failure))
+    check_code(done, 9)
+    assert "NOT running" in done.err
+    assert scene.shop.rows() == scene.shop.rows(scene.truth)
+    check_next_run_starts_the_bot(scene)
+
+
+def check_next_run_starts_the_bot(scene: Scene) -> None:
+    """Once the cause is gone, the next run has the services up that this restore had stopped; nothing is left over."""
+    done = scene.shop.restore("--recover")
+    check_code(done, 0)
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+# --- which services --------------------------------------------------------------------------------------------------
+
+
+@ONE_COMPOSE
+def test_stopped_services_stay_stopped(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, services=("bot", "redis"))
+    scene.shop.stop()
+    before = scene.shop.states()
+    done = scene.restore("--json")
+    check_code(done, 0)
+    assert scene.shop.states() == before
+    assert scene.shop.rows() == scene.expected
+    assert report_of(done)["services"] == []
+    check_clean(scene.shop)
+
+
+@ONE_COMPOSE
+def test_containers_that_were_never_created_are_not_created(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, services=())
+    check_code(scene.restore(), 0)
+    assert scene.shop.inspect("bot") is None
+    assert scene.shop.inspect("redis") is None
+    assert scene.shop.rows() == scene.expected
+    check_clean(scene.shop)
+
+
+@alternating("stopped", "redis", "bot")
+def test_only_what_ran_is_started_again(prepare: Prepare, mode: str, compose: Compose, stopped: str) -> None:
+    scene = prepare(mode, compose, services=("bot", "redis"))
+    scene.shop.stop(stopped)
+    other = "bot" if stopped == "redis" else "redis"
+    before = scene.shop.states()
+    check_code(scene.restore(), 0)
+    after = scene.shop.states()
+    assert after[stopped] == before[stopped]
+    assert after[other].running
+    assert after[other].started_at > before[other].started_at
+    check_restored(scene)
+
+
+def another_name() -> str:
+    """A project name that no folder has."""
+    return f"other-{uuid.uuid4().hex[:8]}"
+
+
+@BOTH_COMPOSES
+def test_bot_under_another_project_name_and_in_a_profile_is_found(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose, Bot(health=True, project=another_name(), profile="shop"))
+    before = scene.shop.state()
+    check_code(scene.restore(), 0)
+    assert scene.shop.state().started_at > before.started_at
+    check_writing_to_the_live_file(scene.shop)
+    check_restored(scene)
+
+
+@ONE_COMPOSE
+def test_file_that_runs_under_two_project_names_is_refused(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    name = another_name()
+    try:
+        scene.shop.run_compose("-p", name, "up", "-d", "redis")
+        before = scene.shop.state()
+        done = scene.restore()
+        check_code(done, 3)
+        assert name in done.err
+        assert scene.shop.project in done.err
+        assert untouched(before, scene.shop.state())
+    finally:
+        remove_project(name)
+
+
+def remove_project(name: str) -> None:
+    """All containers and networks of a project."""
+    for container in call("docker", "ps", "-aq", "--filter", f"label={PROJECT_LABEL}={name}").split():
+        call("docker", "rm", "-f", container)
+    for network in call("docker", "network", "ls", "-q", "--filter", f"label={PROJECT_LABEL}={name}").split():
+        call("docker", "network", "rm", network)
+
+
+@BOTH_COMPOSES
+def test_bot_started_by_the_other_compose_is_stopped_and_started(
+    prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
+) -> None:
+    """An operator who moved from docker-compose to docker compose, or back."""
+    scene = prepare(mode, compose)
+    folder = tmp_path / "other-docker-config"
+    folder.mkdir()
+    scene.shop.compose = (compose_v1 if compose.name == "v2" else compose_v2)(folder)
+    scene.shop.env = scene.shop.compose.env
+    before = scene.shop.state()
+    check_code(scene.restore(), 0)
+    assert scene.shop.state().id == before.id
+    assert scene.shop.state().started_at > before.started_at
+    check_writing_to_the_live_file(scene.shop)
+    check_restored(scene)
+
+
+@ONE_COMPOSE
+def test_service_limits_what_is_stopped(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, services=("bot", "redis"))
+    before = scene.shop.states()
+    for names, code, word in ((("redis",), 3, "bot"), (("no-such",), 3, "no-such"), (("bot",), 0, "")):
+        done = scene.restore(*(option for name in names for option in ("--service", name)))
+        check_code(done, code)
+        assert word in done.err
+        assert scene.shop.state("redis") == before["redis"]
+        assert untouched(before["bot"], scene.shop.state("bot")) == (code != 0)
+    check_writing_to_the_live_file(scene.shop)
+    check_restored(scene)
+
+
+@pytest.mark.parametrize(
+    ("file", "environment"), [("docker-compose.dev.yml", "DEV"), ("my own.yml", None), ("my own.yml", "TEST")]
+)
+@ONE_COMPOSE
+def test_compose_file_is_told_by_setting_or_option(
+    prepare: Prepare, mode: str, compose: Compose, file: str, environment: str | None
+) -> None:
+    bot = Bot(health=True, file=file, project=another_name())
+    scene = prepare(mode, compose, bot, RUNTIME_ENVIRONMENT=environment)
+    before = scene.shop.state()
+    check_code(scene.restore(*(() if environment == "DEV" else ("--compose-file", file))), 0)
+    assert scene.shop.state().started_at > before.started_at
+    check_restored(scene)
+
+
+@ONE_COMPOSE
+def test_without_a_compose_file_and_terminal_it_is_refused(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, services=(), RUNTIME_ENVIRONMENT=None)
+    before = scene.shop.snapshot()
+    done = scene.restore()
+    check_code(done, 3)
+    assert "RUNTIME_ENVIRONMENT" in done.err
+    scene.shop.write_env(RUNTIME_ENVIRONMENT="DEV")
+    done = scene.restore()
+    check_code(done, 3)
+    assert "docker-compose.dev.yml" in done.err
+    assert scene.shop.snapshot() == before
+
+
+@ONE_COMPOSE
+def test_another_target_leaves_the_bot_alone(prepare: Prepare, mode: str, compose: Compose, tmp_path: Path) -> None:
+    scene = prepare(mode, compose)
+    before = scene.shop.state()
+    target = tmp_path / "copy.db"
+    check_code(scene.restore("--target-path", target), 0)
+    check_code(scene.restore("--verify-only"), 0)
+    assert scene.shop.rows(target) == scene.expected
+    assert untouched(before, scene.shop.state())
+    scene.shop.wait_rows(2)
+
+
+@ONE_COMPOSE
+def test_no_restart_is_refused_while_the_bot_runs_and_works_when_it_does_not(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose)
+    before, inode = scene.shop.state(), scene.shop.db_path.stat().st_ino
+    done = scene.restore("--no-restart")
+    check_code(done, 3)
+    assert "pid" in done.err
+    assert untouched(before, scene.shop.state())
+    assert scene.shop.db_path.stat().st_ino == inode
+    scene.shop.wait_rows(2)
+    scene.shop.stop("bot")
+    stopped = scene.shop.state()
+    check_code(scene.restore("--no-restart"), 0)
+    assert scene.shop.state() == stopped
+    assert scene.shop.rows() == scene.expected
+
+
+# --- Docker is not as it should be -----------------------------------------------------------------------------------
+
+
+@BOTH_COMPOSES
+def test_docker_that_is_missing_or_silent_or_misconfigured_is_refused(
+    prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
+) -> None:
+    scene = prepare(mode, compose)
+    before, inode = scene.shop.state(), scene.shop.db_path.stat().st_ino
+    done = scene.restore(env={"DOCKER_HOST": f"unix://{tmp_path}/no.sock"})
+    check_code(done, 3)
+    assert "Docker cannot be reached" in done.err
+    assert "--no-restart" in done.err
+    done = scene.restore(env={"PATH": path_without_docker(tmp_path)})
+    check_code(done, 3)
+    assert "not installed" in done.err
+    good = scene.shop.compose_file.read_text()
+    scene.shop.compose_file.write_text("services: [this is not valid")
+    done = scene.restore()
+    check_code(done, 3)
+    assert "compose file" in done.err
+    scene.shop.compose_file.write_text(good)
+    assert untouched(before, scene.shop.state())
+    assert scene.shop.db_path.stat().st_ino == inode
+    check_clean(scene.shop)
+
+
+def path_without_docker(folder: Path) -> str:
+    """A PATH with all programs but Docker's."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for place in os.environ["PATH"].split(":"):
+        for program in Path(place).glob("*") if place else []:
+            if not program.name.startswith("docker") and not (programs / program.name).is_symlink():
+                (programs / program.name).symlink_to(program)
+    return str(programs)
+
+
+# --- somebody else uses the database ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def container(*options: str, command: tuple[str, ...] = ("/bin/sleep", "1000")) -> Iterator[str]:
+    """A container outside of any Compose project; its name."""
+    name = f"outsider-{uuid.uuid4().hex[:8]}"
+    call("docker", "run", "-d", "--name", name, "--network", "none", *options, IMAGE, *command)
+    try:
+        yield name
+    finally:
+        call("docker", "rm", "-f", name)
+
+
+@ONE_COMPOSE
+def test_container_outside_of_the_project_is_refused_and_named(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    before = scene.shop.state()
+    data = scene.shop.db_path.parent
+    for volume in (f"{data}:/somewhere", f"{scene.shop.path}:/above", f"{scene.shop.db_path}:/app/shop.db"):
+        with container("-v", volume) as name:
+            done = scene.restore()
+        check_code(done, 3)
+        assert name in done.err
+    assert untouched(before, scene.shop.state())
+    check_clean(scene.shop)
+
+
+@ONE_COMPOSE
+def test_database_mounted_as_a_single_file_is_refused(prepare: Prepare, mode: str, compose: Compose) -> None:
+    """The bot itself: after a rename on the host its container would keep the old file."""
+    scene = prepare(mode, compose, services=())
+    described = json.loads(scene.shop.compose_file.read_text())
+    described["services"]["bot"]["volumes"].append("./data/shop.db:/app/alone.db")
+    scene.shop.compose_file.write_text(json.dumps(described))
+    scene.shop.up("bot")
+    scene.shop.wait_rows()
+    before = scene.shop.state()
+    done = scene.restore()
+    check_code(done, 3)
+    assert "single file" in done.err
+    assert untouched(before, scene.shop.state())
+
+
+@ONE_COMPOSE
+def test_run_container_of_the_project_is_refused_and_named(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    bot = scene.shop.state().id
+    name = f"oneoff-{uuid.uuid4().hex[:8]}"
+    scene.shop.run_compose("run", "-d", "--name", name, "bot", "/bin/sleep", "1000")
+    try:
+        started = call("docker", "inspect", "-f", "{{.State.StartedAt}}", bot)
+        done = scene.restore()
+        check_code(done, 3)
+        assert name in done.err
+        assert call("docker", "inspect", "-f", "{{.State.StartedAt}}", bot) == started
+    finally:
+        call("docker", "rm", "-f", name)
+
+
+@alternating("journal_mode", "WAL", "DELETE")
+def test_idle_process_on_the_host_is_refused_and_named(
+    prepare: Prepare, mode: str, compose: Compose, journal_mode: str
+) -> None:
+    scene = prepare(mode, compose, services=("bot",) if journal_mode == "WAL" else ())
+    if journal_mode == "DELETE":
+        with closing(scene.shop.connect()) as connection:
+            assert connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+    before = scene.shop.inspect()
+    inode = scene.shop.db_path.stat().st_ino
+    with scene.shop.held_open() as holder:
+        for options in ((), ("--no-restart",), ("--stop-first",)):
+            done = scene.restore(*options)
+            check_code(done, 3)
+            assert str(holder.pid) in done.err
+    assert (scene.shop.inspect() is None) == (before is None)
+    if before:
+        assert scene.shop.state().started_at == before["State"]["StartedAt"]
+    assert scene.shop.db_path.stat().st_ino == inode
+    check_clean(scene.shop)
+
+
+@ONE_COMPOSE
+def test_process_that_opens_it_during_the_stop_undoes_the_stop(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    inode = scene.shop.db_path.stat().st_ino
+    orders = scene.shop.path / "hold.json"
+    orders.write_text(
+        json.dumps({"role": "hold", "db": str(scene.shop.db_path), "passphrase": scene.shop.passphrase}) + "\n"
+    )
+    script = (
+        'real "$@"; mkfifo "$SHOP/gate"; exec 9<>"$SHOP/gate"; '
+        f'{sys.executable} {writer.__file__} {orders} <"$SHOP/gate" >"$SHOP/held" 2>&1 & '
+        'echo $! >"$SHOP/held.pid"; until grep -q ready "$SHOP/held"; do sleep 0.05; done; exit 0'
+    )
+    try:
+        done = scene.restore(env=intercept(scene.shop, stop=script))
+        check_code(done, 7)
+        assert (scene.shop.path / "held.pid").read_text().strip() in done.err
+        assert scene.shop.state().running
+        assert scene.shop.db_path.stat().st_ino == inode
+        assert len(scene.shop.rows_in_place()["customers"]) == 101
+        check_writing_to_the_live_file(scene.shop)
+        check_clean(scene.shop)
+    finally:
+        os.kill(int((scene.shop.path / "held.pid").read_text()), 9)
+
+
+@ONE_COMPOSE
+def test_container_that_mounts_the_folder_during_the_stop_undoes_the_stop(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    """It holds nothing yet, but may open the old file a moment before the rename, and write into it afterwards."""
+    scene = prepare(mode, compose)
+    inode = scene.shop.db_path.stat().st_ino
+    name = f"outsider-{uuid.uuid4().hex[:8]}"
+    run = f'{shutil.which("docker")} run -d --name {name} --network none -v "$SHOP/data:/data" {IMAGE} /bin/sleep 1000'
+    try:
+        done = scene.restore(env=intercept(scene.shop, stop=f'real "$@"; {run}; exit 0'))
+        check_code(done, 7)
+        assert name in done.err
+        assert scene.shop.state().running
+        assert scene.shop.db_path.stat().st_ino == inode
+        check_clean(scene.shop)
+    finally:
+        call("docker", "rm", "-f", name)
+
+
+# --- refusals touch nothing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "compose"), [("sqlcipher", "v2"), pytest.param("sqlite", "v1", marks=LONG)], indirect=True
+)
+def test_refusals_leave_the_bot_running_untouched(prepare: Prepare, mode: str, compose: Compose, keys: Keys) -> None:
+    scene = prepare(mode, compose, services=("bot", "redis"))
+    shop, states, inode = scene.shop, scene.shop.states(), scene.shop.db_path.stat().st_ino
+
+    def check_untouched(done: Completed, code: int, words: str) -> None:
+        check_code(done, code)
+        assert re.search(words, done.err), done.err
+        assert all(untouched(state, shop.state(service)) for service, state in states.items())
+        assert shop.db_path.stat().st_ino == inode
+        check_clean(shop)
+
+    check_untouched(scene.restore(key=keys.other), 4, "key")
+    check_untouched(scene.restore(key=Key(**{**vars(keys.open), "private_armor": "nothing"})), 4, "key")
+    check_untouched(shop.restore(shop.backups / "missing.db.gz.gpg", "--force", key=keys.open), 3, "missing")
+    check_untouched(shop.restore(scene.backup, key=keys.open), 3, "--force")
+    check_untouched(shop.restore(scene.backup, "--force"), 3, "--key-stdin")
+    with changed_bytes(scene.backup):
+        check_untouched(scene.restore(), 3, "checksum")
+        Path(f"{scene.backup}.sha256").unlink()
+        check_untouched(scene.restore(), 4, "damaged|authentic")
+    if mode == "sqlcipher":
+        shop.write_env(DB_PASS="another one")
+        check_untouched(scene.restore(), 5, "DB_PASS")
+        shop.write_env(DB_PASS=DB_PASS)
+    shop.wait_rows(2)
+
+
+@contextmanager
+def changed_bytes(path: Path) -> Iterator[None]:
+    """A bit is flipped in the last bytes meanwhile: all plaintext can still be had, but it is not authentic."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+@ONE_COMPOSE
+def test_failing_commands_are_told_with_their_words(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    env = intercept(scene.shop, stop='echo "the engine is on fire" >&2; exit 1')
+    done = scene.restore(env=env)
+    check_code(done, 7)
+    assert "the engine is on fire" in done.err
+
+
+@pytest.mark.parametrize("compose", ["v2", pytest.param("v1", marks=LONG)], indirect=True)
+def test_nothing_of_the_bots_passphrase_reaches_compose(prepare: Prepare, compose: Compose) -> None:
+    """DB_PASS in the environment of the tool is not handed on to the children that do not need it."""
+    scene = prepare("sqlcipher", compose)
+    env = intercept(scene.shop, stop='env >"$SHOP/seen"; real "$@"; exit')
+    check_code(scene.restore(env={**env, "DB_PASS": DB_PASS}), 0)
+    seen = subprocess.run(["cat", scene.shop.path / "seen"], capture_output=True, text=True, check=True).stdout
+    assert "PATH=" in seen
+    assert "DB_PASS" not in seen

@@ -1,0 +1,504 @@
+"""The restore is killed, cut off or signalled while it stops and starts the real bot: nothing lost, bot up again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeBotShop, StartTerminal
+from tests.support.containers import Bot, Compose, import_image, wait_until
+from tests.support.keys import Keys
+from tests.support.shop import Completed, Rows, filled_pipe
+from tests.test_services import (
+    KEEP_TRUTH,
+    LIVE_ROW,
+    LONG,
+    ONE_COMPOSE,
+    Prepare,
+    Scene,
+    alternating,
+    check_clean,
+    check_code,
+    check_old,
+    check_restored,
+    check_writing_to_the_live_file,
+    intercept,
+    prepare,
+    untouched,
+)
+
+__all__ = ["prepare"]  # a fixture: pytest finds it by its name here
+
+pytestmark = pytest.mark.docker
+
+KILL = 'kill -9 "$PPID"; sleep 0.2; exit 1'
+"""The restore is gone, as by power loss or the kernel's memory killer."""
+
+TRUTH = '[ -e "$SHOP/truth" ] || cp -a "$SHOP/data" "$SHOP/truth"'
+
+KILL_POINTS = {
+    "before the stop": {"stop": KILL},
+    "after the stop": {"stop": f'real "$@"; {TRUTH}; {KILL}'},
+    "before the start": {"stop": KEEP_TRUTH, "start": KILL},
+    "after the start": {"stop": KEEP_TRUTH, "start": f'real "$@"; {KILL}'},
+}
+ROLLBACK_KILL_POINTS = {
+    "before the rollback's stop": {"stop": f"if [ $(nth) = 2 ]; then {KILL}; fi; {KEEP_TRUTH}"},
+    "after the rollback's stop": {"stop": f'n=$(nth); real "$@"; {TRUTH}; if [ $n = 2 ]; then {KILL}; fi; exit 0'},
+    "before the rollback's start": {"stop": KEEP_TRUTH, "start": f"if [ $(nth) = 2 ]; then {KILL}; fi"},
+}
+
+
+def restore_killed(scene: Scene, *options: str, **scripts: str) -> None:
+    """A restore that is killed where the scripts say."""
+    done = scene.restore(*options, env=intercept(scene.shop, **scripts))
+    assert done.code == -signal.SIGKILL, done.text
+    assert Path(f"{scene.shop.db_path}.restore-state.json").exists()
+
+
+def recover(scene: Scene) -> Completed:
+    """--recover, twice: the second time there is nothing to do."""
+    done = scene.shop.restore("--recover")
+    check_code(done, 0)
+    state = scene.shop.state()
+    again = scene.shop.restore("--recover")
+    check_code(again, 0)
+    assert "Nothing to recover" in again.text
+    assert scene.shop.state().started_at == state.started_at
+    return done
+
+
+def check_whole(scene: Scene, *, new: bool) -> None:
+    """The bot runs, on the whole new database or on the whole old one, and nothing is left over."""
+    assert scene.shop.state().running
+    check_writing_to_the_live_file(scene.shop)
+    if new:
+        check_restored(scene)
+    elif scene.truth.exists():
+        check_old(scene)
+    else:
+        assert is_old(scene)
+    check_clean(scene.shop)
+
+
+def is_old(scene: Scene) -> bool:
+    """Whether the live database is the old one."""
+    return "came after the backup" in [row[1] for row in scene.shop.rows_in_place()["customers"]]
+
+
+def check_last_writes_kept(scene: Scene) -> None:
+    """Every row that the old database held when the bot stopped is in one of the backups."""
+    truth = scene.shop.rows(scene.truth)
+    kept = sorted(scene.shop.backups.glob("*.db.gz.gpg"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    assert any(holds(scene.shop.backup_rows(path, scene.key), truth) for path in kept)
+
+
+def holds(rows: Rows, others: Rows) -> bool:
+    """Whether a database has all rows of another one; bot_log may have more: a bot that runs again goes on writing."""
+    log, other_log = rows.get("bot_log", []), others["bot_log"]
+    return {**rows, "bot_log": None} == {**others, "bot_log": None} and set(other_log) <= set(log)
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+@alternating("point", *KILL_POINTS)
+def test_killed_restore_is_finished_or_undone(prepare: Prepare, mode: str, compose: Compose, point: str) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS[point])
+    new = "start" in point
+    done = recover(scene)
+    assert "cut off" in done.err
+    check_whole(scene, new=new)
+    if new:
+        check_last_writes_kept(scene)
+
+
+@alternating("point", *ROLLBACK_KILL_POINTS)
+def test_killed_rollback_ends_with_the_old_database(prepare: Prepare, mode: str, compose: Compose, point: str) -> None:
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
+    restore_killed(scene, **ROLLBACK_KILL_POINTS[point])
+    recover(scene)
+    check_whole(scene, new=False)
+    assert scene.shop.state().health == "healthy"
+
+
+@alternating("point", "after the start", "after the stop")
+def test_next_restore_recovers_first(prepare: Prepare, mode: str, compose: Compose, point: str) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS[point])
+    done = scene.restore()
+    check_code(done, 0)
+    assert "cut off" in done.err
+    check_whole(scene, new=True)
+    if scene.truth.exists():
+        check_last_writes_kept(scene)
+
+
+@ONE_COMPOSE
+def test_deaf_bot_and_killed_restore_lose_no_row(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, Bot(deaf=True, health=True))
+    restore_killed(scene, **KILL_POINTS["after the stop"])
+    recover(scene)
+    assert Path(f"{scene.truth}-wal").stat().st_size > 0
+    check_whole(scene, new=False)
+
+
+@alternating("option", "--stop-first", "--skip-backup")
+def test_killed_restore_in_other_forms_is_recovered(prepare: Prepare, mode: str, compose: Compose, option: str) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, option, **KILL_POINTS["after the stop"])
+    recover(scene)
+    check_whole(scene, new=False)
+
+
+@alternating("point", "after the stop", "before the start")
+def test_bot_that_runs_again_before_the_recovery_loses_nothing(
+    prepare: Prepare, mode: str, compose: Compose, point: str
+) -> None:
+    """Somebody started it by hand; or the engine did, after a reboot."""
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS[point])
+    scene.shop.run_compose("start", "bot")
+    scene.shop.wait_rows()
+    written = scene.shop.rows_in_place()["bot_log"]
+    recover(scene)
+    check_whole(scene, new=point == "before the start")
+    assert set(written) <= set(scene.shop.rows_in_place()["bot_log"])
+
+
+@ONE_COMPOSE
+def test_bot_that_runs_on_the_new_database_in_mid_rollback_is_stopped_first(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
+    restore_killed(scene, **ROLLBACK_KILL_POINTS["after the rollback's stop"])
+    scene.shop.run_compose("start", "bot")
+    scene.shop.wait_rows()
+    recover(scene)
+    check_whole(scene, new=False)
+    assert scene.shop.state().health == "healthy"
+
+
+@ONE_COMPOSE
+def test_recovery_may_itself_be_killed(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS["before the start"])
+    env = intercept(scene.shop, start=KILL)
+    for _ in range(2):
+        assert scene.shop.restore("--recover", env=env).code == -signal.SIGKILL
+    recover(scene)
+    check_whole(scene, new=True)
+    check_last_writes_kept(scene)
+
+
+@ONE_COMPOSE
+def test_new_database_on_which_the_bot_does_not_come_up_is_undone_by_the_recovery(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
+    restore_killed(scene, **KILL_POINTS["before the start"])
+    recover(scene)
+    check_whole(scene, new=False)
+    assert scene.shop.state().health == "healthy"
+
+
+@ONE_COMPOSE
+def test_recovery_without_docker_is_refused_and_works_later(
+    prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
+) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS["before the start"])
+    before = scene.shop.snapshot()
+    done = scene.shop.restore("--recover", env={"DOCKER_HOST": f"unix://{tmp_path}/no.sock"})
+    check_code(done, 3)
+    assert "Docker" in done.err
+    assert scene.shop.snapshot() == before
+    recover(scene)
+    check_whole(scene, new=True)
+
+
+# --- the machine is started anew in between --------------------------------------------------------------------------
+
+
+class Engine:
+    """A Docker engine of our own, which may be stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = f"unix://{folder}/docker.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers; it starts containers that it should."""
+        options = [f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"-p={self.folder}/pid"]
+        (self.folder / "pid").unlink(missing_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["dockerd", f"--host={self.host}", *options, "--bridge=none", "--iptables=false"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self._answers, f"dockerd answers\n{(self.folder / 'log').read_text()[-2000:]}", 60)
+
+    def _answers(self) -> bool:
+        argv = ["docker", f"--host={self.host}", "info"]
+        return subprocess.run(argv, capture_output=True, timeout=30, check=False).returncode == 0
+
+    def stop(self) -> None:
+        """As at the machine's shutdown: containers end, the engine does."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait(60)
+            self._process = None
+        shutil.rmtree(self.folder / "exec", ignore_errors=True)
+
+
+@pytest.fixture
+def engine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine that all of this test's commands use; stopped afterwards."""
+    own = Engine(tmp_path_factory.mktemp("e"))
+    own.start()
+    monkeypatch.setenv("DOCKER_HOST", own.host)
+    import_image()
+    try:
+        yield own
+    finally:
+        own.stop()
+
+
+@pytest.mark.usefixtures("docker")
+@alternating("point", "after the stop", "before the start")
+def test_reboot_in_the_middle_loses_nothing(
+    engine: Engine, prepare: Prepare, mode: str, compose: Compose, point: str
+) -> None:
+    """The bot has `restart: always`: the engine starts it, whatever state the restore was in."""
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS[point])
+    assert not scene.shop.state().running
+    engine.stop()
+    engine.start()
+    wait_until(lambda: scene.shop.state().running, "the engine has started the bot again")
+    scene.shop.wait_rows()
+    written = scene.shop.rows_in_place()["bot_log"]
+    recover(scene)
+    check_whole(scene, new=point == "before the start")
+    assert set(written) <= set(scene.shop.rows_in_place()["bot_log"])
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+PAUSE = 'touch "$SHOP/now"; sleep 1.5'
+"""Tells the test that the moment has come, and gives it time."""
+
+MOMENTS = {
+    "stop": {"stop": f"{PAUSE}; {KEEP_TRUTH}"},
+    "swap": {"stop": f'real "$@"; {TRUTH}; touch "$SHOP/now"; exit 0'},
+    "start": {"stop": KEEP_TRUTH, "start": PAUSE},
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def repeated_signals(process: subprocess.Popen[str]) -> Iterator[None]:
+    """All three signals, over and over, to the whole group of a process, as from an impatient operator."""
+    enough = threading.Event()
+
+    def send() -> None:
+        while not enough.wait(0.1):
+            for number in SIGNALS:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def finish_under_signals(scene: Scene, **scripts: str) -> int:
+    """A restore that gets signals from the moment on that its scripts tell; its exit code."""
+    process = scene.shop.start_restore(scene.backup, "--force", key=scene.key, env=intercept(scene.shop, **scripts))
+    try:
+        wait_until((scene.shop.path / "now").exists, "the moment comes", 60)
+        with repeated_signals(process):
+            process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    return process.returncode
+
+
+@alternating("moment", *MOMENTS)
+def test_signals_do_not_interrupt_the_switch(prepare: Prepare, mode: str, compose: Compose, moment: str) -> None:
+    scene = prepare(mode, compose)
+    assert finish_under_signals(scene, **MOMENTS[moment]) == 0
+    check_whole(scene, new=True)
+    check_last_writes_kept(scene)
+
+
+@alternating("moment", "rollback's stop", "rollback's start")
+def test_signals_do_not_interrupt_a_rollback(prepare: Prepare, mode: str, compose: Compose, moment: str) -> None:
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
+    pause = f"if [ $(nth) = 2 ]; then {PAUSE}; fi"
+    scripts = {"stop": f"{pause}; {KEEP_TRUTH}"} if "stop" in moment else {"stop": KEEP_TRUTH, "start": pause}
+    assert finish_under_signals(scene, **scripts) == 8
+    check_whole(scene, new=False)
+
+
+@ONE_COMPOSE
+def test_signal_before_the_switch_ends_the_run_and_touches_nothing(
+    prepare: Prepare, mode: str, compose: Compose, keys: Keys
+) -> None:
+    scene = prepare(mode, compose, PGP_PUBLIC_KEY_BASE64=keys.rsa.public_b64)
+    state, inode = scene.shop.state(), scene.shop.db_path.stat().st_ino
+    marker = scene.shop.path / "asked"
+    command = scene.shop.path / "passphrase"
+    command.write_text(f'#!/bin/sh\ntouch "{marker}"\nsleep 20\n')
+    command.chmod(0o755)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
+        for options, moment in (((), key_is_awaited), (("--passphrase-command", str(command)), marker_is_there)):
+            key = keys.rsa.private_b64.encode() if options else subprocess.PIPE
+            process = scene.shop.start_restore(scene.backup, "--force", "--key-stdin", *options, stdin=key)
+            try:
+                wait_until(lambda: moment(process, marker), "the restore waits", 30)  # noqa: B023 - called at once
+                os.killpg(process.pid, number)
+                _, err = process.communicate(timeout=15)
+            finally:
+                process.kill()
+            marker.unlink(missing_ok=True)
+            assert process.returncode == code, err
+            assert "Traceback" not in err
+            assert untouched(state, scene.shop.state())
+            assert scene.shop.db_path.stat().st_ino == inode
+            check_clean(scene.shop)
+    scene.shop.wait_rows(2)
+
+
+def key_is_awaited(process: subprocess.Popen[str], _marker: Path) -> bool:
+    """It has its RAM folder and sleeps in read(0): the key's pipe is open and empty."""
+    with suppress(OSError):
+        return Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 ")
+    return False
+
+
+def marker_is_there(_process: subprocess.Popen[str], marker: Path) -> bool:
+    """The passphrase command runs."""
+    return marker.exists()
+
+
+# --- the terminal is lost --------------------------------------------------------------------------------------------
+
+
+@alternating("moment", "stop", "start", "rollback")
+def test_lost_terminal_changes_nothing(
+    prepare: Prepare, terminal: StartTerminal, mode: str, compose: Compose, moment: str
+) -> None:
+    rollback = moment == "rollback"
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW if rollback else None))
+    scripts = {"stop": f"if [ $(nth) = 2 ]; then {PAUSE}; fi; {KEEP_TRUTH}"} if rollback else MOMENTS[moment]
+    reading = filled_pipe(scene.key.private_b64.encode())
+    started = terminal(scene.shop, scene.backup, "--key-stdin", stdin=reading, env=intercept(scene.shop, **scripts))
+    os.close(reading)
+    started.expect(r"Continue\? \[y/N\]", 60)
+    started.send("y\n")
+    wait_until((scene.shop.path / "now").exists, "the moment comes", 60)
+    started.close_master()
+    assert started.wait(60) == (8 if rollback else 0)
+    check_whole(scene, new=not rollback)
+    log = (scene.shop.backups / "restore.log").read_text()
+    assert ("Rollback successful" if rollback else "Database restored successfully") in log
+
+
+@ONE_COMPOSE
+def test_ctrl_c_on_the_terminal_during_the_switch_does_not_interrupt(
+    prepare: Prepare, terminal: StartTerminal, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose)
+    reading = filled_pipe(scene.key.private_b64.encode())
+    env = intercept(scene.shop, **MOMENTS["stop"])
+    started = terminal(scene.shop, scene.backup, "--key-stdin", "--force", stdin=reading, env=env)
+    os.close(reading)
+    wait_until((scene.shop.path / "now").exists, "the moment comes", 60)
+    for _ in range(3):
+        started.send("\x03")
+        time.sleep(0.2)
+    assert started.wait(60) == 0
+    check_whole(scene, new=True)
+
+
+@ONE_COMPOSE
+def test_closed_pipes_do_not_change_the_outcome(prepare: Prepare, mode: str, compose: Compose) -> None:
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
+    process = scene.shop.start_restore(
+        scene.backup, "--force", "--json", key=scene.key, env=intercept(scene.shop, **MOMENTS["stop"])
+    )
+    wait_until((scene.shop.path / "now").exists, "the moment comes", 60)
+    for stream in (process.stdout, process.stderr):
+        assert stream
+        stream.close()
+    try:
+        assert process.wait(60) == 8
+    finally:
+        process.kill()
+        process.wait()
+    check_whole(scene, new=False)
+
+
+# --- the soak --------------------------------------------------------------------------------------------------------
+
+
+@LONG
+@pytest.mark.timeout(3000)
+def test_restores_in_a_row_under_faults_lose_nothing(
+    make_bot_shop: MakeBotShop, compose: Compose, mode: str, keys: Keys
+) -> None:
+    """25 restores for each mode and Compose, each with another fault: outcomes are whole old or whole new."""
+    shop = make_bot_shop(mode, compose, Bot(health=True), PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)
+    faults: list[dict[str, str]] = [
+        {"stop": KEEP_TRUTH},
+        {"stop": "exit 1"},
+        {"stop": KEEP_TRUTH, "start": "if [ $(nth) = 1 ]; then exit 1; fi"},
+        *KILL_POINTS.values(),
+    ]
+    outcomes: dict[str, int] = {}
+    expected, backup = shop.rows(), shop.create_backup()
+    shop.up("bot")
+    shop.wait_rows()
+    for number in range(25):
+        forget_last_round(shop.path)
+        shop.change_data()
+        written = set(shop.rows_in_place()["bot_log"])
+        scene = Scene(shop, keys.open, backup, expected, time.time())
+        code = scene.restore(env=intercept(shop, **faults[number * 5 % len(faults)])).code
+        if code == -signal.SIGKILL:
+            recover(scene)
+        new = not is_old(scene)
+        assert new or code != 0
+        check_whole(scene, new=new)
+        if new:
+            check_last_writes_kept(scene)
+        else:
+            assert written <= set(shop.rows_in_place()["bot_log"])
+        outcome = f"exit {code}, {'new' if new else 'old'}"
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    print(f"{mode}, Compose {compose.name}: {outcomes}")
+
+
+def forget_last_round(folder: Path) -> None:
+    """The wrapper begins to count anew, and may copy the database again."""
+    shutil.rmtree(folder / "truth", ignore_errors=True)
+    for path in (folder / "bin").glob("*.calls"):
+        path.unlink()

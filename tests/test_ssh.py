@@ -1,0 +1,391 @@
+"""Over real SSH: Debian's sshd on a loopback port, and its client. The commands are the README's, word for word."""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeBotShop, MakeShop
+from tests.support.containers import Bot, Compose, wait_until
+from tests.support.keys import Key, Keys
+from tests.support.shop import Completed, Shop
+from tests.support.terminal import Terminal
+
+BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
+RESTORE = f"cd shopbot && python restore_backup.py {BACKUP}"
+MENU = "cd shopbot && python restore_backup.py"
+CONFIRM = r"Continue\? \[y/N\] "
+
+SSHD = """\
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/operator.pub
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+ForceCommand {folder}/login
+SetEnv "PATH={path}" LC_ALL=C.UTF-8 HOME={folder}/home
+"""
+
+CLIENT = """\
+Host host
+HostName 127.0.0.1
+Port {port}
+User root
+IdentityFile {folder}/operator
+IdentitiesOnly yes
+UserKnownHostsFile {folder}/known_hosts
+BatchMode yes
+LogLevel ERROR
+"""
+
+# Where an operator lands: in a home folder that has the shop in it.
+LOGIN = '#!/bin/bash\ncd {folder}/home && exec /bin/bash -c "$SSH_ORIGINAL_COMMAND"\n'
+
+
+@dataclass
+class Host:
+    """A machine with a shop in ~/shopbot, reached as `ssh host`; `folder/bin` comes first in its PATH."""
+
+    folder: Path
+    shop: Shop
+    key: Key
+
+    def type(self, script: str, timeout: float = 60) -> Completed:
+        """What an operator types at home, run by bash; key.b64 and passphrase lie in the folder. No terminal."""
+        done = subprocess.run(
+            ["/bin/bash", "-c", script],
+            cwd=self.folder / "away",
+            env=self.away(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            encoding="utf-8",
+            check=False,
+            start_new_session=True,
+        )
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def away(self) -> dict[str, str]:
+        """The environment at the operator's own machine."""
+        return {**os.environ, "PATH": f"{self.folder}/away/bin:{os.environ['PATH']}"}
+
+    def slow_down(self, program: str, script: str) -> None:
+        """Put a script before a program of the host; it ends with the program itself."""
+        path = self.folder / "bin" / program
+        real = sys.executable if program == "python" else shutil.which(program)
+        path.write_text(f"#!/bin/sh\n{script.format(folder=self.folder, real=real)}\n")
+        path.chmod(0o755)
+
+    def is_restored(self) -> bool:
+        """Whether the database is the backup's (300 orders) and not the one before (fewer)."""
+        return len(self.shop.rows()["orders"]) == 300
+
+    def log(self) -> str:
+        """The log of restores; empty when there is none."""
+        path = self.shop.backups / "restore.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def ended(self) -> str:
+        """Wait until the log says how the run ended; returns what `--list` says of it over a new connection."""
+        wait_until(lambda: "outcome: " in self.log(), "the log says how it ended", 60)
+        wait_until(lambda: not list(self.shop.db_path.parent.glob("*.restore-*")), "nothing is left over")
+        done = self.type("ssh host 'cd shopbot && python restore_backup.py --list'")
+        assert done.code == 0, done.text
+        return next(line for line in done.out.splitlines() if line.startswith("last restore: "))
+
+
+StartHost = Callable[[Shop], Host]
+SshTerminal = Callable[..., Terminal]
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, keys: Keys) -> Iterator[StartHost]:
+    """make_host(shop): its machine runs sshd, and the shop has changed since its backup BACKUP was made."""
+    if os.geteuid() != 0 or not shutil.which("sshd", path=SBIN):
+        pytest.skip("tests over SSH need root and openssh-server")
+    with ExitStack() as cleanup:
+
+        def make(shop: Shop) -> Host:
+            made = shop.create_backup()
+            made.rename(shop.path / BACKUP)
+            Path(f"{made}.sha256").unlink()
+            shop.change_data()
+            folder = tmp_path / "ssh"
+            for name in ("bin", "home", "away/bin"):
+                (folder / name).mkdir(parents=True)
+            (folder / "home/shopbot").symlink_to(shop.path)
+            (folder / "away/key.b64").write_text(keys.rsa.private_b64)
+            (folder / "away/passphrase").write_text(f"{keys.rsa.passphrase}\n")
+            wrapper = folder / "away/bin/ssh"
+            wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/client "$@"\n')
+            wrapper.chmod(0o755)
+            start_sshd(folder, cleanup)
+            return Host(folder, shop, keys.rsa)
+
+        yield make
+
+
+SBIN = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
+
+
+def start_sshd(folder: Path, cleanup: ExitStack) -> None:
+    """Own host key, own configuration, own authorized key; ended by its process id."""
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when it is root, and no init has made it here
+    for name in ("host", "operator"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(command, check=True, timeout=30)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    python = Path(sys.executable).parent
+    values = {"folder": folder, "port": port, "path": f"{folder}/bin:{python}:{SBIN}"}
+    for name, text in {"sshd_config": SSHD, "client": CLIENT, "login": LOGIN}.items():
+        (folder / name).write_text(text.format(**values))
+    (folder / "login").chmod(0o755)
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    sshd = shutil.which("sshd", path=SBIN) or "sshd"
+    with (folder / "sshd.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sshd, "-D", "-e", "-f", str(folder / "sshd_config")], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    cleanup.callback(server.wait, 30)
+    cleanup.callback(server.terminate)
+
+    def listens() -> bool:
+        assert server.poll() is None, (folder / "sshd.log").read_text()
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+        return False
+
+    wait_until(listens, "sshd listens")
+
+
+@pytest.fixture
+def host(make_host: StartHost, make_shop: MakeShop) -> Host:
+    """A host whose shop has plain SQLite and no Docker; the backup is encrypted."""
+    return make_host(make_shop("sqlite"))
+
+
+@pytest.fixture
+def ssh_terminal() -> Iterator[SshTerminal]:
+    """ssh_terminal(host, "-t", remote command): the client on a terminal of its own, ended afterwards."""
+    with ExitStack() as running:
+
+        def start(host: Host, option: str, remote: str) -> Terminal:
+            started = Terminal(["ssh", option, "host", remote], cwd=host.folder / "away", env=host.away())
+            running.callback(started.end)
+            return started
+
+        yield start
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+WITH_COMMAND = f"""cat key.b64 | ssh host '{RESTORE} --key-stdin --force --passphrase-command "cat {{passphrase}}"'"""
+
+WITH_DESCRIPTOR = f"""\
+{{ cat passphrase; cat key.b64; }} | ssh host 'IFS= read -r p && {RESTORE} \
+    --key-stdin --force --passphrase-fd 3 3< <(printf "%s\\n" "$p")'"""
+
+
+def with_command(host: Host, more: str = "") -> str:
+    """The key piped, the passphrase from a command on the host."""
+    return WITH_COMMAND.format(passphrase=host.folder / "away/passphrase").replace("--force", f"--force {more}".strip())
+
+
+def test_key_piped_and_passphrase_through_a_command(host: Host) -> None:
+    done = host.type(with_command(host))
+    assert done.code == 0, done.text
+    assert host.is_restored()
+    assert "Database restored successfully" in done.out
+    assert "tmux" not in done.text
+
+
+def test_key_and_passphrase_through_the_connection_alone(host: Host) -> None:
+    done = host.type(WITH_DESCRIPTOR)
+    assert done.code == 0, done.text
+    assert host.is_restored()
+
+
+def test_json_comes_back_alone_on_standard_output(host: Host) -> None:
+    done = host.type(with_command(host, "--verify-only --json") + " | python3 -m json.tool")
+    assert done.code == 0, done.text
+    assert '"outcome": "verified"' in done.out
+    assert not host.is_restored()
+
+
+def test_with_a_terminal_everything_is_asked_for(host: Host, ssh_terminal: SshTerminal) -> None:
+    client = ssh_terminal(host, "-t", MENU)
+    client.expect("in tmux it would go on")
+    client.expect("Number, or q to leave: ")
+    client.send("1\n")
+    client.expect("Paste the private key.*: ")
+    client.send(host.key.private_b64 + "\n")
+    client.expect("Passphrase of the private key: ")
+    client.send(f"{host.key.passphrase}\n")
+    client.expect(CONFIRM)
+    client.send("y\n")
+    assert client.wait() == 0, client.output
+    assert host.is_restored()
+    assert host.key.private_b64[:40] not in client.output
+    assert str(host.key.passphrase) not in client.output
+
+
+def test_in_tmux_no_tmux_is_recommended(host: Host, ssh_terminal: SshTerminal) -> None:
+    client = ssh_terminal(host, "-t", f"export TMUX=/tmp/tmux-0/default,1,0; {RESTORE}")
+    client.expect("Paste the private key.*: ")
+    assert "in tmux it would go on" not in client.output
+
+
+@pytest.mark.parametrize(
+    ("pipe", "options", "said"),
+    [
+        ("", "", "--force"),
+        ("", "--force", "--key-stdin"),
+        ("cat key.b64 | ", "--key-stdin", "--force"),
+        ("cat key.b64 | ", "--key-stdin --force", "--passphrase-fd"),
+    ],
+    ids=["nothing", "no key", "no confirmation", "no passphrase"],
+)
+def test_without_a_terminal_it_is_refused_with_the_option_named(host: Host, pipe: str, options: str, said: str) -> None:
+    before = host.shop.snapshot()
+    done = host.type(f"{pipe}ssh host '{RESTORE} {options}'")
+    assert done.code == 3, done.text
+    assert said in done.err
+    assert "ssh -t" in done.err
+    assert host.shop.snapshot() == before
+
+
+def test_without_a_terminal_and_without_a_file_it_is_refused(host: Host) -> None:
+    done = host.type("ssh host 'cd shopbot && python restore_backup.py'")
+    assert done.code == 3, done.text
+    assert "--list" in done.err
+
+
+def test_key_piped_into_a_forced_terminal_ends_soon_and_touches_nothing(host: Host) -> None:
+    """The terminal would show the key and cut it at 4095 characters."""
+    before = host.shop.snapshot()
+    done = host.type(f"cat key.b64 | ssh -tt host '{RESTORE} --key-stdin --force'", timeout=30)
+    assert done.code in (3, 4), done.text
+    assert "terminal" in done.text
+    assert host.shop.snapshot() == before
+
+
+# --- the connection is lost ------------------------------------------------------------------------------------------
+
+SLOW_GPG = 'case "$*" in *--{action}*) touch {{folder}}/slow; sleep 3;; esac; exec {{real}} "$@"'
+SLOW_RENAME = (
+    'exec strace -f --seccomp-bpf -qq -o /dev/null -e trace=rename -e inject=rename:delay_enter=500ms {real} "$@"'
+)
+
+
+def wait_for_slow(host: Host) -> None:
+    """Wait until the slowed program runs."""
+    wait_until((host.folder / "slow").exists, "the slowed program runs", 60)
+
+
+def lose(client: Terminal) -> None:
+    """The client dies without a word, as with a laptop that is closed; the server sees the connection break."""
+    client.process.send_signal(signal.SIGKILL)
+    client.process.wait(10)
+
+
+def start_with_terminal(host: Host, ssh_terminal: SshTerminal) -> Terminal:
+    """A run with `ssh -t` whose key and passphrase are on the host (a file descriptor is not passed on)."""
+    key, passphrase = host.folder / "away/key.b64", host.folder / "away/passphrase"
+    return ssh_terminal(
+        host, "-t", f'{RESTORE} --key-stdin --passphrase-command "cat {passphrase}" <{shlex.quote(str(key))}'
+    )
+
+
+def test_lost_at_the_confirmation_nothing_is_touched(host: Host, ssh_terminal: SshTerminal) -> None:
+    before = host.shop.snapshot()
+    client = start_with_terminal(host, ssh_terminal)
+    client.expect(CONFIRM)
+    lose(client)
+    assert "SIGHUP" in host.ended()
+    assert host.shop.snapshot() == before
+
+
+@pytest.mark.parametrize("action", ["decrypt", "encrypt"], ids=["decryption", "safety backup"])
+def test_lost_before_the_switch_nothing_is_touched(host: Host, ssh_terminal: SshTerminal, action: str) -> None:
+    before = host.shop.snapshot()
+    host.slow_down("gpg", SLOW_GPG.format(action=action))
+    client = start_with_terminal(host, ssh_terminal)
+    if action == "encrypt":
+        client.expect(CONFIRM)
+        client.send("y\n")
+    wait_for_slow(host)
+    lose(client)
+    assert "SIGHUP" in host.ended()
+    # The safety backup opens the database, which leaves a -shm and an empty -wal while it does; nothing else.
+    assert host.shop.snapshot()["shop.db"] == before["shop.db"]
+    assert not host.is_restored()
+
+
+def test_lost_during_the_switch_it_ends_by_itself(host: Host, ssh_terminal: SshTerminal) -> None:
+    host.slow_down("python", SLOW_RENAME)
+    client = start_with_terminal(host, ssh_terminal)
+    client.expect(CONFIRM)
+    client.send("y\n")
+    journal = host.shop.db_path.with_name("shop.db.restore-state.json")
+    wait_until(journal.exists, "the switch has begun", 60)
+    lose(client)
+    assert "restored" in host.ended()
+    assert host.is_restored()
+    assert "Database restored successfully" in host.log()
+
+
+def test_without_a_terminal_a_lost_connection_does_not_end_it(host: Host) -> None:
+    """Nothing tells a program without a terminal that the connection is gone: it goes on to its end."""
+    host.slow_down("gpg", SLOW_GPG.format(action="decrypt"))
+    client = subprocess.Popen(
+        ["/bin/bash", "-c", with_command(host).replace("| ssh", "| exec ssh")],
+        cwd=host.folder / "away",
+        env=host.away(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    with client:
+        wait_for_slow(host)
+        os.killpg(client.pid, signal.SIGKILL)
+    assert "restored" in host.ended()
+    assert host.is_restored()
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("compose", ["v2"], indirect=True)
+def test_lost_while_the_bot_is_stopped_the_bot_runs_afterwards(
+    make_bot_shop: MakeBotShop, compose: Compose, make_host: StartHost, ssh_terminal: SshTerminal
+) -> None:
+    """The bot is deaf to SIGTERM, so that stopping it takes a while."""
+    shop = make_bot_shop("sqlite", compose, Bot(deaf=True, grace="3s"))
+    host = make_host(shop)
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in compose.env.items())
+    host.slow_down("python", f'export {variables}\nexec {{real}} "$@"')
+    shop.up()
+    shop.wait_rows()
+    client = start_with_terminal(host, ssh_terminal)
+    client.expect(CONFIRM)
+    client.send("y\n")
+    client.expect("Stopping Docker containers")
+    lose(client)
+    assert "restored" in host.ended()
+    assert shop.state().running
+    assert shop.state("redis").running
+    assert len(shop.rows_in_place()["orders"]) == 300

@@ -1,0 +1,233 @@
+"""A user without any rights runs everything on files of its own: what works, works; what needs root is said."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeShop
+from tests.support.containers import wait_until
+from tests.support.keys import Key, Keys
+from tests.support.shop import Completed, Shop
+
+UID = 50000 + os.getpid() % 10000
+"""Of nobody: no name, no home, no group that has files; and no other test process has it."""
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+
+AS_USER = ["env", "--unset=HOME", "setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs"]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """pytest's own is closed to other users, and made so again by every pytest that starts meanwhile."""
+    folder = Path(tempfile.mkdtemp(prefix="user-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def user_shop(make_shop: MakeShop, mode: str) -> Shop:
+    """A shop that belongs to the user."""
+    shop = make_shop(mode)
+    for path in (shop.path, *shop.path.rglob("*")):
+        os.chown(path, UID, UID)
+    open_way(Path(sys.executable).parent)
+    return shop
+
+
+def open_way(folder: Path) -> None:
+    """The tests' Python may lie in a folder of the caller's own: let others through, without letting them look."""
+    for path in (folder, *folder.parents):
+        if not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o011)
+
+
+def as_user(shop: Shop, script: str, *args: object, key: Key | None = None, **options: object) -> Completed:
+    """Run a script as the user; swap of this machine is not the matter here."""
+    return shop.run(script, *args, key=key, wrapper=AS_USER, **options)
+
+
+def restore(shop: Shop, *args: object, key: Key | None = None, **options: object) -> Completed:
+    """restore_backup.py as the user."""
+    return as_user(shop, "restore_backup.py", "--allow-swap", *args, key=key, **options)
+
+
+def backup_of(shop: Shop) -> Path:
+    """A backup that the user may read."""
+    made = as_user(shop, "database_backup.py", "create")
+    assert made.code == 0, made.text
+    return shop.path / made.out.strip()
+
+
+def test_python_of_the_tests_can_be_run_by_the_user(user_shop: Shop) -> None:
+    """If not, the other tests would fail for no fault of the program's."""
+    command = [*AS_USER, sys.executable, "-c", "import gnupg, sqlcipher3, isal, os; print(os.getuid())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=user_shop.path)
+    assert done.stdout.strip() == str(UID), done.stderr
+
+
+def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
+    rows = user_shop.rows()
+    backup = backup_of(user_shop)
+    assert backup.stat().st_uid == UID
+    assert as_user(user_shop, "database_backup.py", "verify", backup).code == 0
+    listed = restore(user_shop, "--list")
+    assert backup.name in listed.text
+    verified = restore(user_shop, backup, "--verify-only", key=keys.rsa)
+    assert verified.code == 0, verified.text
+
+    user_shop.change_data()
+    for path in user_shop.db_path.parent.iterdir():
+        os.chown(path, UID, UID)
+    changed = user_shop.rows()
+    done = restore(user_shop, backup, "--force", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert user_shop.rows() == rows
+    assert user_shop.db_path.stat().st_uid == UID
+    safety = next(path for path in user_shop.backups.glob("*.gpg") if path != backup)
+    assert user_shop.backup_rows(safety, keys.rsa) == changed
+
+
+def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Shop, keys: Keys) -> None:
+    """Without root nobody can tell who has the database open: that is said, and --force takes the responsibility."""
+    backup = backup_of(user_shop)
+    before = user_shop.snapshot()
+    done = restore(user_shop, backup, "--force", key=keys.rsa)
+    assert "cannot" in done.text
+    assert "processes" in done.text
+    assert "--force" in done.text or done.code == 0
+    assert done.code == 0 or user_shop.snapshot() == before
+
+
+def test_own_process_that_has_the_database_open_is_found(user_shop: Shop, keys: Keys) -> None:
+    backup = backup_of(user_shop)
+    holder = "import sys; file = open(sys.argv[1], 'rb'); print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [*AS_USER, sys.executable, "-c", holder, str(user_shop.db_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=user_shop.path,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        before = user_shop.snapshot()
+        done = restore(user_shop, backup, "--force", "--no-restart", key=keys.rsa)
+        process.stdin.close()
+    assert done.code == 3, done.text
+    assert f"pid {process.pid}" in done.text
+    assert user_shop.snapshot() == before
+
+
+def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, keys: Keys) -> None:
+    backup = backup_of(user_shop)
+    damaged = user_shop.backups / "db_backup_20250130_120000.db.gz.gpg"
+    damaged.write_bytes(backup.read_bytes()[:-1])
+    os.chown(damaged, UID, UID)
+    before = user_shop.snapshot()
+    wrong = restore(user_shop, backup, "--force", key=Key(**{**vars(keys.rsa), "passphrase": "wrong"}))
+    assert wrong.code == 4, wrong.text
+    assert "wrong passphrase" in wrong.text
+    cut = restore(user_shop, damaged, "--force", key=keys.rsa)
+    assert cut.code == 4, cut.text
+    assert user_shop.snapshot() == before
+
+
+def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) -> None:
+    """Root made the backup and handed over the backup alone."""
+    backup = user_shop.create_backup()
+    os.chown(backup, UID, UID)
+    before = user_shop.snapshot()
+    done = restore(user_shop, backup, "--force", key=keys.rsa)
+    assert done.code == 3, done.text
+    assert f"{backup.name}.sha256" in done.text
+    assert user_shop.snapshot() == before
+
+
+@pytest.mark.parametrize("problem", ["folder not writable", "database of another user", "backups not writable"])
+def test_missing_rights_are_refused_before_anything_is_touched(user_shop: Shop, keys: Keys, problem: str) -> None:
+    backup = backup_of(user_shop)
+    if problem == "folder not writable":
+        os.chown(user_shop.db_path.parent, 0, 0)
+    elif problem == "database of another user":
+        os.chown(user_shop.db_path, 0, 0)
+        user_shop.db_path.chmod(0o600)
+    else:
+        os.chown(user_shop.backups, 0, 0)
+    before = user_shop.snapshot()
+    done = restore(user_shop, backup, "--force", key=keys.rsa)
+    assert done.code in (3, 6), done.text
+    assert "Traceback" not in done.text
+    assert "ermission" in done.text or "permitted" in done.text or "rights" in done.text or "written" in done.text
+    assert user_shop.snapshot() == before
+
+
+def test_nothing_is_left_in_ram_and_nothing_in_a_home(user_shop: Shop, keys: Keys) -> None:
+    backup = backup_of(user_shop)
+    assert restore(user_shop, backup, "--verify-only", key=keys.rsa).code == 0
+    deadline = time.monotonic() + 3
+    while left := things_of_the_user():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def things_of_the_user() -> list[str]:
+    """RAM folders and processes of the user's."""
+    found = [str(path) for path in Path("/dev/shm").glob("restore-backup-*") if path.stat().st_uid == UID]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"Uid:\t{UID}\t" in (process / "status").read_text():
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_memory_cannot_be_looked_into_by_the_same_user(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
+    """Not dumpable: the kernel gives its files in /proc to root, and ptrace by its own user is refused."""
+    backup = backup_of(user_shop)
+    ready, go = user_shop.path / "ready", user_shop.path / "go"
+    script = user_shop.path / "ask"
+    script.write_text(
+        f"#!/bin/sh\necho $PPID > {ready}.new; mv {ready}.new {ready}\n"
+        f"while [ ! -e {go} ]; do sleep 0.05; done\necho wrong\n"
+    )
+    script.chmod(0o755)
+    key = Key(**{**vars(keys.rsa), "passphrase": None})
+    options = ("--verify-only", "--allow-swap", "--passphrase-command", script)
+    running = user_shop.start_restore(backup, *options, key=key, wrapper=AS_USER)
+    try:
+        wait_until(ready.exists, "the passphrase is asked for")
+        pid = ready.read_text().strip()
+        assert re.search(rf"^Uid:\t{UID}\t", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
+        look = subprocess.run([*AS_USER, "cat", f"/proc/{pid}/environ"], capture_output=True, text=True, check=False)
+        assert look.returncode != 0
+        assert "ermission denied" in look.stderr
+        assert re.search(r"Max core file size\s+0\s+0\s", Path(f"/proc/{pid}/limits").read_text())
+    finally:
+        go.touch()
+        running.communicate(timeout=60)
+    assert running.returncode == 4
+
+
+def test_small_limit_of_locked_memory_does_no_harm(user_shop: Shop, keys: Keys) -> None:
+    """Users may lock 64 kB or 8 MB: locking more must not make the restore fail."""
+    backup = backup_of(user_shop)
+    with closing(user_shop.connect()) as connection:
+        connection.execute("SELECT 1")
+    for limit in (0, 65536, 8 << 20):
+        wrapper = [shutil.which("prlimit") or "prlimit", f"--memlock={limit}:{limit}", *AS_USER]
+        done = user_shop.restore(backup, "--verify-only", "--allow-swap", key=keys.rsa, wrapper=wrapper)
+        assert done.code == 0, f"{limit}: {done.text}"
