@@ -225,9 +225,10 @@ def lock_owner(descriptor: int) -> str:
 def command_of(process: Path) -> str:
     """Return the command line of a process, given its folder in /proc, as far as a message has room."""
     try:
-        return (process / "cmdline").read_text(errors="replace").replace("\0", " ").strip()[:60] or "?"
+        program, *arguments = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return "?"
+    return " ".join([Path(program).name, *arguments]).strip()[:100] or "?"
 
 
 def open_folder(folder: Path) -> int:
@@ -835,6 +836,11 @@ def sidecars(database: Path) -> list[Path]:
     return [path for path in (database.with_name(database.name + suffix) for suffix in SIDECARS) if path.exists()]
 
 
+def database_files(database: Path) -> list[Path]:
+    """Return the database and its sidecars, those that exist."""
+    return [path for path in [database, *sidecars(database)] if path.exists()]
+
+
 RAW_KEY = re.compile(r"x'(?:[0-9a-f]{64}|[0-9a-f]{96})'", re.IGNORECASE)
 """A SQLCipher passphrase of this form is the key itself, with or without a salt."""
 
@@ -1062,6 +1068,8 @@ class DatabaseBackup:
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
         self._quiet = quiet
+        self.progress: Callable[[int], object] = lambda _: None
+        """Is told how many bytes of the database have been read for the backup."""
 
     def create_backup(self, compress: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
@@ -1077,7 +1085,7 @@ class DatabaseBackup:
             )
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
             raise UnreadableDatabaseError(f"{self.db_path} is empty")
-        need = sum(path.stat().st_size for path in [self.db_path, *sidecars(self.db_path)])
+        need = sum(path.stat().st_size for path in database_files(self.db_path))
         with self._no_restore_meanwhile(), RamFolder(need + CHUNK) as ram:
             copy = ram.path / "copy.db"
             try:
@@ -1094,7 +1102,7 @@ class DatabaseBackup:
 
         :raises BackupError: when the files cannot be read or the backup cannot be written.
         """
-        files = [path for path in [self.db_path, *sidecars(self.db_path)] if path.exists()]
+        files = database_files(self.db_path)
         with RamFolder(sum(path.stat().st_size for path in files) + CHUNK) as ram:
             copy = ram.path / "raw.tar"
             try:
@@ -1223,7 +1231,8 @@ class DatabaseBackup:
             write_all(target, data)
 
         with io.FileIO(copy) as plain:
-            content: Readable = GzipReader(plain, level=0 if self._settings.encrypted else 1) if compress else plain
+            level = 0 if self._settings.encrypted else 1
+            content: Readable = GzipReader(plain, level, self.progress) if compress else plain
             if self._settings.public_key:
                 keyring = Keyring(ram)
                 keyring.encrypt(content, keyring.import_public(self._settings.public_key), sink)
@@ -1250,17 +1259,21 @@ class DatabaseBackup:
             path.unlink(missing_ok=True)
 
     def _publish(self, target: io.FileIO, checksum: io.FileIO, suffix: str, digest: str) -> Path:
-        """Give a complete backup its name: the first second of the clock from now on that is not taken."""
+        """Give a complete backup its name: the first second of the clock from now on that is not taken.
+
+        The checksum gets its name first, so that no backup is ever seen without one.
+        """
         while True:
             path = self.backup_dir / f"db_backup_{datetime.now().astimezone():%Y%m%d_%H%M%S}{suffix}"
-            try:
-                name_without_replacing(target.name, path)
-                break
-            except FileExistsError:
-                time.sleep(1 - time.time() % 1)
-        write_all(checksum, f"{digest}  {path.name}\n".encode())
-        os.fsync(checksum.fileno())
-        os.rename(checksum.name, checksum_path(path))
+            with contextlib.suppress(FileExistsError):
+                if not path.exists():
+                    checksum.seek(0)
+                    write_all(checksum, f"{digest}  {path.name}\n".encode())
+                    os.fsync(checksum.fileno())
+                    name_without_replacing(checksum.name, checksum_path(path))
+                    break
+            time.sleep(1 - time.time() % 1)
+        name_without_replacing(target.name, path)
         fsync_folder(self.backup_dir)
         return path
 
@@ -1269,19 +1282,29 @@ class DatabaseBackup:
         for path in self.backup_dir.glob(".db_backup_*.tmp"):
             with contextlib.suppress(OSError), path.open("rb") as file:
                 if flock(file.fileno(), fcntl.LOCK_EX):
+                    if os.fstat(file.fileno()).st_nlink > 1:
+                        self._remove_checksum_of_nothing(path)
                     path.unlink()
+
+    def _remove_checksum_of_nothing(self, temporary: Path) -> None:
+        """Remove the name that a checksum got before its process was killed, when its backup never got one."""
+        for checksum in self.backup_dir.glob("db_backup_*.sha256"):
+            if checksum.samefile(temporary) and not checksum.with_suffix("").exists():
+                checksum.unlink()
 
 
 class GzipReader:
     """Reads a file as a gzip stream.
 
     :param level: 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L.
+    :param progress: is told how many bytes of the file have been read.
     """
 
-    def __init__(self, file: io.FileIO, level: int) -> None:
+    def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
         from isal import isal_zlib
 
         self._file = file
+        self._progress = progress
         self._compressor: Any = (
             isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31) if level else zlib.compressobj(0, zlib.DEFLATED, 31)
         )
@@ -1291,6 +1314,7 @@ class GzipReader:
         """Return up to ``size`` bytes of the gzip stream, b"" at its end."""
         while not (data := self._pending.read(size)) and self._compressor:
             piece = self._file.read(CHUNK)
+            self._progress(self._file.tell())
             self._pending = io.BytesIO(self._compressor.compress(piece) if piece else self._compressor.flush())
             if not piece:
                 self._compressor = None

@@ -69,6 +69,7 @@ from database_backup import (
     check_structure,
     command_of,
     create_file,
+    database_files,
     enter_private_mounts,
     flock,
     fsync_folder,
@@ -186,6 +187,7 @@ class Plan:
     configured: bool
     project: ComposeProject | None
     services: tuple[str, ...]
+    outlook: str
     backup_db_pass: Secret | None = None
 
     @property
@@ -308,11 +310,7 @@ def find_holders(database: Path) -> tuple[list[Holder], int]:
 
     Files are compared by device and inode, since inside a container they have other paths.
     """
-    files = {
-        (status.st_dev, status.st_ino)
-        for path in [database, *sidecars(database)]
-        if (status := _stat(path)) is not None
-    }
+    files = {(status.st_dev, status.st_ino) for path in database_files(database) if (status := _stat(path)) is not None}
     holders, hidden = [], 0
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():
@@ -385,6 +383,8 @@ class Container:
     status: str
     health: str
     health_seconds: float
+    check_interval: float
+    stop_seconds: float
     restart_count: int
     exit_code: int
     mounts: tuple[tuple[Path, bool], ...]
@@ -408,6 +408,8 @@ class Container:
             status=state["Status"],
             health=(state.get("Health") or {}).get("Status", ""),
             health_seconds=_health_seconds(check),
+            check_interval=(check.get("Interval") or 30e9) / 1e9 if check.get("Test") else 0.0,
+            stop_seconds=config.get("StopTimeout") or 10.0,
             restart_count=data["RestartCount"],
             exit_code=state["ExitCode"],
             mounts=tuple((Path(mount["Source"]), mount["RW"]) for mount in data["Mounts"] if mount.get("Source")),
@@ -509,6 +511,18 @@ class ComposeProject:
         """Return the names of the services that run now."""
         return sorted({item.service for item in self.containers() if item.running or item.status == "restarting"})
 
+    def outlook(self, services: Sequence[str]) -> str:
+        """Say what will happen to services: an estimate from their health checks and grace periods."""
+        items = [item for item in self.containers() if item.service in services]
+        if not items:
+            return "none runs"
+        up = 1 + max(item.check_interval for item in items)
+        longest = up + max(item.stop_seconds for item in items)
+        return (
+            f"{', '.join(services)} will be stopped; estimated downtime {up:.0f} s, "
+            f"{longest:.0f} s if they must be killed"
+        )
+
     def stop(self, services: Sequence[str]) -> None:
         """Stop services gracefully.
 
@@ -591,9 +605,12 @@ def compose_command() -> tuple[str, ...]:
 
 
 class BackupFile:
-    """The backup, opened once, so that what was checked is what is decrypted."""
+    """The backup, read once and kept in memory until it is decrypted: what was checked is what is decrypted.
 
-    def __init__(self, path: Path) -> None:
+    :param limit: bytes that may be kept.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
         self.path = path
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -602,52 +619,54 @@ class BackupFile:
                 f"cannot read the backup {path}: {error.strerror}",
                 hint=f"See what is there: {restore_command('--list')}",
             ) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
-        self.file = io.FileIO(descriptor)
-        self.size = os.fstat(descriptor).st_size
-        self.created = backup_time(path)
-        self.layer = outer_layer(self.file.read(64), path.name)
-        self._digest = hashlib.sha256()
+        with io.FileIO(descriptor) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
+            self.size = os.fstat(descriptor).st_size
+            if self.size > limit:
+                raise too_little_memory(self.size, limit)
+            self.created = backup_time(path)
+            self._read_all(file)
+        self.layer = outer_layer(bytes(self._content[:64]), path.name)
         self.progress: Callable[[int], object] = lambda _: None
+
+    def _read_all(self, file: io.FileIO) -> None:
+        digest = hashlib.sha256()
+        content = memoryview(bytearray(self.size))
+        position = 0
+        while count := file.readinto(content[position : position + CHUNK]):
+            digest.update(content[position : position + count])
+            position += count
+        self._content, self._position = content[:position], 0
+        self._digest = digest.hexdigest()
 
     def check_checksum(self) -> bool:
         """Compare the file with the checksum beside it; False when there is none.
 
         :raises RefusedError: when it does not match.
         """
-        self._expected = recorded_checksum(self.path)
-        if self._expected is None:
-            return False
-        self.rewind()
-        while self.read(CHUNK):
-            pass
-        self.check_digest()
-        return True
-
-    def check_digest(self) -> None:
-        """Compare what was read since :meth:`rewind` with the checksum.
-
-        :raises RefusedError: when it does not match.
-        """
-        if self._expected is not None and self._digest.hexdigest() != self._expected:
+        expected = recorded_checksum(self.path)
+        if expected not in (None, self._digest):
             raise RefusedError(
                 f"{self.path.name} does not match its checksum: the file is damaged or was exchanged",
                 hint=f"Copy it again from where it was made, or use another backup. See: sha256sum {shown(self.path)}",
             )
+        return expected is not None
 
     def rewind(self) -> None:
-        """Go to the beginning and start the digest anew."""
-        self.file.seek(0)
-        self._digest = hashlib.sha256()
+        """Go to the beginning."""
+        self._position = 0
 
     def read(self, size: int, /) -> bytes:
-        """Read on, updating the digest."""
-        data = self.file.read(size) or b""
-        self._digest.update(data)
-        self.progress(self.file.tell())
+        """Read on; empty at the end."""
+        data = bytes(self._content[self._position : self._position + size])
+        self._position += len(data)
+        self.progress(self._position)
         return data
+
+    def release(self) -> None:
+        """Let go of the content."""
+        self._content = memoryview(b"")
 
 
 SMALLEST_PAGE = 512
@@ -735,11 +754,19 @@ class DatabaseImage:
         """Return the SHA-256 of the database."""
         return self._sha256.digest()
 
-    def write_to(self, file: io.FileIO) -> None:
+    def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
         """Write the database to a file."""
         with self.buffer.getbuffer() as view:
             write_all(file, self.header)  # not from the buffer: a check may have it changed for a moment
-            write_all(file, view[len(self.header) :])
+            for start in range(len(self.header), len(view), 8 * CHUNK):
+                write_all(file, view[start : start + 8 * CHUNK])
+                progress(start)
+
+    def wipe(self) -> None:
+        """Overwrite the database in memory and let go of it."""
+        with self.buffer.getbuffer() as view:
+            ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
+        self.buffer.close()
 
     @property
     def plain(self) -> bool:
@@ -794,6 +821,15 @@ def read_contents(connection: sqlite3.Connection, error: type[Exception]) -> Con
         except error:  # a virtual table whose module is not here
             rows[name] = None
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def too_little_memory(size: int, limit: int) -> RefusedError:
+    """Return the error for a backup that alone has more bytes than a database may have here."""
+    return RefusedError(
+        f"the backup alone has {megabytes(size)}, and the database in it may have {megabytes(limit)}: it is in memory "
+        f"twice, and {megabytes(available_memory())} are free",
+        hint="End other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, too.",
+    )
 
 
 def explain_unreadable(image: DatabaseImage, engine: Engine, ram: RamFolder, error: Exception) -> UnsoundBackupError:
@@ -1127,10 +1163,17 @@ class Console:
         :param total: bytes to be done, when that is known.
         """
         step = Step(label)
-        with self._progress(step, total):
-            yield step
+        began = time.monotonic()
+        try:
+            with self._progress(step, total):
+                yield step
+        except BaseException:
+            self.line(f"{label:<{35 - step.wide}}❌")
+            raise
         if step.result:
-            self.line(f"{label:<{35 - step.wide}}✅ {step.result}")
+            seconds = time.monotonic() - began
+            elapsed = f" ({seconds:.1f} s)" if seconds >= 0.1 else ""
+            self.line(f"{label:<{35 - step.wide}}✅ {step.result}{elapsed}")
 
     @contextlib.contextmanager
     def _progress(self, step: Step, total: int | None) -> Iterator[None]:
@@ -1543,7 +1586,7 @@ class Restorer:
                     return self.report
                 self.confirm(plan)
                 safety = self.create_safety_backup(plan)  # 1
-                candidate = ahead.result() if ahead else self.write_candidate(plan, image)
+                candidate = self.finish_candidate(plan, image, ahead)
                 with self.switch(plan, safety, candidate) as (journal, undo):
                     stopped = self.stop_services(plan, undo)  # 2
                     self.swap(plan, journal, candidate, safety, undo)  # 5
@@ -1558,7 +1601,7 @@ class Restorer:
             stopped = self.stop_services(plan, undo)  # 2
             image = self.convert(plan, self.decrypt_and_decompress(plan, ram), ram)  # 3
             self.compare(plan, self.check_integrity(image, ram), ram)  # 4
-            candidate = self.write_candidate(plan, image)
+            candidate = self.finish_candidate(plan, image, None)
             journal.new_inode = candidate.identity[1]
             journal.write()
             self.swap(plan, journal, candidate, safety, undo)  # 5
@@ -1608,22 +1651,29 @@ class Restorer:
             )
         self.report.target = str(target)
         configured = target == Path(os.path.realpath(self.settings.db_path))
-        backup = BackupFile(self.choose_backup())
+        backup = BackupFile(self.choose_backup(), self.image_limit())
         self.report.backup = str(backup.path)
         if backup.check_checksum():
             self.console.line("✅ Checksum verified")
         else:
             self.warn(f"no checksum beside {backup.path.name}: only its content can tell whether it is whole")
         if not self.options.verify_only:
+            self.check_memory(target, backup)
             self.check_confirmable(target, configured)
             self.check_folder(target, backup.size)
-        project = None if self.options.verify_only else self.find_project(configured)
-        services = self.choose_services(project)
+        try:
+            project = self.find_project(configured)
+            services = self.choose_services(project)
+            outlook = project.outlook(services) if project else "Docker is not touched"
+        except OperatorError as error:
+            if not self.options.verify_only:
+                raise
+            project, services, outlook = None, (), f"not known: {error}"
         if not self.options.verify_only:
             self.check_users(target, project, services)
-        self.report.services = list(services)
+            self.report.services = list(services)
         backup_db_pass = Credentials(self.options, self.terminal).backup_db_pass()
-        return Plan(backup, target, configured, project, services, backup_db_pass)
+        return Plan(backup, target, configured, project, services, outlook, backup_db_pass)
 
     def choose_backup(self) -> Path:
         """Return the backup file: the one named, or one chosen from a menu."""
@@ -1657,6 +1707,17 @@ class Restorer:
                 "(paths on the command line are relative to the current folder)",
             )
         return file
+
+    def check_memory(self, target: Path, backup: BackupFile) -> None:
+        """Refuse early when the safety backup's copy of the live database would not fit beside the restored one."""
+        live = 0 if self.options.skip_backup else sum(path.stat().st_size for path in database_files(target))
+        need = live + (0 if self.options.stop_first else backup.size)
+        if need > (free := available_memory()):
+            raise RefusedError(
+                f"too little memory: the restore takes at least {megabytes(need)} beside the backup, "
+                f"{megabytes(live)} of it for the safety backup, and {megabytes(free)} are free",
+                hint="End other programs, use a machine with more memory, or add --stop-first, which takes less.",
+            )
 
     def check_confirmable(self, target: Path, configured: bool) -> None:
         """Refuse early when the question that will come cannot be asked."""
@@ -1718,7 +1779,7 @@ class Restorer:
         env_file = self.settings.base_dir / ".env"
         unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
         problem = f"there is no compose file {file}" if file else unset
-        if not self.terminal.present:
+        if self.options.verify_only or not self.terminal.present:
             raise RefusedError(
                 f"{problem}, so the bot's services are not known",
                 hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD or "
@@ -1834,7 +1895,7 @@ class Restorer:
                 backup.rewind()
                 while piece := backup.read(CHUNK):
                     image.feed(piece)
-        backup.check_digest()
+        backup.release()
         image.finish()
         self.report.database_bytes = image.size
         with self.console.step("📦 Decompressing...") as step:
@@ -1956,8 +2017,7 @@ class Restorer:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {', '.join(changed)}"))
-        if plan.services:
-            facts.append(("services", f"{', '.join(plan.services)} will be stopped, for seconds"))
+        facts.append(("services", plan.outlook))
         # the facts last, so that they are still there when the question comes
         for line in [*self.row_comparison(live), *aligned(facts)]:
             self.console.line(f"   {line}")
@@ -2044,11 +2104,11 @@ class Restorer:
             self.console.line("✅ No database there yet: nothing to back up")
             return SafetyBackup(None, files)
         with self.phase("safety backup"):
-            path = self.back_up(plan.target)
+            path = self.back_up("💾 Pre-restore backup...", plan.target)
         self.console.line(f"✅ Pre-restore backup created: {shown(path)}")
         return SafetyBackup(path, files)
 
-    def back_up(self, database: Path, *, quiet: bool = False) -> Path:
+    def back_up(self, label: str, database: Path, *, quiet: bool = False) -> Path:
         """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
 
         :raises BackupError: when neither works.
@@ -2057,11 +2117,13 @@ class Restorer:
             database, self.settings.backup_dir, settings=self.settings, engine=self.engine, locked=True, quiet=quiet
         )
         try:
-            try:
-                path = backups.create_backup()
-            except UnreadableDatabaseError as error:
-                self.warn(f"{error}; its files are kept as they are")
-                path = backups.create_raw_backup()
+            with self.console.step(label, sum(path.stat().st_size for path in database_files(database))) as step:
+                backups.progress = step.progress
+                try:
+                    path = backups.create_backup()
+                except UnreadableDatabaseError as error:
+                    self.warn(f"{error}; its files are kept as they are")
+                    path = backups.create_raw_backup()
         except (OperatorError, OSError) as error:
             raise BackupError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
         self.report.safety_backup = str(path)
@@ -2080,7 +2142,19 @@ class Restorer:
         worker = cleanup.enter_context(ThreadPoolExecutor(1))
         return worker.submit(self.write_candidate, plan, image)
 
-    def write_candidate(self, plan: Plan, image: DatabaseImage) -> Candidate:
+    def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Candidate] | None) -> Candidate:
+        """Return the new file, written now or begun before; the image in memory is not needed any more.
+
+        :raises RefusedError: when it cannot be written.
+        """
+        with self.console.step("💽 Writing the new database...", None if ahead else image.size) as step:
+            candidate = ahead.result() if ahead else self.write_candidate(plan, image, step.progress)
+        image.wipe()
+        return candidate
+
+    def write_candidate(
+        self, plan: Plan, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None
+    ) -> Candidate:
         """Write the new file beside the target: complete, durable, with owner and mode, and read back.
 
         :raises RefusedError: when it cannot be written; it is gone then.
@@ -2091,7 +2165,7 @@ class Restorer:
                 path.unlink(missing_ok=True)
                 with create_file(path) as file:
                     os.posix_fallocate(file.fileno(), 0, image.size)
-                    image.write_to(file)
+                    image.write_to(file, progress)
                     if plan.exists:
                         copy_metadata(plan.target, file.fileno())
                     else:
@@ -2319,11 +2393,11 @@ class Restorer:
 
     def clear_away(self, journal: Journal) -> None:
         """After the commit: keep what was written after the safety backup, then remove the old database."""
-        copies = [path for path in [journal.set_aside, *sidecars(journal.set_aside)] if path.exists()]
+        copies = database_files(journal.set_aside)
         if copies and journal.unsaved:
             try:
                 with self.phase("last writes"):
-                    path = self.back_up(journal.set_aside, quiet=len(copies) == 1)
+                    path = self.back_up("💾 Keeping the last writes...", journal.set_aside, quiet=len(copies) == 1)
                 self.console.line(f"✅ Last writes kept: {shown(path)}")
             except OperatorError as error:
                 self.warn(f"{error}. The old database stays as {journal.set_aside}: remove it when you do not need it")

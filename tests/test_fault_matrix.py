@@ -26,6 +26,7 @@ FAULTS = {
     "ftruncate": ("EIO", "ENOSPC"),
     "fsync": ("EIO", "ENOSPC", "EDQUOT"),
     "fdatasync": ("EIO", "ENOSPC"),
+    "link": ("EXDEV", "EPERM", "ENOSPC", "EIO", "EROFS"),
     "linkat": ("EXDEV", "EPERM", "ENOSPC", "EIO", "EROFS"),
     "rename": ("EXDEV", "EIO", "EROFS", "ENOSPC", "EPERM", "EDQUOT"),
     "unlink": ("EPERM", "EIO", "EROFS"),

@@ -53,6 +53,7 @@ def normalised(text: str, shop: Shop) -> str:
         (r"\b[0-9A-F]{16}\b", "0123456789ABCDEF"),
         (r"\b[0-9A-F]{4}…[0-9A-F]{4}\b", "0123…CDEF"),
         (r"[\d,]+ days ago", "662 days ago"),
+        (r" \(\d+\.\d s\)", ""),
         (r"\(pid \d+\)", "(pid 4711)"),
         (r"\(kill \d+\)", "(kill 4711)"),
         (re.escape(shop.path.name), "shopbot"),

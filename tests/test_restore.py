@@ -537,7 +537,7 @@ def docker_that_notes_calls(folder: Path) -> Iterator[tuple[dict[str, str], Path
 
 @pytest.mark.parametrize(
     ("environment", "args"),
-    [("PROD", ["--no-restart"]), ("TEST", []), ("PROD", ["--target-path", "copy.db"]), ("PROD", ["--verify-only"])],
+    [("PROD", ["--no-restart"]), ("TEST", []), ("PROD", ["--target-path", "copy.db"])],
 )
 def test_docker_is_not_touched_with(
     make_shop: MakeShop, keys: Keys, tmp_path: Path, environment: str, args: list[str]
@@ -552,6 +552,17 @@ def test_docker_is_not_touched_with(
         done = shop.restore(backup, "--force", key=keys.rsa, env=env | {"RUNTIME_ENVIRONMENT": "PROD"})
         assert done.code == 3, "the control: without the option it asks Docker, which does not answer"
         assert notes.exists()
+
+
+def test_verifying_works_where_docker_does_not_answer(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
+    shop = make_shop("sqlite", RUNTIME_ENVIRONMENT="PROD")
+    (shop.path / "docker-compose.prod.yml").write_text("services: {bot: {image: none}}\n")
+    backup = shop.create_backup()
+    with docker_that_notes_calls(tmp_path / "bin") as (env, notes):
+        done = shop.restore(backup, "--verify-only", key=keys.rsa, env=env)
+        assert done.code == 0, done.text
+        assert "services  not known: Docker Compose is not installed" in done.text
+        assert not re.search(r"\b(stop|start|up|restart)\b", notes.read_text())
 
 
 # --- names and passphrases -------------------------------------------------------------------------------------------

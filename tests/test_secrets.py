@@ -341,6 +341,8 @@ def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_
     for call in trace.of(*WRITES):  # not even what the database is made of: only its encryption
         if not trace.in_ram(call.written_to) and not re.fullmatch(DEVICES, call.written_to):
             assert ROW.encode() not in b"".join(call.strings)
+    written = sum(int(c.result) for c in trace.of(*WRITES) if c.written_to.startswith(f"{canary_shop.backups}/"))
+    assert written == sum(path.stat().st_size for path in canary_shop.backups.iterdir())
     check_children(trace, canaries)
     check_connections(trace)
     check_output(canary_shop, trace.done, canaries)

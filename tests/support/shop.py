@@ -194,6 +194,11 @@ class Shop:
 
     # --- backups ---
 
+    def sha256sum_accepts(self, backup: Path) -> bool:
+        """What the real tool says to the checksum file, from within the folder, as operators call it."""
+        command = ["sha256sum", "--check", "--strict", f"{backup.name}.sha256"]
+        return subprocess.run(command, cwd=self.backups, capture_output=True, check=False, timeout=30).returncode == 0
+
     def create_backup(self) -> Path:
         """A new backup, made by `database_backup.py create`."""
         done = self.run("database_backup.py", "create")
