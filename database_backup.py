@@ -194,7 +194,7 @@ def name_without_replacing(file: str, name: Path) -> None:
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
-        if name.exists():
+        if os.path.lexists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
         os.rename(file, name)
 
@@ -1266,7 +1266,7 @@ class DatabaseBackup:
         while True:
             path = self.backup_dir / f"db_backup_{datetime.now().astimezone():%Y%m%d_%H%M%S}{suffix}"
             with contextlib.suppress(FileExistsError):
-                if not path.exists():
+                if not os.path.lexists(path):
                     checksum.seek(0)
                     write_all(checksum, f"{digest}  {path.name}\n".encode())
                     os.fsync(checksum.fileno())

@@ -276,12 +276,12 @@ class Signals:
             signal.signal(number, self._received)
 
     def shield(self) -> None:
-        """From here to the end nothing interrupts."""
-        self._shielded = True
+        """From here to the end nothing interrupts.
 
-    @staticmethod
-    def ignore() -> None:
-        """Nothing is left to be interrupted."""
+        Ignored by the kernel, not by a handler: a child would not inherit that, and a signal to the whole group could
+        end it in the moment before it has a session of its own.
+        """
+        self._shielded = True  # for one that has arrived and was not handled yet
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
@@ -619,9 +619,10 @@ class BackupFile:
                 f"cannot read the backup {path}: {error.strerror}",
                 hint=f"See what is there: {restore_command('--list')}",
             ) from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
         with io.FileIO(descriptor) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
             self.size = os.fstat(descriptor).st_size
             if self.size > limit:
                 raise too_little_memory(self.size, limit)
@@ -2687,7 +2688,7 @@ def main(argv: list[str] | None = None) -> int:
         console.json(report.as_dict())
     console.close()
     close_streams()
-    signals.ignore()  # Python's own end would hand them back to the kernel, which would change the exit code
+    signals.shield()  # Python's own end would hand them back to the kernel, which would change the exit code
     return report.exit_code
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.shop import Completed, Shop
-from tests.support.strace import Call, Hit, Stage, aim, make_stage, spread, touching
+from tests.support.strace import Call, Hit, Stage, aim, make_stage, role, spread, touching
 from tests.test_kill_matrix import EVERY, fail_after_rename
 
 FAULTS = {
@@ -127,15 +127,22 @@ def run_faults(stage: Stage, chosen: Sequence[Fault]) -> Tally:
 
 
 def lasting_faults(stage: Stage) -> list[Fault]:
-    """From each call on, all such calls fail: the disk is full, gone, or read-only by the kernel's will.
-
-    Not unlink: that would fail in the RAM folder as well, whatever happens to the disk.
-    """
-    return [
-        (f"{label} and all after it", [replace(hit, when=f"{hit.when}+") for hit in hits], {0, 3, 6, 8, 20})
+    """From each call on, all such calls fail: the disk is full, gone, or read-only by the kernel's will."""
+    codes = {0, 3, 6, 8, 20}
+    found: list[Fault] = [
+        (f"{label} and all after it", [replace(hit, when=f"{hit.when}+") for hit in hits], codes)
         for label, hits, _ in plain_faults(stage)
         if hits[0].call != "unlink"
     ]
+    # unlink by its path, since it would fail in the RAM folder as well, whatever happens to the disk
+    calls = stage.calls()
+    paths = {calls[index].path for index in touching(calls, stage.folders) if calls[index].name == "unlink"}
+    found += [
+        (f"{error} from each unlink of {Path(path).name}", [Hit("unlink", "1+", f"error={error}", (path,))], codes)
+        for path, error in zip(sorted(paths), cycle(FAULTS["unlink"]), strict=False)
+        if role(path) == Path(path).name
+    ]
+    return found
 
 
 @pytest.fixture(params=["wal", "journal"])

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from tests.conftest import MakeShop
-from tests.support.strace import KILL, Call, Hit, Stage, aim, make_stage, spread, touching
+from tests.support.strace import KILL, Call, Hit, Stage, aim, make_stage, random_hits, spread, touching
 
 SAMPLE = 5
 """Points of each test in CI."""
@@ -215,27 +215,12 @@ def test_killed_anywhere_in_a_recovery(stage: Stage, capsys: pytest.CaptureFixtu
 # --- soak ------------------------------------------------------------------------------------------------------------
 
 
-def soak_action(stage: Stage, random: Random, length: int) -> list[Hit]:
-    """One fault at a random call, or none: SIGKILL, another signal, or an error."""
-    call = random.choice(["fsync", "rename", "unlink", "write", "pwrite64", "linkat", "fdatasync"])
-    signal_or_error = [
-        "signal=SIGKILL",
-        "signal=SIGTERM",
-        "signal=SIGINT",
-        "signal=SIGHUP",
-        "error=EIO",
-        "error=ENOSPC",
-    ]
-    action = random.choice(signal_or_error)
-    return [] if random.random() < 0.1 else [Hit(call, random.randint(1, length), action)]
-
-
-@pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_soak_of_a_hundred_restores_loses_nothing(
-    make_shop: MakeShop, mode: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_soak_of_restores_in_a_row_loses_nothing(
+    make_shop: MakeShop, mode: str, rounds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A hundred in a row on one database, each hit at random; between them a writer that is killed."""
+    """Many in a row on one database, each hit at random; between them a writer that is killed."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 100_000))
     random = Random(seed)
     shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
@@ -244,12 +229,12 @@ def test_soak_of_a_hundred_restores_loses_nothing(
     backups.append(shop.create_backup())
     contents = [shop.backup_rows(backup, None) for backup in backups]
     ends: Counter[str] = Counter()
-    for number in range(100):
+    for number in range(rounds):
         if random.random() < 0.5:
             shop.leave_hot_wal(rows=5, note=f"round {number}")
         backup = number % 2
         stage = Stage(shop, backups[backup], old=shop.rows(), new=contents[backup])
-        done = stage.restore(*soak_action(stage, random, 30))
+        done = stage.restore(*random_hits(random, 30))
         at_once = shop.restore("--recover")
         assert at_once.code == 0, f"seed {seed}, round {number}: {done.text}{at_once.text}"
         outcome = stage.outcome()
@@ -259,4 +244,4 @@ def test_soak_of_a_hundred_restores_loses_nothing(
         assert done.code in (0, 3, 6, 8, -9, 129, 130, 143), f"seed {seed}, round {number}: {done.text}"
         ends[f"exit {done.code}, {'same rows' if same else outcome}"] += 1
     with capsys.disabled():
-        print(f"\nsoak {mode}, seed {seed}: 100 restores, lost or mixed: 0; {dict(sorted(ends.items()))}")
+        print(f"\nsoak {mode}, seed {seed}: {rounds} restores, lost or mixed: 0; {dict(sorted(ends.items()))}")

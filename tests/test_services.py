@@ -584,7 +584,9 @@ def test_another_target_leaves_the_bot_alone(prepare: Prepare, mode: str, compos
     before = scene.shop.state()
     target = tmp_path / "copy.db"
     check_code(scene.restore("--target-path", target), 0)
-    check_code(scene.restore("--verify-only"), 0)
+    verified = scene.restore("--verify-only")
+    check_code(verified, 0)
+    assert re.search(r"services +bot will be stopped; estimated downtime \d+ s, \d+ s if", verified.text), verified.text
     assert scene.shop.rows(target) == scene.expected
     assert untouched(before, scene.shop.state())
     scene.shop.wait_rows(2)

@@ -6,16 +6,20 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 from tests.conftest import MakeBotShop, StartTerminal
-from tests.support.containers import Bot, Compose, import_image, wait_until
+from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
 from tests.support.shop import Completed, Rows, filled_pipe
+from tests.support.strace import random_hits, strace
 from tests.test_services import (
     KEEP_TRUTH,
     LIVE_ROW,
@@ -314,7 +318,7 @@ def repeated_signals(process: subprocess.Popen[str]) -> Iterator[None]:
     enough = threading.Event()
 
     def send() -> None:
-        while not enough.wait(0.1):
+        while not enough.wait(0.005):  # so often that some come in the moment when a child is being started
             for number in SIGNALS:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -328,23 +332,23 @@ def repeated_signals(process: subprocess.Popen[str]) -> Iterator[None]:
         thread.join()
 
 
-def finish_under_signals(scene: Scene, **scripts: str) -> int:
-    """A restore that gets signals from the moment on that its scripts tell; its exit code."""
+def finish_under_signals(scene: Scene, **scripts: str) -> Completed:
+    """A restore that gets signals from the moment on that its scripts tell."""
     process = scene.shop.start_restore(scene.backup, "--force", key=scene.key, env=intercept(scene.shop, **scripts))
     try:
         wait_until((scene.shop.path / "now").exists, "the moment comes", 60)
         with repeated_signals(process):
-            process.communicate(timeout=60)
+            out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    return process.returncode
+    return Completed(process.returncode, out, err)
 
 
 @alternating("moment", *MOMENTS)
 def test_signals_do_not_interrupt_the_switch(prepare: Prepare, mode: str, compose: Compose, moment: str) -> None:
     scene = prepare(mode, compose)
-    assert finish_under_signals(scene, **MOMENTS[moment]) == 0
+    check_code(finish_under_signals(scene, **MOMENTS[moment]), 0)
     check_whole(scene, new=True)
     check_last_writes_kept(scene)
 
@@ -354,7 +358,7 @@ def test_signals_do_not_interrupt_a_rollback(prepare: Prepare, mode: str, compos
     scene = prepare(mode, compose, Bot(health=True, healthy_if=LIVE_ROW))
     pause = f"if [ $(nth) = 2 ]; then {PAUSE}; fi"
     scripts = {"stop": f"{pause}; {KEEP_TRUTH}"} if "stop" in moment else {"stop": KEEP_TRUTH, "start": pause}
-    assert finish_under_signals(scene, **scripts) == 8
+    check_code(finish_under_signals(scene, **scripts), 8)
     check_whole(scene, new=False)
 
 
@@ -460,41 +464,61 @@ def test_closed_pipes_do_not_change_the_outcome(prepare: Prepare, mode: str, com
 # --- the soak --------------------------------------------------------------------------------------------------------
 
 
-@LONG
-@pytest.mark.timeout(3000)
-def test_restores_in_a_row_under_faults_lose_nothing(
-    make_bot_shop: MakeBotShop, compose: Compose, mode: str, keys: Keys
-) -> None:
-    """25 restores for each mode and Compose, each with another fault: outcomes are whole old or whole new."""
-    shop = make_bot_shop(mode, compose, Bot(health=True), PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)
-    faults: list[dict[str, str]] = [
+def random_fault(shop: BotShop, random: Random) -> dict[str, Any]:
+    """How a restore is hit: by nothing, at Compose's stop or start, or at a system call, of its children's as well."""
+    at_compose: list[dict[str, str]] = [
         {"stop": KEEP_TRUTH},
         {"stop": "exit 1"},
         {"stop": KEEP_TRUTH, "start": "if [ $(nth) = 1 ]; then exit 1; fi"},
         *KILL_POINTS.values(),
     ]
-    outcomes: dict[str, int] = {}
+    if random.random() < 0.5:
+        return {"env": intercept(shop, **random.choice(at_compose))}
+    return {"env": intercept(shop, stop=KEEP_TRUTH), "wrapper": strace(shop.path / "strace", random_hits(random, 60))}
+
+
+@pytest.mark.timeout(3500)
+@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=LONG)])
+@ONE_COMPOSE
+def test_restores_in_a_row_under_random_faults_lose_nothing(  # noqa: PLR0917 - pytest passes by keyword
+    make_bot_shop: MakeBotShop,
+    compose: Compose,
+    mode: str,
+    keys: Keys,
+    rounds: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Restores of a database that its bot writes to all the time: each ends as the whole old or the whole new one."""
+    seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 100_000))
+    random = Random(seed)
+    shop = make_bot_shop(mode, compose, Bot(health=True), PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)
+    outcomes: Counter[str] = Counter()
     expected, backup = shop.rows(), shop.create_backup()
     shop.up("bot")
     shop.wait_rows()
-    for number in range(25):
+    for number in range(rounds):
         forget_last_round(shop.path)
         shop.change_data()
         written = set(shop.rows_in_place()["bot_log"])
         scene = Scene(shop, keys.open, backup, expected, time.time())
-        code = scene.restore(env=intercept(shop, **faults[number * 5 % len(faults)])).code
-        if code == -signal.SIGKILL:
+        done = scene.restore(**random_fault(shop, random))
+        told = f"seed {seed}, round {number}: {done.code} {done.text}"
+        if done.code:
             recover(scene)
         new = not is_old(scene)
-        assert new or code != 0
+        assert new or done.code, told
+        assert new is False or done.code in (0, -signal.SIGKILL), told
         check_whole(scene, new=new)
         if new:
             check_last_writes_kept(scene)
         else:
-            assert written <= set(shop.rows_in_place()["bot_log"])
-        outcome = f"exit {code}, {'new' if new else 'old'}"
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    print(f"{mode}, Compose {compose.name}: {outcomes}")
+            assert written <= set(shop.rows_in_place()["bot_log"]), told
+        outcomes[f"exit {done.code}, {'new' if new else 'old'}"] += 1
+    with capsys.disabled():
+        print(
+            f"\nsoak under a busy bot, {mode}, Compose {compose.name}, seed {seed}: {rounds} restores, "
+            f"lost or mixed: 0; {dict(sorted(outcomes.items()))}"
+        )
 
 
 def forget_last_round(folder: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 from tests.support.keys import Key
@@ -102,6 +103,14 @@ def touching(calls: Sequence[Call], folders: Sequence[Path]) -> list[int]:
         and any(f"{path}/".startswith(inside) for path in call.paths)
         and not (call.path.endswith("-shm") and call.name in ("pwrite64", "ftruncate"))
     ]
+
+
+def random_hits(random: Random, length: int) -> list[Hit]:
+    """One fault at a random one of the first so many calls of a name, or none: SIGKILL, another signal, an error."""
+    call = random.choice(["fsync", "rename", "unlink", "write", "pwrite64", "linkat", "fdatasync"])
+    signals = ("signal=SIGKILL", "signal=SIGTERM", "signal=SIGINT", "signal=SIGHUP")
+    action = random.choice([*signals, "error=EIO", "error=ENOSPC"])
+    return [] if random.random() < 0.1 else [Hit(call, random.randint(1, length), action)]
 
 
 def aim(calls: Sequence[Call], *targets: tuple[int, str]) -> list[Hit] | None:
