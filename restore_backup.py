@@ -187,7 +187,7 @@ class Plan:
     configured: bool
     project: ComposeProject | None
     services: tuple[str, ...]
-    outlook: str
+    outlook: dict[str, str]
     backup_db_pass: Secret | None = None
 
     @property
@@ -511,17 +511,17 @@ class ComposeProject:
         """Return the names of the services that run now."""
         return sorted({item.service for item in self.containers() if item.running or item.status == "restarting"})
 
-    def outlook(self, services: Sequence[str]) -> str:
+    def outlook(self, services: Sequence[str]) -> dict[str, str]:
         """Say what will happen to services: an estimate from their health checks and grace periods."""
         items = [item for item in self.containers() if item.service in services]
         if not items:
-            return "none runs"
+            return {"services": "none runs"}
         up = 1 + max(item.check_interval for item in items)
         longest = up + max(item.stop_seconds for item in items)
-        return (
-            f"{', '.join(services)} will be stopped; estimated downtime {up:.0f} s, "
-            f"{longest:.0f} s if they must be killed"
-        )
+        return {
+            "services": f"{', '.join(services)} will be stopped",
+            "downtime": f"estimated {up:.0f} s, {longest:.0f} s if they must be killed",
+        }
 
     def stop(self, services: Sequence[str]) -> None:
         """Stop services gracefully.
@@ -1173,8 +1173,10 @@ class Console:
             raise
         if step.result:
             seconds = time.monotonic() - began
-            elapsed = f" ({seconds:.1f} s)" if seconds >= 0.1 else ""
-            self.line(f"{label:<{35 - step.wide}}✅ {step.result}{elapsed}")
+            line = f"{label:<{35 - step.wide}}✅ {step.result}"
+            elapsed = f" ({seconds:.1f} s)"
+            fits = len(line + elapsed) + step.wide + 1 <= 80
+            self.line(line + elapsed if seconds >= 0.1 and fits else line)
 
     @contextlib.contextmanager
     def _progress(self, step: Step, total: int | None) -> Iterator[None]:
@@ -1665,11 +1667,11 @@ class Restorer:
         try:
             project = self.find_project(configured)
             services = self.choose_services(project)
-            outlook = project.outlook(services) if project else "Docker is not touched"
+            outlook = project.outlook(services) if project else {"services": "Docker is not touched"}
         except OperatorError as error:
             if not self.options.verify_only:
                 raise
-            project, services, outlook = None, (), f"not known: {error}"
+            project, services, outlook = None, (), {"services": f"not known: {error}"}
         if not self.options.verify_only:
             self.check_users(target, project, services)
             self.report.services = list(services)
@@ -2018,7 +2020,7 @@ class Restorer:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {', '.join(changed)}"))
-        facts.append(("services", plan.outlook))
+        facts.extend(plan.outlook.items())
         # the facts last, so that they are still there when the question comes
         for line in [*self.row_comparison(live), *aligned(facts)]:
             self.console.line(f"   {line}")

@@ -62,9 +62,11 @@ _FUNCTIONS = frozenset(
 
 # --- how a dump is cut into statements ---------------------------------------------------------------------------
 
-_TRIVIA = rb"(?:[ \t\r\n\f]++|--[^\n]*+(?:\n|\Z)|/\*(?s:.*?)\*/)*+"
+# Why possessive groups end with the alternative that never matches: before Python 3.11.5 such a group, when its last
+# alternative failed halfway, had moved on all the same (https://github.com/python/cpython/issues/106052).
+_TRIVIA = rb"(?:[ \t\r\n\f]++|--[^\n]*+(?:\n|\Z)|/\*(?s:.*?)\*/|(?!))*+"
 _TO_SEMICOLON = (
-    rb"""(?:[^'"`\[;/-]++|'[^']*+'|"[^"]*+"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+\n|/\*(?s:.*?)\*/|-(?!-)|/(?!\*))*+;"""
+    rb"""(?:[^'"`\[;/-]++|'[^']*+'|"[^"]*+"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+\n|/\*(?s:.*?)\*/|-(?!-)|/(?!\*)|(?!))*+;"""
 )
 _TRIGGER = rb"(?i:CREATE" + _TRIVIA + rb"(?:TEMP(?:ORARY)?" + _TRIVIA + rb")?TRIGGER\b)"
 # SQLite's rule of completeness: a semicolon ends a statement, but a trigger ends with ";END;" only.
@@ -78,28 +80,28 @@ _REPORTED_ERROR = re.compile(rb"/\*{4,} (?:CORRUPTION )?ERROR")  # the sqlite3 s
 
 # Rows of nothing but plain values, as dumpers write them, are put together into one statement. Anything else between
 # the brackets (a name, a bracket, a comment) might mean something else beside its neighbours, so it goes in alone.
-_NAME = rb"""(?:"(?:[^"]|"")*+"|'(?:[^']|'')*+'|`[^`]*+`|\[[^\]]*+\]|[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)"""
-_STRING = rb"(?:'[^']*+')++"
+_NAME = rb"""(?:"(?:[^"]|""|(?!))*+"|'(?:[^']|''|(?!))*+'|`[^`]*+`|\[[^\]]*+\]|[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)"""
+_STRING = rb"(?:'[^']*+'|(?!))++"
 _BROKEN_LINES = rb"replace\((?:%(s)b|replace\(%(s)b,%(s)b,char\(13\)\)),%(s)b,char\(1[03]\)\)|unistr\(%(s)b\)" % {
     b"s": _STRING
 }
 _PLAIN = rb"[xX]?'[^']*+'|NULL\b|-(?=[0-9.IiNn])|\)\s*+,\s*+\(|" + _BROKEN_LINES
-_FLOAT = rb"(?<=[(,\s-])(?:(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+|(?i:inf|nan))(?=[,)\s])"
+_FLOAT = rb"(?<=[(,\s-])(?:(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][-+]?+[0-9]++|(?!))?+|(?i:inf|nan))(?=[,)\s])"
 _INSERT = re.compile(
     rb"INSERT INTO (?!\"?sqlite_(?:schema|master)\b)(?P<table>%(n)b)"
-    rb"(?:\s*+\(\s*+%(n)b(?:\s*+,\s*+%(n)b)*+\s*+\))?+\s*+VALUES\s*+" % {b"n": _NAME}
+    rb"(?:\s*+\(\s*+%(n)b(?:\s*+,\s*+%(n)b|(?!))*+\s*+\)|(?!))?+\s*+VALUES\s*+" % {b"n": _NAME}
 )
 # Up to four decimals every engine reads exactly, by arithmetic; what is longer is read here.
-_ROWS = re.compile(rb"(\((?:[0-9, \t\r\n]++(?:\.[0-9]{1,4}+(?=[,)]))?+|" + _PLAIN + rb")*+\))\s*+;\s*+")
-_ROWS_WITH_FLOATS = re.compile(rb"(\((?:[, \t\r\n]++|" + _FLOAT + rb"|" + _PLAIN + rb")*+\))\s*+;\s*+")
+_ROWS = re.compile(rb"(\((?:[0-9, \t\r\n]++(?:\.[0-9]{1,4}+(?=[,)])|(?!))?+|" + _PLAIN + rb"|(?!))*+\))\s*+;\s*+")
+_ROWS_WITH_FLOATS = re.compile(rb"(\((?:[, \t\r\n]++|" + _FLOAT + rb"|" + _PLAIN + rb"|(?!))*+\))\s*+;\s*+")
 _NUMBER = rb"-?+(?:[0-9.][0-9.eE+-]*+|(?i:inf|nan)\b)"
-_NO_FLOAT = rb"(?:'[^']*+'|[(),\s]++|-?+[0-9]++(?![0-9.eE])|(?!(?i:inf|nan)\b)[A-Za-z]++)*+"
+_NO_FLOAT = rb"(?:'[^']*+'|[(),\s]++|-?+[0-9]++(?![0-9.eE])|(?!(?i:inf|nan)\b)[A-Za-z]++|(?!))*+"
 _UP_TO_FLOAT = re.compile(rb"(" + _NO_FLOAT + rb")(?:(" + _NUMBER + rb")|\Z)")
-_LITERAL = re.compile(rb"([xX])?+(" + _STRING + rb")|(" + _NUMBER + rb")")
+_LITERAL = re.compile(rb"([xX]?+)(" + _STRING + rb")|(" + _NUMBER + rb")")
 _STRING_OR_COMMENT = re.compile(rb"""(?P<string>%b)|"[^"]*+"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+|/\*(?s:.*?)\*/""" % _STRING)
 _SCHEMA_ROW = re.compile(
     rb"INSERT INTO \"?sqlite_(?:schema|master)\"?\(type,name,tbl_name,rootpage,sql\)\s*+"
-    rb"VALUES\('table',(?:%(s)b,){2}0,'(?P<sql>CREATE VIRTUAL TABLE(?:[^']|'')*+)'\)\Z" % {b"s": _STRING}
+    rb"VALUES\('table',(?:%(s)b,){2}0,'(?P<sql>CREATE VIRTUAL TABLE(?:[^']|''|(?!))*+)'\)\Z" % {b"s": _STRING}
 )
 _VIRTUAL_TABLE = re.compile(rb"(?i:CREATE\s+VIRTUAL\s+TABLE)\b")
 _FIRST_WORDS = re.compile(
@@ -115,7 +117,7 @@ def looks_like_sql_dump(head: bytes) -> bool:
         return False
     if _FIRST_WORDS.match(head):
         return True
-    long_comment = head.lstrip().startswith((b"--", b"/*")) and re.match(_TRIVIA + rb"(?:/\*.*)?+\Z", head, re.DOTALL)
+    long_comment = head.lstrip().startswith((b"--", b"/*")) and re.match(_TRIVIA + rb"(?:/\*.*)?\Z", head, re.DOTALL)
     return bool(long_comment) and not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head)
 
 

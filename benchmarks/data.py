@@ -73,6 +73,17 @@ def database(folder: Path, size_mb: int, *, encrypted: bool = False) -> Path:
     return path
 
 
+def sql_dump(source: Path) -> Path:
+    """Return the dump of a plain database by the sqlite3 shell, made on the first call."""
+    path = source.with_suffix(".sql")
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            subprocess.run(["sqlite3", str(source), ".dump"], stdout=file, check=True)
+        partial.rename(path)
+    return path
+
+
 def connect(path: Path, *, encrypted: bool) -> Any:
     """Open `path` in either mode."""
     if not encrypted:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ export GNUPGHOME=$(mktemp -d /dev/shm/benchmark.XXXXXX)
 trap 'gpgconf --kill all; rm -rf "$GNUPGHOME"' EXIT
 gpg --quiet --batch --import "$KEY"
 gpg -d --quiet --batch --pinentry-mode loopback --passphrase-fd 3 "$F" 3<<< "$PASSPHRASE" | gunzip > "$T"
+test "$(sqlite3 "$T" 'PRAGMA integrity_check')" = ok
+sync "$T"; mv "$T" "$DB"
+"""
+SHELL_DUMP = """
+set -euo pipefail
+rm -f "$T"; sqlite3 "$T" < "$F"
 test "$(sqlite3 "$T" 'PRAGMA integrity_check')" = ok
 sync "$T"; mv "$T" "$DB"
 """
@@ -321,6 +327,21 @@ def measure_create(bench: Bench) -> None:
     bench.add(f"create_backup, plain {bench.plain_mb} MB", runs, "shell", 0.25)
 
 
+def measure_dump(bench: Bench) -> None:
+    """Restore an SQL dump, as backups of older bots are, into either mode; and the rate at which it is loaded."""
+    source = bench.sample(bench.sqlcipher_mb)
+    dump = data.sql_dump(source.database)
+    for encrypted in (False, True):
+        mode = "SQLCipher" if encrypted else "SQLite"
+        job = Job(replace(source, backup=dump, encrypted=encrypted), bench.work("dump"))
+        shell = {"shell": lambda job=job: bash(SHELL_DUMP, job.environment()).seconds}
+        runs = interleave({"tool": job.tool, **({} if encrypted else shell)}, bench.repeat)
+        if not encrypted:
+            bench.add(f"restore, SQL dump {dump.stat().st_size / MB:.0f} MB", runs, "shell", None)
+        rate = dump.stat().st_size / MB / job.median_stages()["tool"]["convert"]
+        bench.rows.append(Row(f"SQL dump into {mode}", f"{rate:.0f} MB/s", "50 MB/s", 50 / rate, 1.00, runs))
+
+
 def measure_downtime(bench: Bench) -> None:
     """Time the gap between the bot's end and its new start, at several sizes, in both orders of phases."""
     for size_mb in bench.sizes:
@@ -397,6 +418,7 @@ MEASURES = {
     "sqlcipher": measure_sqlcipher,
     "fixed": measure_fixed,
     "create": measure_create,
+    "dump": measure_dump,
     "downtime": measure_downtime,
     "memory": measure_memory,
     "growth": measure_growth,

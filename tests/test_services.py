@@ -586,7 +586,8 @@ def test_another_target_leaves_the_bot_alone(prepare: Prepare, mode: str, compos
     check_code(scene.restore("--target-path", target), 0)
     verified = scene.restore("--verify-only")
     check_code(verified, 0)
-    assert re.search(r"services +bot will be stopped; estimated downtime \d+ s, \d+ s if", verified.text), verified.text
+    promised = r"services +bot will be stopped\n +downtime +estimated \d+ s, \d+ s if they must be killed\n"
+    assert re.search(promised, verified.text), verified.text
     assert scene.shop.rows(target) == scene.expected
     assert untouched(before, scene.shop.state())
     scene.shop.wait_rows(2)
