@@ -1368,8 +1368,9 @@ def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | 
 
     :raises UnsoundBackupError: saying what is wrong with it.
     """
-    if engine.db_pass:
-        connection.execute("PRAGMA cache_size = -65536")  # 64 MB: with the default, pages are decrypted again and again
+    # With the default cache of 2 MB, pages are decrypted and their cells checked again and again.
+    kilobytes = 65536 if engine.db_pass or size is None else min(max(2000, size // 8192), 65536)
+    connection.execute(f"PRAGMA cache_size = -{kilobytes}")
     tables: int = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
     # int: SQLCipher gives its page size as text
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
