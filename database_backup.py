@@ -30,7 +30,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 from urllib.parse import quote
 
 import config
@@ -648,6 +648,9 @@ def _open_gpg(home: Path) -> Any:
                 env=self.env,
                 start_new_session=True,
             )
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(OSError):  # beyond what the kernel gives to one user
+                    fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, 1 << 20)
             return self.process
 
         def _read_response(self, stream: Any, result: Any) -> None:

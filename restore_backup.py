@@ -22,7 +22,6 @@ import hashlib
 import io
 import json
 import os
-import queue
 import re
 import resource
 import shlex
@@ -30,7 +29,6 @@ import shutil
 import signal
 import stat
 import sys
-import threading
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -677,8 +675,6 @@ SMALLEST_PAGE = 512
 class DatabaseImage:
     """The restored database as bytes in memory; takes the decrypted stream piece by piece.
 
-    Decompressing goes on while a thread of its own stores what has come.
-
     :param limit: bytes at which it refuses more.
     :param bare: what comes is the database itself: a SQLCipher database may begin like gzip by chance.
     """
@@ -691,10 +687,6 @@ class DatabaseImage:
         self._head = b""
         self._sink: Callable[[bytes], None] | None = self._collect if bare else None
         self._decoder: GzipDecoder | None = None
-        self._pieces: queue.Queue[bytes] = queue.Queue(maxsize=16)
-        self._full = False
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._keeper.start()
 
     def feed(self, data: bytes) -> None:
         """Take a piece of the backup's content, which is gzipped or not."""
@@ -712,17 +704,11 @@ class DatabaseImage:
 
         :raises UnsoundBackupError: when it is cut off.
         """
-        try:
-            if self._sink is None:
-                self._choose_sink()
-                self._collect(self._head)
-            if self._decoder:
-                self._decoder.finish()
-        finally:
-            self._pieces.put(b"")
-            self._keeper.join()
-        if self._full:
-            raise too_large(self.buffer.tell())
+        if self._sink is None:
+            self._choose_sink()
+            self._collect(self._head)
+        if self._decoder:
+            self._decoder.finish()
         with self.buffer.getbuffer() as view:
             self.header = bytes(view[:100])
 
@@ -737,17 +723,10 @@ class DatabaseImage:
         self.size += len(data)
         if self.size > self._limit:
             raise too_large(self._limit)
-        if data:
-            self._pieces.put(data)
-
-    def _keep(self) -> None:
-        while piece := self._pieces.get():
-            if self._full:
-                continue  # to the end, so that nobody waits for room in the queue
-            try:
-                self.buffer.write(piece)
-            except MemoryError:
-                self._full = True
+        try:
+            self.buffer.write(data)
+        except MemoryError:
+            raise too_large(self.buffer.tell()) from None
 
     def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
         """Write the database to a file."""
