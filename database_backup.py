@@ -1371,8 +1371,9 @@ def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | 
 
     :raises UnsoundBackupError: saying what is wrong with it.
     """
-    # With the default cache of 2 MB, pages are decrypted and their cells checked again and again.
-    kilobytes = 65536 if engine.db_pass or size is None else min(max(2000, size // 8192), 65536)
+    # With the default cache of 8 MB, pages are decrypted and their cells checked again and again. What SQLCipher has
+    # decrypted once had better stay.
+    kilobytes = 65536 if size is None else max(8192, size // 900 if engine.db_pass else min(size // 8192, 65536))
     connection.execute(f"PRAGMA cache_size = -{kilobytes}")
     tables: int = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
     # int: SQLCipher gives its page size as text

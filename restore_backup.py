@@ -603,9 +603,9 @@ def compose_command() -> tuple[str, ...]:
 
 
 class BackupFile:
-    """The backup, read once and kept in memory until it is decrypted: what was checked is what is decrypted.
+    """The backup, opened once and hashed while it is read: what is checked is what is decrypted.
 
-    :param limit: bytes that may be kept.
+    :param limit: bytes that it may have.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -620,52 +620,55 @@ class BackupFile:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
-        with io.FileIO(descriptor) as file:
-            self.size = os.fstat(descriptor).st_size
-            if self.size > limit:
-                raise too_little_memory(self.size, limit)
-            self.created = backup_time(path)
-            self._read_all(file)
-        self.layer = outer_layer(bytes(self._content[:64]), path.name)
+        self._file = io.FileIO(descriptor)
+        self.size = os.fstat(descriptor).st_size
+        if self.size > limit:
+            raise too_little_memory(self.size, limit)
+        self.created = backup_time(path)
+        self.layer = outer_layer(os.pread(descriptor, 64, 0), path.name)
         self.progress: Callable[[int], object] = lambda _: None
+        self.expected = recorded_checksum(path)
+        """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
+        self._unsaid = self.expected is not None
+        self.rewind()
 
-    def _read_all(self, file: io.FileIO) -> None:
-        digest = hashlib.sha256()
-        content = memoryview(bytearray(self.size))
-        position = 0
-        while count := file.readinto(content[position : position + CHUNK]):
-            digest.update(content[position : position + count])
-            position += count
-        self._content, self._position = content[:position], 0
-        self._digest = digest.hexdigest()
+    def rewind(self) -> None:
+        """Go to the beginning."""
+        self._file.seek(0)
+        self._digest = hashlib.sha256()
 
-    def check_checksum(self) -> bool:
-        """Compare the file with the checksum beside it; False when there is none.
+    def read(self, size: int, /) -> bytes:
+        """Read on; empty at the end."""
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise RefusedError(
+                f"cannot read the backup {self.path}: {error.strerror}", hint="Check the disk: dmesg | tail"
+            ) from None
+        self._digest.update(data)
+        self.progress(self._file.tell())
+        return data
 
+    def verify(self) -> bool:
+        """Read to the end, and compare all that was read since the beginning with the checksum.
+
+        :returns: whether that is news: there is a checksum, and nothing was compared with it before.
         :raises RefusedError: when it does not match.
         """
-        expected = recorded_checksum(self.path)
-        if expected not in (None, self._digest):
+        while self.read(CHUNK):
+            pass
+        digest = self._digest.hexdigest()
+        if self.expected not in (None, digest):
             raise RefusedError(
                 f"{self.path.name} does not match its checksum: the file is damaged or was exchanged",
                 hint=f"Copy it again from where it was made, or use another backup. See: sha256sum {shown(self.path)}",
             )
-        return expected is not None
+        self.expected, news, self._unsaid = digest, self._unsaid, False
+        return news
 
-    def rewind(self) -> None:
-        """Go to the beginning."""
-        self._position = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Read on; empty at the end."""
-        data = bytes(self._content[self._position : self._position + size])
-        self._position += len(data)
-        self.progress(self._position)
-        return data
-
-    def release(self) -> None:
-        """Let go of the content."""
-        self._content = memoryview(b"")
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 SMALLEST_PAGE = 512
@@ -681,6 +684,8 @@ class DatabaseImage:
 
     def __init__(self, limit: int, *, bare: bool = False) -> None:
         self.buffer = io.BytesIO()
+        self.path: Path | None = None
+        """The file that it went on as, instead of the buffer."""
         self.header = b""
         self.size = 0
         self._limit = limit
@@ -728,28 +733,45 @@ class DatabaseImage:
         except MemoryError:
             raise too_large(self.buffer.tell()) from None
 
+    def move_to(self, path: Path) -> None:
+        """Go on as a file in the RAM folder, where SQLCipher can open it, and let go of the buffer."""
+        with create_file(path) as file:
+            self.write_to(file)
+        self.wipe()
+        self.path = path
+
     def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
         """Write the database to a file."""
-        with self.buffer.getbuffer() as view:
-            write_all(file, self.header)  # not from the buffer: a check may have it changed for a moment
-            for start in range(len(self.header), len(view), 8 * CHUNK):
-                write_all(file, view[start : start + 8 * CHUNK])
-                progress(start)
+        for piece in self._pieces(8 * CHUNK):
+            write_all(file, piece)
+            progress(file.tell())
 
     def is_in(self, file: io.FileIO) -> bool:
         """Whether a file holds the database, to the byte."""
         file.seek(0)
-        same = file.read(len(self.header)) == self.header
-        piece = bytearray(CHUNK)
-        with self.buffer.getbuffer() as view:
-            position = len(self.header)
-            while same and (count := file.readinto(piece)):
-                same = piece[:count] == view[position : position + count]
-                position += count
-            return same and position == len(view)
+        found = bytearray(CHUNK)
+        for piece in self._pieces(CHUNK):
+            count = file.readinto(memoryview(found)[: len(piece)])
+            if found[:count] != bytes(piece):
+                return False
+        return not file.read(1)
+
+    def _pieces(self, size: int) -> Iterator[bytes | memoryview]:
+        yield self.header  # not from the buffer: a check may have it changed for a moment
+        if self.path:
+            with io.FileIO(self.path) as file:
+                file.seek(len(self.header))
+                yield from iter(lambda: file.read(size), b"")
+        else:
+            with self.buffer.getbuffer() as view:
+                for start in range(len(self.header), len(view), size):
+                    yield view[start : start + size]
 
     def wipe(self) -> None:
         """Overwrite the database in memory and let go of it."""
+        if self.path:
+            self.path.unlink()
+            return
         with self.buffer.getbuffer() as view:
             ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
         self.buffer.close()
@@ -768,15 +790,11 @@ class DatabaseImage:
 
 
 @contextlib.contextmanager
-def opened_image(image: DatabaseImage, engine: Engine, ram: RamFolder) -> Iterator[sqlite3.Connection]:
+def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[sqlite3.Connection]:
     """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
-    if engine.db_pass:
-        path = ram.path / "image.db"
-        with create_file(path) as file:
-            image.write_to(file)
-        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
+    if image.path:
+        with contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection:
             yield connection
-        path.unlink()
         return
     with contextlib.closing(engine.connect(":memory:")) as connection:
         with image.buffer.getbuffer() as view:
@@ -787,9 +805,9 @@ def opened_image(image: DatabaseImage, engine: Engine, ram: RamFolder) -> Iterat
         yield connection
 
 
-def check_image_pages(engine: Engine, ram: RamFolder) -> None:
-    """Check the pages of the image in the RAM folder, over a connection of its own."""
-    with contextlib.closing(engine.connect(ram.path / "image.db", mode="ro", immutable=True)) as connection:
+def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
+    """Check the pages of a SQLCipher image, over a connection of its own."""
+    with opened_image(image, engine) as connection:
         check_pages(connection)
 
 
@@ -818,20 +836,19 @@ def too_little_memory(size: int, limit: int) -> RefusedError:
     )
 
 
-def explain_unreadable(image: DatabaseImage, engine: Engine, ram: RamFolder, error: Exception) -> UnsoundBackupError:
+def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> UnsoundBackupError:
     """Say why an image is not a sound database of the configured mode."""
     hint = another_backup()
-    if not engine.db_pass and not image.plain:
+    if not image.path and not image.plain:
         return UnsoundBackupError(
             "this is no backup of an SQLite database: it is something else, or a database encrypted with SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
             f"--convert --backup-db-pass, which asks for its passphrase. {another_backup()}",
         )
-    if not engine.db_pass:
+    if not image.path:
         return UnsoundBackupError(f"the database is damaged: {error}", hint=hint)
-    path = ram.path / "image.db"
-    os.truncate(path, image.size * 16)  # sparse: one that is too short can be opened then, and tells its length
-    if (pages := _read_page_count(engine, path)) is not None:
+    os.truncate(image.path, image.size * 16)  # sparse: one that is too short can be opened then, and tells its length
+    if (pages := _read_page_count(engine, image.path)) is not None:
         missing = pages - image.size / 4096
         short = f"{missing:g} pages are missing" if missing > 0 else str(error)
         return UnsoundBackupError(f"the database is damaged: {short}", hint=hint)
@@ -1129,6 +1146,11 @@ class Console:
         self.record(text)
         print(text, file=self._stream)
 
+    def lines(self, texts: Sequence[str]) -> None:
+        """Print several lines."""
+        for text in texts:
+            self.line(text)
+
     def result(self, text: str) -> None:
         """Print a line that belongs to the outcome."""
         self.record(text)
@@ -1154,8 +1176,10 @@ class Console:
             with self._progress(step, total):
                 yield step
         except BaseException:
+            self.lines(step.notes)
             self.line(f"{label:<{35 - step.wide}}❌")
             raise
+        self.lines(step.notes)
         if step.result:
             seconds = time.monotonic() - began
             line = f"{label:<{35 - step.wide}}✅ {step.result}"
@@ -1211,6 +1235,8 @@ class Step:
     def __init__(self, label: str) -> None:
         self.label = label
         self.result = ""
+        self.notes: list[str] = []
+        """Lines that come before its own one: on a terminal there is room for them only when its progress is gone."""
         self.progress: Callable[[int], object] = lambda _: None
 
     def done(self, text: str) -> None:
@@ -1545,6 +1571,8 @@ class Restorer:
         self.signals = signals
         self.engine = Engine(settings.db_pass)
         self.report = report
+        self.beside = ThreadPoolExecutor(1)
+        """Does one thing after another beside the check: a third at once would only slow it down on two cores."""
 
     def restore(self) -> Report:
         """Restore the backup and return the report.
@@ -1559,15 +1587,17 @@ class Restorer:
                 cleanup.enter_context(self.lock(target))
                 self.recover_cut_off(target)
                 cleanup.callback(drop_quietly, candidate_path(target))
+            cleanup.callback(self.beside.shutdown)
             plan = self.preflight(target)
+            cleanup.callback(plan.backup.close)
             ram = cleanup.enter_context(self.ram_folder())
             if self.options.stop_first and not self.options.verify_only:
                 self.confirm(plan)
                 self.restore_stopped(plan, ram)
             else:
-                image = self.convert(plan, self.decrypt_and_decompress(plan, ram), ram)  # 3
-                ahead = self.write_ahead(plan, image, cleanup)
-                contents = self.check_integrity(image, ram)  # 4
+                image = self.decrypt_and_decompress(plan, ram)  # 3
+                ahead = self.write_ahead(plan, image)
+                contents = self.check_integrity(image)  # 4
                 self.compare(plan, contents, ram)
                 if self.options.verify_only:
                     self.report.outcome = "verified"
@@ -1587,8 +1617,8 @@ class Restorer:
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety, None) as (journal, undo):
             stopped = self.stop_services(plan, undo)  # 2
-            image = self.convert(plan, self.decrypt_and_decompress(plan, ram), ram)  # 3
-            self.compare(plan, self.check_integrity(image, ram), ram)  # 4
+            image = self.decrypt_and_decompress(plan, ram)  # 3
+            self.compare(plan, self.check_integrity(image), ram)  # 4
             candidate = self.finish_candidate(plan, image, None)
             journal.new_inode = candidate.identity[1]
             journal.write()
@@ -1641,10 +1671,10 @@ class Restorer:
         configured = target == Path(os.path.realpath(self.settings.db_path))
         backup = BackupFile(self.choose_backup(), self.image_limit())
         self.report.backup = str(backup.path)
-        if backup.check_checksum():
-            self.console.line("✅ Checksum verified")
-        else:
+        if backup.expected is None:
             self.warn(f"no checksum beside {backup.path.name}: only its content can tell whether it is whole")
+        if self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin):
+            self.verify_early(backup)
         if not self.options.verify_only:
             self.check_memory(target, backup)
             self.check_confirmable(target, configured)
@@ -1662,6 +1692,30 @@ class Restorer:
             self.report.services = list(services)
         backup_db_pass = Credentials(self.options, self.terminal).backup_db_pass()
         return Plan(backup, target, configured, project, services, outlook, backup_db_pass)
+
+    def verify_early(self, backup: BackupFile) -> None:
+        """Compare the backup with its checksum before services stop, or somebody has to paste a key, for nothing."""
+        with self.console.step("🔎 Checksum...", backup.size) as step, self.reading(backup, step):
+            pass
+
+    @contextlib.contextmanager
+    def reading(self, backup: BackupFile, step: Step) -> Iterator[None]:
+        """Read the backup from its beginning; a checksum that does not match says more than any other error."""
+
+        def compare() -> None:
+            if backup.verify():
+                step.notes.append("✅ Checksum verified")
+
+        backup.rewind()
+        backup.progress = step.progress
+        try:
+            yield
+        except PassphraseError:  # there may be another try
+            raise
+        except OperatorError:
+            compare()
+            raise
+        compare()
 
     def choose_backup(self) -> Path:
         """Return the backup file: the one named, or one chosen from a menu."""
@@ -1879,16 +1933,35 @@ class Restorer:
             if not self.settings.encrypted:
                 self.warn("the backup is not encrypted")
             image = DatabaseImage(limit, bare=backup.layer == "database")
-            with self.phase("decompress"):
-                backup.rewind()
+            with (
+                self.phase("decompress"),
+                self.console.step("📦 Decompressing...", backup.size) as step,
+                self.reading(backup, step),
+            ):
                 while piece := backup.read(CHUNK):
                     image.feed(piece)
-        backup.release()
         image.finish()
-        self.report.database_bytes = image.size
         with self.console.step("📦 Decompressing...") as step:
             step.done(megabytes(image.size))
+        image = self.convert(plan, image, ram)
+        self.report.database_bytes = image.size
+        if self.engine.db_pass:
+            self.move_into_ram_folder(image, ram)
         return image
+
+    @staticmethod
+    def move_into_ram_folder(image: DatabaseImage, ram: RamFolder) -> None:
+        """Put a SQLCipher database where it can be opened for its check.
+
+        :raises RefusedError: when there is no room for it.
+        """
+        if ram.free < image.size:
+            raise RefusedError(
+                f"too little room in RAM to check the database: {megabytes(ram.free)} free in {ram.path}, "
+                f"{megabytes(image.size)} needed",
+                hint="Use a machine with more memory, or stop the bot first: --stop-first",
+            )
+        image.move_to(ram.path / "image.db")
 
     def image_limit(self) -> int:
         """Bytes that the database may have: it is in memory twice, once to be kept and once to be checked."""
@@ -1896,7 +1969,7 @@ class Restorer:
         return min(limit, self.settings.max_database_bytes or limit)
 
     def convert(self, plan: Plan, image: DatabaseImage, ram: RamFolder) -> DatabaseImage:
-        """Between phases 3 and 4: make what an older backup holds a database of the configured mode, in RAM.
+        """Make what an older backup holds a database of the configured mode, in RAM.
 
         :raises UnsoundBackupError: when that takes an option that was not given, or is not possible.
         """
@@ -1924,7 +1997,6 @@ class Restorer:
         converted.finish()
         for warning in result.warnings:
             self.warn(warning)
-        self.report.database_bytes = converted.size
         return converted
 
     def decrypt(self, backup: BackupFile, keyring: Keyring, limit: int) -> DatabaseImage:
@@ -1939,11 +2011,10 @@ class Restorer:
 
         def attempt(passphrase: Secret | None) -> None:
             image = DatabaseImage(limit)
-            backup.rewind()
             with self.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
-                backup.progress = step.progress
                 try:
-                    keyring.decrypt(backup, passphrase, image.feed, limit)
+                    with self.reading(backup, step):
+                        keyring.decrypt(backup, passphrase, image.feed, limit)
                 finally:
                     if passphrase is not None:
                         passphrase.wipe()
@@ -1954,7 +2025,7 @@ class Restorer:
         self.report.key_fingerprint = key.fingerprint
         return images[-1]
 
-    def check_integrity(self, image: DatabaseImage, ram: RamFolder) -> Contents:
+    def check_integrity(self, image: DatabaseImage) -> Contents:
         """Phase 4: prove that the image is a sound database of the configured mode, and return what it holds.
 
         :raises UnsoundBackupError: saying what is wrong with it.
@@ -1966,12 +2037,6 @@ class Restorer:
                 f"the backup does not hold a database, but {image.size} bytes of something else",
                 hint=another_backup(),
             )
-        if self.engine.db_pass and ram.free < image.size:
-            raise RefusedError(
-                f"too little room in RAM to check the database: {megabytes(ram.free)} free in {ram.path}, "
-                f"{megabytes(image.size)} needed",
-                hint="Use a machine with more memory, or stop the bot first: --stop-first",
-            )
         if (missing := image.missing_pages()) > 0:
             raise UnsoundBackupError(
                 f"the database is damaged: {missing:g} pages are missing",
@@ -1979,14 +2044,14 @@ class Restorer:
             )
         with self.phase("check"), self.console.step("🔎 Integrity check...") as step:
             try:
-                with opened_image(image, self.engine, ram) as connection, ThreadPoolExecutor(1) as beside:
-                    pages = beside.submit(check_image_pages, self.engine, ram) if self.engine.db_pass else None
+                with opened_image(image, self.engine) as connection:
+                    pages = self.beside.submit(check_image_pages, image, self.engine) if image.path else None
                     tables = check_structure(self.engine, connection, image.size)
                     if pages:
                         pages.result()
                     contents = read_contents(connection, self.engine.error)
             except (self.engine.error, MemoryError) as error:
-                raise explain_unreadable(image, self.engine, ram, error) from None
+                raise explain_unreadable(image, self.engine, error) from None
             step.done(f"ok, {plural(tables, 'table')}")
         return contents
 
@@ -2007,8 +2072,7 @@ class Restorer:
             facts.append(("schema", f"differs: {', '.join(changed)}"))
         facts.extend(plan.outlook.items())
         # the facts last, so that they are still there when the question comes
-        for line in [*self.row_comparison(live), *aligned(facts)]:
-            self.console.line(f"   {line}")
+        self.console.lines([f"   {line}" for line in [*self.row_comparison(live), *aligned(facts)]])
 
     def row_comparison(self, live: Contents | None) -> list[str]:
         """Return the lines that say what will be lost: the tables whose number of rows differs."""
@@ -2123,12 +2187,11 @@ class Restorer:
         wal = target.with_name(target.name + "-wal")
         return [file_identity(path) for path in (target, wal) if path.exists()]
 
-    def write_ahead(self, plan: Plan, image: DatabaseImage, cleanup: contextlib.ExitStack) -> Future[Candidate] | None:
+    def write_ahead(self, plan: Plan, image: DatabaseImage) -> Future[Candidate] | None:
         """Begin to write the new file beside the check, when nobody has to agree first; None when somebody has."""
         if not self.options.force or self.options.verify_only or not image.size:
             return None
-        worker = cleanup.enter_context(ThreadPoolExecutor(1))
-        return worker.submit(self.write_candidate, plan, image)
+        return self.beside.submit(self.write_candidate, plan, image)
 
     def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Candidate] | None) -> Candidate:
         """Return the new file, written now or begun before; the image in memory is not needed any more.

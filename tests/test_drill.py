@@ -255,7 +255,7 @@ SABOTAGES = {
     ),
     "checksum is not compared": (
         "restore_backup.py",
-        "BackupFile.check_checksum = lambda self: True",
+        "BackupFile.verify = lambda self: True",
         "SQLite: one flipped bit, checksum beside it",
         "ended with exit code 4 instead of 3",
     ),

@@ -9,7 +9,7 @@ import io
 import resource
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,15 +138,11 @@ class Restores:
     def decode(self, payload: bytes, name: str) -> DatabaseImage:
         """Phase 3. One of REFUSALS when the payload is not sound."""
         image = DatabaseImage(LIMIT)
-        try:
-            if outer_layer(payload[:64], name) == "openpgp":
-                self.keyring.decrypt(io.BytesIO(payload), None, image.feed, LIMIT)
-            else:
-                image.feed(payload)
-            image.finish()
-        finally:
-            with suppress(UnsoundBackupError):
-                image.finish()  # ends its thread, also after a refusal
+        if outer_layer(payload[:64], name) == "openpgp":
+            self.keyring.decrypt(io.BytesIO(payload), None, image.feed, LIMIT)
+        else:
+            image.feed(payload)
+        image.finish()
         return image
 
     def check(self, content: bytes, restorer: Restorer) -> None:
@@ -154,10 +150,12 @@ class Restores:
         image = DatabaseImage(LIMIT)
         image.feed(content)
         image.finish()
+        if restorer.engine.db_pass:
+            restorer.move_into_ram_folder(image, self.ram)
         try:
-            restorer.check_integrity(image, self.ram)
+            restorer.check_integrity(image)
         finally:
-            (self.ram.path / "image.db").unlink(missing_ok=True)
+            image.wipe()
 
 
 @pytest.fixture(scope="module")

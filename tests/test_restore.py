@@ -257,6 +257,38 @@ def test_missing_checksum_is_said_and_no_obstacle(shop: Shop, keys: Keys) -> Non
     assert "Checksum verified" not in done.err
 
 
+def test_a_backup_is_read_once_when_its_key_is_piped(shop: Shop, keys: Keys, tmp_path: Path) -> None:
+    """Hashed, decrypted and decompressed in one pass; 64 bytes tell what it is."""
+    backup = shop.create_backup()
+    log = tmp_path / "reads"
+    reads = ["strace", "-f", "-qq", "-e", "trace=read,pread64,readv,mmap", "-P", str(backup), "-o", str(log)]
+    done = shop.restore(backup, "--force", key=keys.rsa, wrapper=reads)
+    assert done.code == 0, done.text
+    assert done.err.index("✅ Checksum verified") < done.err.index("🔓 Decrypting backup...")
+    counts = [int(count) for count in re.findall(r"= (\d+)$", log.read_text(), re.MULTILINE)]
+    assert sum(counts) == 64 + backup.stat().st_size
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum", "no checksum"])
+def test_backup_changed_between_its_check_and_its_decryption_is_refused(
+    shop: Shop, keys: Keys, tmp_path: Path, *, checksum: bool
+) -> None:
+    """In place, by the command that gives the passphrase: in this order the backup has been hashed before that."""
+    backup = shop.create_backup()
+    if not checksum:
+        Path(f"{backup}.sha256").unlink()
+    before = shop.snapshot()
+    script = tmp_path / "passphrase"
+    script.write_text(f"#!/bin/sh\nprintf x >>{shlex.quote(str(backup))}\ncat {shlex.quote(str(tmp_path / 'it'))}\n")
+    script.chmod(0o700)
+    (tmp_path / "it").write_text(keys.rsa.passphrase or "")
+    command = ["--key-stdin", "--passphrase-command", script]
+    done = shop.restore(backup, "--force", "--stop-first", *command, stdin=keys.rsa.private_b64.encode())
+    assert done.code == 3, done.text
+    assert "does not match its checksum: the file is damaged or was exchanged" in done.err
+    assert shop.snapshot() == before
+
+
 # --- states of the old database --------------------------------------------------------------------------------------
 
 
