@@ -11,7 +11,7 @@ import resource
 import sqlite3
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -304,16 +304,16 @@ class _Loader:
         """The rows, in brackets, of INSERTs that begin with ``head``; where these end; whether floats are in them."""
         rows: list[bytes] = []
         floats = False
-        end = self._position
+        buffer, length, end = self._buffer, len(head), self._position
         limit = end + (_GROUP if end >= self._one_by_one_until else 1)
-        while end < limit and self._buffer.startswith(head, end):
-            start = end + len(head)
-            row = None if floats else _ROWS.match(self._buffer, start)
+        match = _ROWS.match
+        while end < limit and buffer.startswith(head, end):
+            row = match(buffer, end + length)
             if row is None:
-                row = _ROWS_WITH_FLOATS.match(self._buffer, start)
-                if row is None:
+                if floats:
                     break
-                floats = True
+                match, floats = _ROWS_WITH_FLOATS.match, True
+                continue
             rows.append(row[1])
             end = row.end()
         return rows, end, floats
@@ -516,22 +516,21 @@ def _with_values_apart(rows: bytes, values: list[object], *, floats: bool) -> by
             values.append(int(number) if number.lstrip(b"-").isdigit() else float(number))
         return b"?"
 
-    def set_float_apart(token: re.Match[bytes]) -> bytes:
-        if token[2] is None or len(values) == _PARAMETERS:
-            return token[0]
-        values.append(float(token[2]))
-        return token[1] + b"?"
-
     if len(rows) > _LONG:
         return _LITERAL.sub(set_apart, rows)
-    return _UP_TO_FLOAT.sub(set_float_apart, rows) if floats else rows
+    if floats:
+        texts, numbers = zip(*_UP_TO_FLOAT.findall(rows), strict=True)
+        values.extend(map(float, filter(None, numbers)))  # in so short a text there are fewer than _PARAMETERS
+        return b"?".join(texts[: len(values) + 1])
+    return rows
 
 
 def _decoded(sql: bytes) -> str:
     """As text without NUL, at which SQLite would stop reading; rows may hold NUL and, from the shell, broken UTF-8."""
-    if sql.startswith(b"INSERT") and (b"\0" in sql or not _is_utf8(sql)):
-        sql = _STRING_OR_COMMENT.sub(_spelled_out, sql)
-    return sql.decode()
+    if b"\0" not in sql:
+        with suppress(UnicodeDecodeError):
+            return sql.decode()
+    return (_STRING_OR_COMMENT.sub(_spelled_out, sql) if sql.startswith(b"INSERT") else sql).decode()
 
 
 def _spelled_out(token: re.Match[bytes]) -> bytes:
