@@ -139,3 +139,15 @@ def test_requirements_are_pinned_to_exact_versions() -> None:
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
                 assert re.fullmatch(r"[A-Za-z0-9-]+==[0-9][0-9A-Za-z.]*(\s*;.*)?", line), f"{name}: {line}"
+
+
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--no-such-option", 2), ("--list", 0)])
+def test_what_needs_no_package_starts_without_them(tmp_path: Path, option: str, code: int) -> None:
+    """A broken installation does not keep the operator from the help and the list of backups."""
+    environment = {"PATH": "/usr/bin:/bin", "DATA_DIR": str(tmp_path), "DB_BACKUP_PATH": str(tmp_path)}
+    argv = [sys.executable, "-X", "importtime", str(ROOT / "restore_backup.py"), option]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "argparse" in imported
+    assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}
