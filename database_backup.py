@@ -494,6 +494,15 @@ class Keyring:
         states = [line.split()[7] for line in listing.splitlines() if line.startswith("S KEYINFO")]
         return not states or "P" in states
 
+    def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
+        """Find out from its beginning whether key and passphrase open a message; its content is thrown away.
+
+        :raises DecryptionError: when they do not.
+        """
+        result = self._decrypt(io.BytesIO(beginning), passphrase, lambda _: None, len(beginning))
+        if not any(name == "DECRYPTION_INFO" for name, _ in result.events):
+            check_decryption(result.events, result.returncode, self._own_key_ids)
+
     def decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> None:
         """Decrypt a message, giving its content to ``sink`` piece by piece.
 
@@ -503,7 +512,6 @@ class Keyring:
         :raises DecryptionError: wrong key or passphrase, damaged, truncated or unauthenticated message.
         :raises UnsoundBackupError: when there is more content than the limit.
         """
-        text = passphrase_text(passphrase)
         received = 0
 
         def count(data: bytes) -> None:
@@ -511,8 +519,18 @@ class Keyring:
             received += len(data)
             sink(data)
 
-        result = self._stream(
-            count,
+        result = self._decrypt(message, passphrase, count, limit)
+        if result.returncode and received > limit - (1 << 16):  # gpg stops before the piece that would exceed it
+            raise too_large(limit)
+        check_decryption(result.events, result.returncode, self._own_key_ids)
+        if result.failure:
+            raise result.failure
+
+    def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
+        """Run gpg on a message and return its result, whatever that says."""
+        text = passphrase_text(passphrase)
+        return self._stream(
+            sink,
             lambda: self._gpg.decrypt_file(
                 message,
                 passphrase=text,
@@ -521,11 +539,6 @@ class Keyring:
                 extra_args=["--skip-verify", "--no-auto-key-retrieve", "--max-output", str(limit)],
             ),
         )
-        if result.returncode and received > limit - (1 << 16):  # gpg stops before the piece that would exceed it
-            raise too_large(limit)
-        check_decryption(result.events, result.returncode, self._own_key_ids)
-        if result.failure:
-            raise result.failure
 
     def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
         """Encrypt to one public key, without a second compression, giving the message to ``sink``.

@@ -1540,6 +1540,15 @@ class Undo:
 
 
 @dataclass(frozen=True)
+class Access:
+    """A private key in its keyring, and what calls an attempt to decrypt with the passphrase of that key."""
+
+    keyring: Keyring
+    key: ImportedKey
+    unlock: Callable[[Callable[[Secret | None], None]], None]
+
+
+@dataclass(frozen=True)
 class SafetyBackup:
     """The safety backup, and in what state the live files were when it began."""
 
@@ -1613,11 +1622,15 @@ class Restorer:
         return self.report
 
     def restore_stopped(self, plan: Plan, ram: RamFolder) -> None:
-        """The phases in literal order, for a bot that must stop writing now or a machine short of memory."""
+        """The phases in literal order, for a bot that must stop writing now or a machine short of memory.
+
+        Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
+        """
+        access = self.tried_access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety, None) as (journal, undo):
             stopped = self.stop_services(plan, undo)  # 2
-            image = self.decrypt_and_decompress(plan, ram)  # 3
+            image = self.decrypt_and_decompress(plan, ram, access)  # 3
             self.compare(plan, self.check_integrity(image), ram)  # 4
             candidate = self.finish_candidate(plan, image, None)
             journal.new_inode = candidate.identity[1]
@@ -1919,16 +1932,46 @@ class Restorer:
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
-    def decrypt_and_decompress(self, plan: Plan, ram: RamFolder) -> DatabaseImage:
+    def access(self, ram: RamFolder) -> Access:
+        """Read the private key into a throwaway keyring.
+
+        :raises DecryptionError: when it is no usable key.
+        """
+        keyring, credentials = Keyring(ram), Credentials(self.options, self.terminal)
+        secret = credentials.private_key()
+        key = keyring.import_private(secret)
+        secret.wipe()
+        for warning in key.warnings:
+            self.warn(warning)
+        return Access(keyring, key, lambda attempt: credentials.unlock(key, attempt))
+
+    def tried_access(self, backup: BackupFile, ram: RamFolder) -> Access:
+        """Read key and passphrase, and try them on the beginning of the backup.
+
+        :raises DecryptionError: when they do not open it.
+        """
+        access = self.access(ram)
+        right: list[Secret | None] = []
+
+        def attempt(passphrase: Secret | None) -> None:
+            backup.rewind()
+            access.keyring.try_to_open(backup.read(CHUNK), passphrase)
+            right.append(passphrase)
+
+        access.unlock(attempt)
+        return replace(access, unlock=lambda attempt: attempt(right[-1]))
+
+    def decrypt_and_decompress(self, plan: Plan, ram: RamFolder, access: Access | None = None) -> DatabaseImage:
         """Phase 3: the database in memory; nothing of it counts before gpg has said that it is authentic.
 
+        :param access: what opens the backup, when that was asked for before.
         :raises DecryptionError: wrong key or passphrase, damaged or unauthenticated message.
         :raises UnsoundBackupError: when the gzip layer is damaged.
         """
         backup = plan.backup
         limit = self.image_limit()
         if backup.layer == "openpgp":
-            image = self.decrypt(backup, Keyring(ram), limit)
+            image = self.decrypt(backup, access or self.access(ram), limit)
         else:
             if not self.settings.encrypted:
                 self.warn("the backup is not encrypted")
@@ -1999,14 +2042,9 @@ class Restorer:
             self.warn(warning)
         return converted
 
-    def decrypt(self, backup: BackupFile, keyring: Keyring, limit: int) -> DatabaseImage:
-        """Ask for key and passphrase and decrypt."""
-        credentials = Credentials(self.options, self.terminal)
-        secret = credentials.private_key()
-        key = keyring.import_private(secret)
-        secret.wipe()
-        for warning in key.warnings:
-            self.warn(warning)
+    def decrypt(self, backup: BackupFile, access: Access, limit: int) -> DatabaseImage:
+        """Decrypt, with the passphrase that is asked for if it was not before."""
+        fingerprint = access.key.fingerprint
         images: list[DatabaseImage] = []
 
         def attempt(passphrase: Secret | None) -> None:
@@ -2014,15 +2052,15 @@ class Restorer:
             with self.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
                 try:
                     with self.reading(backup, step):
-                        keyring.decrypt(backup, passphrase, image.feed, limit)
+                        access.keyring.decrypt(backup, passphrase, image.feed, limit)
                 finally:
                     if passphrase is not None:
                         passphrase.wipe()
-                step.done(f"key {key.fingerprint[:4]}…{key.fingerprint[-4:]}")
+                step.done(f"key {fingerprint[:4]}…{fingerprint[-4:]}")
             images.append(image)
 
-        credentials.unlock(key, attempt)
-        self.report.key_fingerprint = key.fingerprint
+        access.unlock(attempt)
+        self.report.key_fingerprint = fingerprint
         return images[-1]
 
     def check_integrity(self, image: DatabaseImage) -> Contents:

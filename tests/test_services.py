@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeBotShop
+from tests.conftest import MakeBotShop, StartTerminal
 from tests.support import writer
 from tests.support.containers import IMAGE, PROJECT_LABEL, Bot, BotShop, Compose, State, call, compose_v1, compose_v2
 from tests.support.keys import Key, Keys
@@ -273,21 +273,34 @@ def test_stop_first_restores_as_well(prepare: Prepare, mode: str, compose: Compo
 
 
 @ONE_COMPOSE
-def test_stop_first_with_a_wrong_passphrase_starts_the_bot_again(
-    prepare: Prepare, mode: str, compose: Compose, keys: Keys
+def test_stop_first_stops_nothing_before_key_and_passphrase_are_there_and_open_the_backup(
+    prepare: Prepare, mode: str, compose: Compose, keys: Keys, terminal: StartTerminal
 ) -> None:
     scene = prepare(mode, compose, PGP_PUBLIC_KEY_BASE64=keys.rsa.public_b64)
-    before, inode = scene.shop.state(), scene.shop.db_path.stat().st_ino
-    wrong = Key(**{**vars(keys.rsa), "passphrase": "not this one"})
-    done = scene.restore("--stop-first", key=wrong, env=intercept(scene.shop, stop=KEEP_TRUTH))
-    check_code(done, 4)
-    assert "passphrase" in done.err
-    assert scene.shop.state().running
-    assert scene.shop.state().started_at > before.started_at
-    assert scene.shop.db_path.stat().st_ino == inode
-    check_old(scene)
-    check_writing_to_the_live_file(scene.shop)
-    check_clean(scene.shop)
+    shop, rsa, key_stdin = scene.shop, keys.rsa, ("--force", "--stop-first", "--key-stdin")
+    before, data, backups = shop.state(), shop.db_path.stat().st_ino, sorted(shop.backups.glob("db_*"))
+    no_gpg = {"PATH": path_without("gpg", shop.path)}
+    wrong = Key(**{**vars(rsa), "passphrase": "not this one"})
+    for done, code, words in (
+        (shop.restore(scene.backup, "--force", "--stop-first"), 3, "--key-stdin"),
+        (shop.restore(scene.backup, *key_stdin, stdin=b""), 4, "empty"),
+        (shop.restore(scene.backup, *key_stdin, stdin=rsa.public_b64.encode()), 4, "public key only"),
+        (shop.restore(scene.backup, *key_stdin, stdin=rsa.private_b64.encode()), 3, "--passphrase-fd"),
+        (scene.restore("--stop-first", key=wrong), 4, "wrong passphrase"),
+        (scene.restore("--stop-first", key=keys.other), 4, "does not open the backup"),
+        (scene.restore("--stop-first", "--skip-backup", key=rsa, env=no_gpg), 3, "gpg cannot be run"),
+    ):
+        check_code(done, code)
+        assert words in done.err
+        assert "Nothing was touched" in done.err
+    at = terminal(shop, scene.backup, "--force", "--stop-first")
+    at.expect("Paste the private key")
+    at.send("\x03")
+    assert at.wait() == 130, at.output
+    assert untouched(before, shop.state())
+    assert shop.db_path.stat().st_ino == data
+    assert sorted(shop.backups.glob("db_*")) == backups
+    check_clean(shop)
 
 
 @ONE_COMPOSE
@@ -625,7 +638,7 @@ def test_docker_that_is_missing_or_silent_or_misconfigured_is_refused(
     check_code(done, 3)
     assert "Docker cannot be reached" in done.err
     assert "--no-restart" in done.err
-    done = scene.restore(env={"PATH": path_without_docker(tmp_path)})
+    done = scene.restore(env={"PATH": path_without("docker", tmp_path)})
     check_code(done, 3)
     assert "not installed" in done.err
     good = scene.shop.compose_file.read_text()
@@ -639,13 +652,13 @@ def test_docker_that_is_missing_or_silent_or_misconfigured_is_refused(
     check_clean(scene.shop)
 
 
-def path_without_docker(folder: Path) -> str:
-    """A PATH with all programs but Docker's."""
+def path_without(name: str, folder: Path) -> str:
+    """A PATH with all programs but those whose names begin like this."""
     programs = folder / "programs"
     programs.mkdir()
     for place in os.environ["PATH"].split(":"):
         for program in Path(place).glob("*") if place else []:
-            if not program.name.startswith("docker") and not (programs / program.name).is_symlink():
+            if not program.name.startswith(name) and not (programs / program.name).is_symlink():
                 (programs / program.name).symlink_to(program)
     return str(programs)
 
