@@ -16,6 +16,7 @@ import base64
 import binascii
 import contextlib
 import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
@@ -1339,7 +1340,7 @@ class Terminal:
         import getpass
 
         for _ in range(2):
-            with contextlib.suppress(EOFError):
+            with contextlib.suppress(EOFError), hangup_when_lost():
                 return Secret(getpass.getpass(question))
         raise DeclinedError("no passphrase was given")
 
@@ -1374,12 +1375,26 @@ class Terminal:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
-        # os.open: in text mode, open() wants to seek, which a terminal cannot
-        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            yield descriptor, lambda text: os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        with hangup_when_lost():
+            # os.open: in text mode, open() wants to seek, which a terminal cannot
+            descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                yield descriptor, lambda text: os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hangup_when_lost() -> Iterator[None]:
+    """End the run as SIGHUP does when the terminal is gone: the signal itself may come later, or to a parent only."""
+    import termios
+
+    try:
+        yield
+    except (OSError, termios.error) as error:
+        if error.args[0] not in (errno.EIO, errno.ENXIO):
+            raise
+        raise Interrupted(signal.SIGHUP) from None
 
 
 def _is_whole(pasted: bytearray) -> bool:

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
+from tests.support.keys import Keys
+from tests.support.shop import filled_pipe
 from tests.support.strace import Hit, Stage, aim, make_stage, strace
 from tests.support.terminal import Terminal
 from tests.test_kill_matrix import after_rename
@@ -156,6 +158,42 @@ def test_signal_before_the_switch_ends_it_and_nothing_is_touched(
         started.end()
     assert stage.shop.snapshot() == before
     assert signal.Signals(number).name in log(stage)
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [((), "Paste the private key"), (("key",), "Passphrase"), (("key", "passphrase"), "Continue")],
+    ids=["key", "passphrase", "confirmation"],
+)
+def test_terminal_lost_at_a_prompt_ends_it_though_the_signal_reaches_a_parent_only(
+    make_shop: MakeShop, keys: Keys, given: tuple[str, ...], prompt: str
+) -> None:
+    """The shell that called it leads the session and does not care: all that comes is EIO."""
+    shop = make_shop("sqlite")
+    backup = shop.create_backup()
+    before = shop.snapshot()
+    key, passphrase = filled_pipe(keys.rsa.private_b64.encode()), filled_pipe(f"{keys.rsa.passphrase}\n".encode())
+    options = {"key": ["--key-stdin"], "passphrase": ["--passphrase-fd", str(passphrase)]}
+    argv = [sys.executable, "restore_backup.py", str(backup), *(word for name in given for word in options[name])]
+    started = Terminal(
+        ["/bin/sh", "-c", "trap '' HUP; \"$@\"; exit $?", "sh", *argv],
+        cwd=shop.path,
+        env=shop.environment(),
+        stdin=key if "key" in given else None,
+        pass_fds=(passphrase,),
+    )
+    try:
+        started.expect(prompt)
+        started.close_master()
+        assert started.process.wait(60) == 129
+    finally:
+        started.end()
+        os.close(key)
+        os.close(passphrase)
+    assert shop.snapshot() == before
+    said = (shop.backups / "restore.log").read_text(encoding="utf-8")
+    assert "ended by SIGHUP" in said
+    assert "Traceback" not in said
 
 
 # --- streams that are closed -----------------------------------------------------------------------------------------
