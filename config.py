@@ -7,7 +7,6 @@ file's folder. Importing the module reads nothing: call :func:`load_settings`.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 from dataclasses import dataclass, field
@@ -184,7 +183,10 @@ class _Values:
             )
         if "\0" in passphrase:
             raise SettingsError("DB_PASS holds a NUL character", hint="SQLCipher cannot use it: remove it from .env.")
-        return Secret(passphrase)
+        try:
+            return Secret(passphrase)
+        except UnicodeEncodeError:  # its words would show a character
+            raise SettingsError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, best in .env.") from None
 
     def number(self, name: str, default: int, unit: str) -> int:
         value = self.text(name, str(default)).strip()
@@ -198,7 +200,7 @@ class _Values:
             return None
         try:
             return base64.b64decode(value, validate=True)
-        except binascii.Error:
+        except ValueError:  # for what is not ASCII, too
             raise _wrong(
                 "PGP_PUBLIC_KEY_BASE64",
                 value[:12] + "…",

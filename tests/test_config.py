@@ -181,6 +181,7 @@ WRONG = [
     ("DB_BACKUP_RETENTION_DAYS", "1.5", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "٣", "number"),
     ("PGP_PUBLIC_KEY_BASE64", "not*base64", "gpg --export"),
+    ("PGP_PUBLIC_KEY_BASE64", "Schlüssel", "gpg --export"),
 ]
 
 
@@ -199,6 +200,13 @@ def test_encryption_without_passphrase_is_refused(tmp_path: Path, environ: dict[
     said = refused(tmp_path, DB_ENCRYPTION="true", **environ)
     assert "DB_PASS" in said
     assert "DB_ENCRYPTION" in said
+
+
+def test_passphrase_that_is_not_utf_8_is_refused_without_showing_it(tmp_path: Path) -> None:
+    said = refused(tmp_path, DB_ENCRYPTION="true", DB_PASS=os.fsdecode(b"secret p\xe4ss"))
+    assert "DB_PASS is not UTF-8" in said
+    assert "secret" not in said
+    assert "xe4" not in said
 
 
 def test_nul_in_the_passphrase_is_refused_without_showing_it(tmp_path: Path) -> None:
