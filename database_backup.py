@@ -904,7 +904,7 @@ class Engine:
         :param key_of: an existing database whose key and salt a new SQLCipher database shall have.
         :param compatibility: read it as that version of SQLCipher wrote it.
         """
-        uri = "file:" + quote(str(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
+        uri = "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
         connection: sqlite3.Connection = self._module.connect(
             uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
         )

@@ -634,3 +634,15 @@ def test_any_name_works_from_backup_to_restore(
     sums = [path.name for path in shop.backups.glob("*.sha256")]
     assert len(sums) == 2
     subprocess.run(["sha256sum", "--check", "--strict", *sums], cwd=shop.backups, check=True, timeout=30)
+
+
+def test_name_that_is_not_utf_8_works_from_backup_to_restore(make_shop: MakeShop, mode: str, keys: Keys) -> None:
+    shop = make_shop(mode)
+    old = shop.db_path
+    shop.env["DB_NAME"] = shop.settings["DB_NAME"] = os.fsdecode(b"sh\xf6p.db")
+    old.rename(shop.db_path)
+    backup = shop.create_backup()
+    elsewhere = backup.with_name(os.fsdecode(b"s\xe4fe.db.gz.gpg"))
+    backup.rename(elsewhere)
+    database = shop.decrypted(elsewhere, keys.rsa)
+    restored(shop.restore(elsewhere, "--force", key=keys.rsa), shop, database)
