@@ -36,7 +36,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from config import Environment, ExitCode, OperatorError, Secret, Settings, load_settings
 from database_backup import (
@@ -2699,9 +2699,22 @@ settings (from the environment, else from .env beside the script):
 """
 
 
-def command_line() -> argparse.ArgumentParser:
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose usage errors are a JSON object on standard output as well, where that was asked for."""
+
+    json = False
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with code 2."""
+        if self.json:
+            error = {"message": message, "hint": "See: restore_backup.py --help"}
+            Console().json(Report(exit_code=ExitCode.USAGE, error=error).as_dict())
+        super().error(message)
+
+
+def command_line() -> CommandLine:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="restore_backup.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -2741,6 +2754,7 @@ def command_line() -> argparse.ArgumentParser:
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
     """Parse the command line; argparse itself exits with code 2 on a usage error."""
     parser = command_line()
+    parser.json = "--json" in (sys.argv if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ:  # set by the shell while it completes a command line
         import argcomplete
 

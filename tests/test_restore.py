@@ -552,6 +552,17 @@ def test_json_on_a_wrong_setting(make_shop: MakeShop) -> None:
     assert "STAGING" in json.loads(done.out)["error"]["message"]
 
 
+@pytest.mark.parametrize("wrong", ["--no-such-option", "--passphrase-fd=three", "--passphrase-fd=0"])
+def test_json_on_a_usage_error(make_shop: MakeShop, wrong: str) -> None:
+    done = make_shop("sqlite").restore("--json", "--key-stdin", wrong)
+    assert done.code == 2
+    report = json.loads(done.out)
+    assert report["exit_code"] == 2
+    assert report["outcome"] == "failed"
+    assert wrong.partition("=")[0] in report["error"]["message"]
+    assert wrong.partition("=")[0] in done.err
+
+
 # --- Docker is not touched -------------------------------------------------------------------------------------------
 
 
