@@ -471,6 +471,8 @@ class Keyring:
         """
         result = self._gpg.import_keys(key.reveal_bytes())
         secret = self._gpg.list_keys(secret=True)
+        if result.sec_read and not result.sec_imported:
+            self._ask_agent("GETINFO version")  # is it there at all? gpg does not say
         if not result.sec_read or not result.sec_imported or not secret:
             if result.imported and not result.sec_read:
                 what = "it holds a public key only"
@@ -487,12 +489,20 @@ class Keyring:
         return ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret))
 
     def _protected(self) -> bool:
-        env = child_environment(GNUPGHOME=str(self.home))
-        listing = run_command(
-            ["gpg-connect-agent", "--homedir", str(self.home), "KEYINFO --list", "/bye"], timeout=30, env=env
-        )
+        listing = self._ask_agent("KEYINFO --list")
         states = [line.split()[7] for line in listing.splitlines() if line.startswith("S KEYINFO")]
         return not states or "P" in states
+
+    def _ask_agent(self, command: str) -> str:
+        """Give the agent a command and return its answer.
+
+        :raises CommandError: when there is no agent.
+        """
+        env = child_environment(GNUPGHOME=str(self.home))
+        try:
+            return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
+        except CommandError as error:
+            raise CommandError(f"gpg-agent cannot be used: {error}", hint="Install it: apt-get install gnupg") from None
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Find out from its beginning whether key and passphrase open a message; its content is thrown away.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeShop, StartTerminal
+from tests.support.containers import call
 from tests.support.keys import PASSPHRASE, GpgHome, Key, Keys, gpg_home
 from tests.support.shop import Completed, Shop, filled_pipe
 from tests.support.terminal import Terminal
@@ -337,6 +338,21 @@ def test_what_is_no_usable_key_is_refused_in_its_own_words(
     assert done.code == CANNOT_DECRYPT, done.text
     assert words in done.text
     assert "gpg --export-secret-keys" in done.text  # what to do next
+    assert plain_shop.snapshot() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+def test_missing_agent_is_not_taken_for_a_damaged_key(plain_shop: Shop, keys: Keys, backup: Path) -> None:
+    """As after `apt-get install --no-install-recommends gpg`."""
+    agent = call("gpgconf", "--list-components").split("gpg-agent:")[1].splitlines()[0].rpartition(":")[2]
+    script = f'mount --bind /dev/null {agent}; exec "$@"'
+    before = plain_shop.snapshot()
+    done = plain_shop.restore(
+        backup, "--force", key=keys.open, wrapper=["unshare", "--mount", "sh", "-euc", script, "sh"]
+    )
+    assert done.code == 3, done.text
+    assert "gpg-agent cannot be used" in done.err
+    assert "apt-get install" in done.err
     assert plain_shop.snapshot() == before
 
 
