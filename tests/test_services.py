@@ -19,11 +19,23 @@ from typing import Any
 
 import pytest
 
+from config import Environment
 from tests.conftest import MakeBotShop, StartTerminal
 from tests.support import writer
-from tests.support.containers import IMAGE, PROJECT_LABEL, Bot, BotShop, Compose, State, call, compose_v1, compose_v2
+from tests.support.containers import (
+    IMAGE,
+    PROJECT_LABEL,
+    Bot,
+    BotShop,
+    Compose,
+    State,
+    call,
+    compose_v1,
+    compose_v2,
+    import_stand_in,
+)
 from tests.support.keys import Key, Keys
-from tests.support.shop import DB_PASS, Completed, Rows
+from tests.support.shop import DB_PASS, ROOT, Completed, Rows
 
 pytestmark = pytest.mark.docker
 
@@ -253,6 +265,42 @@ def test_restore_under_a_busy_bot_loses_nothing(
     check_code(shop.restore(safety, "--target-path", target, "--force", key=keys.rsa), 0)
     assert shop.rows(target) == old
     assert shop.states() == after
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "compose"),
+    [
+        ("PROD", "sqlite", "v2"),
+        ("DEV", "sqlcipher", "v1"),
+        pytest.param("PROD", "sqlcipher", "v1", marks=LONG),
+        pytest.param("DEV", "sqlite", "v2", marks=LONG),
+    ],
+    indirect=["mode", "compose"],
+)
+def test_compose_files_as_they_are_shipped(
+    make_bot_shop: MakeBotShop, environment: str, mode: str, compose: Compose, keys: Keys
+) -> None:
+    image, file = import_stand_in(), Environment[environment].value
+    settings = {"RUNTIME_ENVIRONMENT": environment, "BOT_IMAGE": image, "REDIS_IMAGE": image}
+    shop = make_bot_shop(mode, compose, Bot(file=file), **settings)
+    shutil.copyfile(ROOT / file, shop.compose_file)
+    expected, backup = shop.rows(), shop.create_backup()
+    shop.change_data()
+    shop.up()
+    shop.wait_health("healthy")
+    before, described = shop.states(), shop.inspect()
+    assert described
+    assert {mount["Destination"] for mount in described["Mounts"]} >= {"/app/data", "/app/backups"}
+    assert shop.passphrase is None or f"DB_PASS={shop.passphrase}" in described["Config"]["Env"]
+    done = shop.restore(backup, "--force", key=keys.rsa)
+    check_code(done, 0)
+    assert "bot healthy, redis" in done.err
+    for service, state in shop.states().items():
+        assert state.running
+        assert state.started_at > before[service].started_at
+        assert state.exit_code == 0
+    assert shop.rows() == expected
+    check_clean(shop)
 
 
 @BOTH_COMPOSES

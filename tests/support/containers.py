@@ -64,25 +64,43 @@ def check_engine() -> None:
         raise NotAvailable(f"no Docker engine answers: {done.stderr.strip()}")
 
 
-def import_image() -> str:
-    """The name of an image with a static busybox, imported when the engine does not have it (nothing is pulled)."""
-    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode == 0:
-        return IMAGE
+def import_image(name: str = IMAGE, programs: dict[str, str] | None = None, *changes: str) -> str:
+    """The name of an image with a static busybox, imported when the engine does not have it (nothing is pulled).
+
+    `programs`: shell scripts for its /bin. `changes`: instructions as of a Dockerfile.
+    """
+    if subprocess.run(["docker", "image", "inspect", name], capture_output=True, check=False).returncode == 0:
+        return name
     busybox = shutil.which("busybox")
     if not busybox:
         raise NotAvailable("busybox-static is not installed")
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(os.path.realpath(busybox), "bin/busybox")
-        for name in call(busybox, "--list").split():
-            if name != "busybox":
-                link = tarfile.TarInfo(f"bin/{name}")
+        for applet in call(busybox, "--list").split():
+            if applet != "busybox":
+                link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(link)
-    subprocess.run(
-        ["docker", "import", "-", IMAGE], input=archive.getvalue(), capture_output=True, check=True, timeout=60
-    )
-    return IMAGE
+        for program, script in (programs or {}).items():
+            file = tarfile.TarInfo(f"bin/{program}")
+            file.mode, file.size = 0o755, len(script)
+            tar.addfile(file, io.BytesIO(script.encode()))
+    options = [word for change in changes for word in ("--change", change)]
+    command = ["docker", "import", *options, "-", name]
+    subprocess.run(command, input=archive.getvalue(), capture_output=True, check=True, timeout=60)
+    return name
+
+
+def import_stand_in() -> str:
+    """The name of an image that stands in for the bot and for redis, under the compose files as they are shipped.
+
+    As a bot it holds the database open; it ends at SIGTERM.
+    """
+    wait = 'trap "exit 0" TERM; while :; do sleep 1000 & wait $!; done\n'
+    bot = '#!/bin/sh\n[ -d /app/data ] && exec 3<>"/app/data/${DB_NAME:-shop.db}"\n' + wait
+    programs = {"bot": bot, "redis-server": "#!/bin/sh\n" + wait, "redis-cli": "#!/bin/sh\necho PONG\n"}
+    return import_image("restore-backup-tests-stand-in:1", programs, 'CMD ["/bin/bot"]')
 
 
 @dataclass(frozen=True)
