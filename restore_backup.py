@@ -1507,7 +1507,8 @@ class Credentials:
 
 def _from_descriptor(number: int, option: str) -> Secret:
     try:
-        with os.fdopen(number, "rb") as file:
+        # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
+        with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
     except OSError as error:
         raise RefusedError(

@@ -4,7 +4,9 @@ import base64
 import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import termios
 from collections.abc import Callable
 from contextlib import closing
@@ -471,6 +473,32 @@ def test_passphrase_descriptor_takes_the_first_line(plain_shop: Shop, keys: Keys
     finally:
         os.close(descriptor)
     assert done.code == 0, done.text
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_stream_that_the_passphrase_came_from_still_tells_how_it_ended(
+    plain_shop: Shop, keys: Keys, backup: Path, number: int
+) -> None:
+    """As on a terminal, where the descriptors 0, 1 and 2 can be read and written alike."""
+    ours, theirs = socket.socketpair()
+    ours.sendall(f"{PASSPHRASE}\n".encode())
+    ours.shutdown(socket.SHUT_WR)
+    key = filled_pipe(keys.rsa.private_b64.encode())
+    argv = [sys.executable, "restore_backup.py", str(backup), "--force", "--key-stdin", "--passphrase-fd", str(number)]
+    with theirs:
+        process = subprocess.Popen(
+            argv,
+            cwd=plain_shop.path,
+            env=plain_shop.environment(),
+            stdin=key,
+            stdout=theirs.fileno() if number == 1 else subprocess.DEVNULL,
+            stderr=theirs.fileno() if number == 2 else subprocess.DEVNULL,
+        )
+    os.close(key)
+    with ours, ours.makefile("rb") as stream:
+        said = stream.read().decode()
+    assert process.wait(60) == 0
+    assert ("Database restored successfully" if number == 1 else "Swapping") in said
 
 
 def test_passphrase_descriptor_that_is_not_there_is_refused(plain_shop: Shop, keys: Keys, backup: Path) -> None:
