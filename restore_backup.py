@@ -303,6 +303,12 @@ class Holder:
     def __str__(self) -> str:
         return f"{self.command} (pid {self.pid})"
 
+    @property
+    def ending(self) -> str:
+        """The command that ends it; a process killed in a container may be started again by its restart policy."""
+        container = re.search(r"[0-9a-f]{64}", self.cgroup)
+        return f"docker stop {container[0][:12]}" if container else f"kill {self.pid}"
+
 
 def find_holders(database: Path) -> tuple[list[Holder], int]:
     """Return the processes that have the database open, and how many processes could not be looked at.
@@ -1918,10 +1924,10 @@ class Restorer:
         holders, hidden = find_holders(target)
         strangers = [item for item in holders if not any(container in item.cgroup for container in expected)]
         if strangers:
+            commands = "; ".join(sorted({item.ending for item in strangers}))
             raise InUseError(
                 f"{target} is in use by {', '.join(map(str, strangers))}",
-                hint=f"End it (kill {' '.join(str(item.pid) for item in strangers)}); or, if a compose file runs it, "
-                "name that with --compose-file.",
+                hint=f"End it ({commands}); or, if a compose file runs it, name that with --compose-file.",
             )
         if not hidden or not target.exists():
             return

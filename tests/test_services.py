@@ -663,6 +663,7 @@ def test_no_restart_is_refused_while_the_bot_runs_and_works_when_it_does_not(
     done = scene.restore("--no-restart")
     check_code(done, 3)
     assert "pid" in done.err
+    assert f"docker stop {before.id[:12]}" in done.err  # killed, it would be started again
     assert untouched(before, scene.shop.state())
     assert scene.shop.db_path.stat().st_ino == inode
     scene.shop.wait_rows(2)
