@@ -270,7 +270,8 @@ class Signals:
         self._shielded = False
 
     def install(self) -> None:
-        """Take the signals over."""
+        """Take the signals over, also again after a shield."""
+        self._shielded = False
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
@@ -1616,7 +1617,8 @@ class Restorer:
         with contextlib.ExitStack() as cleanup:
             if not self.options.verify_only:
                 cleanup.enter_context(self.lock(target))
-                self.recover_cut_off(target)
+                if self.recover_cut_off(target):
+                    self.signals.install()  # that was the end of the other run: this one can be left again
                 cleanup.callback(drop_quietly, candidate_path(target))
             cleanup.callback(self.beside.shutdown)
             plan = self.preflight(target)

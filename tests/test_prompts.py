@@ -3,6 +3,7 @@
 import base64
 import gzip
 import os
+import shutil
 import termios
 import time
 from collections.abc import Callable
@@ -464,4 +465,19 @@ def test_piped_key_is_never_taken_for_the_passphrase(ready: Ready, keys: Keys) -
     stdin = f"{keys.rsa.private_b64}\n{keys.rsa.passphrase}\ny\n".encode()
     done = shop.restore(backup, "--key-stdin", "--force", stdin=stdin, timeout=20)
     assert done.code in (3, 4), done.text
+    assert not is_restored(shop)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_prompt_can_be_left_after_a_restore_that_was_cut_off_is_undone(
+    ready: Ready, keys: Keys, terminal: StartTerminal
+) -> None:
+    shop, backup = ready(keys.open)
+    kill_at_the_swap = ["strace", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL:when=3"]
+    assert shop.restore(backup, "--force", key=keys.open, wrapper=kill_at_the_swap).code < 0
+    at = terminal(shop, backup)
+    at.expect("was cut off")
+    at.expect("Paste the private key")
+    at.send("\x03")
+    assert at.wait(20) == 130, at.output
     assert not is_restored(shop)
