@@ -1169,7 +1169,12 @@ class DatabaseBackup:
                         feed(piece)
                     if layer == "gzip":
                         decoder.finish()
-                return f"{checksum}; {check_database(self._engine, copy)}"
+                try:
+                    return f"{checksum}; {check_database(self._engine, copy)}"
+                except UnsoundBackupError as error:  # an SQL dump, an older SQLCipher: a restore tells what it is
+                    command = restore_command("--verify-only", shown(backup))
+                    error.hint = error.hint or f"If the bot was older then, it may restore all the same: {command}"
+                    raise
 
     def list_backups(self) -> list[BackupInfo]:
         """Return the backups in the backup folder, newest first."""

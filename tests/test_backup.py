@@ -455,6 +455,7 @@ def test_verify_refuses_damaged_missing_and_unsound_backups(shop: Shop) -> None:
     backup.write_bytes(gzip.compress(os.urandom(8192)))
     done = shop.run("database_backup.py", "verify", backup)
     assert (done.code, "not a sound" in done.err) == (5, True), done.text
+    assert "restore_backup.py --verify-only" in done.err  # which knows what older versions of the bot made
     done = shop.run("database_backup.py", "verify", "backups/missing.db.gz")
     assert (done.code, "missing.db.gz" in done.err) == (3, True), done.text
 
