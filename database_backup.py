@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import io
 import logging
+import math
 import os
 import re
 import secrets
@@ -1020,13 +1021,26 @@ class BackupInfo:
     size: int
     encrypted: bool
 
-    def checksum_state(self) -> str:
-        """Return "ok", "MISMATCH" or "none", after reading the whole file."""
-        expected = recorded_checksum(self.path)
-        if expected is None:
-            return "none"
-        with io.FileIO(self.path) as file:
-            return "ok" if file_sha256(file) == expected else "MISMATCH"
+    def checksum_state(self, until: float = math.inf, progress: Callable[[int], object] = lambda _: None) -> str:
+        """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; else "not read".
+
+        :param until: a time of the monotonic clock at which reading ends.
+        :param progress: is told the size of each piece that was read.
+        """
+        digest = hashlib.sha256()
+        try:
+            expected = recorded_checksum(self.path)
+            if expected is None:
+                return "none"
+            with io.FileIO(self.path) as file:
+                while piece := file.read(CHUNK):
+                    if time.monotonic() > until:
+                        return "not read"
+                    digest.update(piece)
+                    progress(len(piece))
+        except (OSError, RefusedError):
+            return "unreadable"
+        return "ok" if digest.hexdigest() == expected else "MISMATCH"
 
 
 def backup_time(path: Path) -> datetime:

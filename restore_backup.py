@@ -22,6 +22,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -102,6 +103,12 @@ STOP_SECONDS = 600.0
 """Longest wait for a compose command; the grace period before a kill is the service's own."""
 
 PASSPHRASE_TRIES = 3
+
+PAGE = 15
+"""Lines of a menu at a time; a terminal has 24."""
+
+MENU_SECONDS = 3.0
+"""How long the menu may be kept waiting by checksums."""
 
 MOST_TABLES = 20
 """Lines of the comparison: more would scroll away what matters."""
@@ -1271,11 +1278,11 @@ def last_outcome(folder: Path) -> str:
 OUTCOME = "outcome: "
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str = "  ") -> list[str]:
     """Return rows as lines with aligned columns; those in ``right`` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(
+        gap.join(
             cell.rjust(width) if index in right else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
@@ -1317,14 +1324,23 @@ class Terminal:
                 line += byte
         return line.decode(errors="replace").strip("\n")
 
-    def choose(self, title: str, choices: Sequence[str]) -> int | None:
-        """Let one of several be chosen by number; None when the operator leaves."""
-        with self._opened() as (_, write):
-            write("\n".join([title, *(f"{number:>2} {text}" for number, text in enumerate(choices, 1)), ""]))
+    def choose(self, title: str, choices: Sequence[str], heading: str = "") -> int | None:
+        """Let one of several be chosen by number; None when the operator leaves.
+
+        :param heading: stands over the choices; what does not fit on a screen is shown when it is asked for.
+        """
+        width = len(str(len(choices)))
+        lines = [f"{number:>{width}} {text}" for number, text in enumerate(choices, 1)]
+        self.say("\n".join([title, *([f"{'':{width}} {heading}"] if heading else []), *lines[:PAGE]]))
+        shown = PAGE
         while True:
-            answer = self.ask("Number, or q to leave: ").strip().lower()
+            more = shown < len(lines)
+            answer = self.ask(f"Number, {'m for older ones, ' if more else ''}or q to leave: ").strip().lower()
             if answer in ("q", ""):
                 return None
+            if answer == "m" and more:
+                self.say("\n".join(lines[shown : shown + PAGE]))
+                shown += PAGE
             if answer.isdecimal() and 1 <= int(answer) <= len(choices):
                 return int(answer) - 1
 
@@ -1768,10 +1784,9 @@ class Restorer:
             raise RefusedError(
                 f"there is no backup in {self.settings.backup_dir}", hint="Name a file, or check DB_BACKUP_PATH."
             )
-        chosen = self.terminal.choose(
-            "Which backup?",
-            backup_table(backups),
-        )
+        checksums = checksum_states(self.console, backups, time.monotonic() + MENU_SECONDS)
+        heading, *lines = backup_table(backups, checksums)
+        chosen = self.terminal.choose("Which backup?", lines, heading)
         if chosen is None:
             raise DeclinedError("no backup was chosen")
         return backups[chosen].path
@@ -2891,36 +2906,52 @@ def undo_command(kept: Path, target: Path, settings: Settings) -> str:
 def show_list(console: Console, settings: Settings) -> list[dict[str, Any]]:
     """Print the backups and how the last restore ended; return the backups for --json."""
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
-    listed = [
+    checksums = checksum_states(console, backups)
+    if backups:
+        console.result(f"{plural(len(backups), 'backup')} in {shown(settings.backup_dir)}")
+        for line in backup_table(backups, checksums):
+            console.result(line)
+    else:
+        console.result(f"no backup in {settings.backup_dir}")
+    if outcome := last_outcome(settings.backup_dir):
+        console.result(f"last restore: {outcome}")
+    if Journal.path(settings.db_path).exists():
+        console.result(f"⚠️  A restore was cut off. To finish or undo it: {restore_command('--recover')}")
+    return [
         {
             "path": str(item.path),
             "created": item.created.isoformat(),
             "bytes": item.size,
             "encrypted": item.encrypted,
-            "checksum": item.checksum_state(),
+            "checksum": checksum,
         }
-        for item in backups
+        for item, checksum in zip(backups, checksums, strict=True)
     ]
-    if backups:
-        console.result(f"{shown(settings.backup_dir)}: age, size, encrypted, checksum, name")
-    else:
-        console.result(f"no backup in {settings.backup_dir}")
-    for line in backup_table(backups, [str(item["checksum"]) for item in listed]):
-        console.result(line)
-    if outcome := last_outcome(settings.backup_dir):
-        console.result(f"last restore: {outcome}")
-    if Journal.path(settings.db_path).exists():
-        console.result(f"⚠️  A restore was cut off. To finish or undo it: {restore_command('--recover')}")
-    return listed
 
 
-def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
-    """Return the lines that show backups, with the states of their checksums if given; they fit into 80 columns."""
-    rows = []
-    for number, item in enumerate(backups):
-        row = [age(item.created.timestamp()), megabytes(item.size), "encrypted" if item.encrypted else "PLAIN"]
-        rows.append((*row, *checksums[number : number + 1], item.path.name))
-    return aligned(rows, right=(0, 1)) if rows else []
+def checksum_states(console: Console, backups: Sequence[BackupInfo], until: float = math.inf) -> list[str]:
+    """Read backups, newest first, and return the states of their checksums.
+
+    :param until: a time of the monotonic clock after which nothing is read.
+    """
+    done = 0
+    with console.step("🔎 Checksums...", sum(item.size for item in backups)) as step:
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            step.progress(done)
+
+        return [item.checksum_state(until, progress) for item in backups]
+
+
+def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str]) -> list[str]:
+    """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns."""
+    rows = [("age", "size", "content", "checksum", "name")]
+    for item, checksum in zip(backups, checksums, strict=True):
+        content = "encrypted" if item.encrypted else "PLAIN"
+        rows.append((age(item.created.timestamp()), megabytes(item.size), content, checksum, item.path.name))
+    return aligned(rows, right=(0, 1), gap=" ")
 
 
 def harden_process() -> None:

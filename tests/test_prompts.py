@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import hashlib
 import os
 import shutil
 import termios
@@ -360,6 +361,67 @@ def test_menu_offers_the_backups_newest_first_and_takes_a_number(
     at.send("y\n")
     assert at.wait() == 0, at.output
     assert is_restored(shop)
+
+
+def test_menu_shows_the_table_of_list_with_the_state_of_each_checksum(
+    ready: Ready, terminal: StartTerminal, keys: Keys
+) -> None:
+    """Headings, numbers and all; one checksum that cannot be read does not keep the others from being shown."""
+    shop, backup = ready(keys.open)
+    three_backups(shop, backup)
+    sound = hashlib.sha256(backup.read_bytes()).hexdigest()
+    backup.with_name(f"{backup.name}.sha256").write_text(f"{sound}  {backup.name}\n")
+    newest = shop.backups / "db_backup_20250201_000000.db.gz.gpg.sha256"
+    newest.write_text(f"{sound}  {newest.stem}\n")
+    (shop.backups / "db_backup_20240101_000000.db.gz.gpg.sha256").write_text("")
+    listed = shop.restore("--list")
+    assert listed.code == 0, listed.text
+    table = [line for line in listed.out.splitlines() if "checksum" in line or "db_backup_" in line]
+    assert [line.split()[-2] for line in table] == ["checksum", "MISMATCH", "ok", "unreadable"]
+    at = terminal(shop)
+    at.expect(r"q\b.*: ")
+    shown = at.output.split("Which backup?")[1].replace("\r", "")
+    assert shown.splitlines()[1:-1] == [f"{number} {line}" for number, line in zip([" ", 1, 2, 3], table, strict=True)]
+    at.send("q\n")
+    assert at.wait() == 10, at.output
+
+
+def test_menu_does_not_wait_for_checksums_of_big_backups(ready: Ready, terminal: StartTerminal, keys: Keys) -> None:
+    """Newest first: what took too long is said to be not read."""
+    shop, _ = ready(keys.open)
+    small, big = "db_backup_20250201_000000.db.gz.gpg", "db_backup_20240101_000000.db.gz.gpg"
+    (shop.backups / small).write_bytes(b"")
+    with (shop.backups / big).open("wb") as file:
+        file.truncate(64 << 30)  # holes: they take no room, and a minute to be read
+    for name in (small, big):
+        (shop.backups / f"{name}.sha256").write_text(f"{hashlib.sha256().hexdigest()}  {name}\n")
+    at = terminal(shop)
+    at.expect(rf" ok +{small}", timeout=20)
+    at.expect(f" not read +{big}")
+    at.expect(r"q\b.*: ")
+    at.send("q\n")
+    assert at.wait() == 10, at.output
+
+
+def test_menu_keeps_the_newest_backups_on_the_screen(
+    ready: Ready, with_key_piped: Callable[..., Terminal], keys: Keys
+) -> None:
+    """A week of backups every six hours: a page at a time; any number that was shown is taken."""
+    shop, _ = ready(keys.open)
+    for day in range(1, 31):
+        (shop.backups / f"db_backup_202503{day:02}_000000.db.gz.gpg").write_bytes(b"not this one")
+    at = with_key_piped(shop, keys.open)
+    at.expect(r"Number, m for older ones, or q to leave: ")
+    assert len(at.output.split("Which backup?")[1].splitlines()) < 24
+    at.send("m\n")
+    at.expect(r"m for older ones")
+    at.send("m\n")
+    at.expect(r"31 [^\n]*20250130_120000")
+    at.expect(r"Number, or q to leave: ")
+    at.send("31\n")
+    at.expect(CONFIRM)
+    at.send("n\n")
+    assert at.wait() == 10, at.output
 
 
 def test_menu_is_left_with_q(ready: Ready, terminal: StartTerminal, keys: Keys) -> None:
