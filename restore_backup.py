@@ -2443,8 +2443,11 @@ class Restorer:
         :raises SwitchError: when it is not sound.
         """
         try:
-            with contextlib.closing(self.engine.connect_reader(target)) as connection:
-                check_integrity(self.engine, connection, None)
+            with (
+                self.console.step("🔎 Post-restore check...") as step,
+                contextlib.closing(self.engine.connect_reader(target)) as connection,
+            ):
+                step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
         except (self.engine.error, UnsoundBackupError) as error:
             raise SwitchError(f"the restored database is not sound: {error}") from None
 

@@ -442,6 +442,30 @@ def test_bot_that_starts_on_neither_database_leaves_the_old_one(prepare: Prepare
     check_next_run_starts_the_bot(scene)
 
 
+@BOTH_COMPOSES
+def test_whole_database_is_checked_once_more_when_the_bot_is_up(prepare: Prepare, mode: str, compose: Compose) -> None:
+    """That it is sound is said, and is not part of the downtime; one that is not gets the old one back."""
+    scene = prepare(mode, compose)
+    done = scene.restore("--json")
+    check_code(done, 0)
+    lines = [line for line in done.err.splitlines() if "✅" in line]
+    (number,) = [number for number, line in enumerate(lines) if line.startswith("🔎 Post-restore check...")]
+    assert lines[number - 1].startswith("🔄 Starting Docker containers...")
+    assert "✅ ok, 5 tables" in lines[number]  # those of the backup, and the one that the bot makes
+    check = next(phase for phase in report_of(done)["phases"] if phase["name"] == "post-restore check")
+    start = next(phase for phase in report_of(done)["phases"] if phase["name"] == "start")
+    assert check["began"] >= start["began"] + start["seconds"] - 0.01
+    damage = 'dd if=/dev/urandom of="$SHOP/data/shop.db" bs=4096 seek=20 count=2 conv=notrunc 2>/dev/null'
+    env = intercept(scene.shop, stop=KEEP_TRUTH, start=f'[ $(nth) != 1 ] || {damage}; real "$@"; exit $?')
+    done = scene.restore(env=env)
+    check_code(done, 8)
+    assert re.search(r"Post-restore check\.\.\. +❌", done.err)
+    assert "❌ Restore failed: the restored database is not sound: " in done.err
+    check_writing_to_the_live_file(scene.shop)
+    check_restored(scene)
+    check_clean(scene.shop)
+
+
 # --- Compose fails, or lies ------------------------------------------------------------------------------------------
 
 
