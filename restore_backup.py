@@ -1260,8 +1260,8 @@ class Step:
 
     @property
     def wide(self) -> int:
-        """Columns that the label's pictures take beyond one a character."""
-        return len(re.findall(r"[\U0001F300-\U0001FAFF]|\uFE0F", self.label))
+        """Columns that the label takes beyond one a character: a picture takes two, a variation selector none."""
+        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
 
 
 LOG_NAME = "restore.log"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import pytest
 
@@ -483,6 +484,18 @@ def test_stop_first_runs_the_phases_in_literal_order(shop: Shop, keys: Keys) -> 
     assert shop.backup_rows(saved(shop)[-1], keys.rsa) == changed
     steps = ("Pre-restore backup", "Decrypting", "Decompressing", "Integrity check", "Swapping")
     assert [done.err.index(step) for step in steps] == sorted(done.err.index(step) for step in steps)
+
+
+def test_results_of_steps_stand_below_each_other(shop: Shop, keys: Keys) -> None:
+    """In columns as terminals count them: a picture takes two, what chooses its colours none."""
+    done = shop.restore(shop.create_backup(), "--force", key=keys.rsa)
+    heads = [line.partition("✅")[0] for line in done.err.splitlines() if re.search(r"\.\.\. +✅", line)]
+    widths = {
+        head.strip(): sum((east_asian_width(sign) == "W") + (sign != "\N{VARIATION SELECTOR-16}") for sign in head)
+        for head in heads
+    }
+    assert "⚙️  Swapping..." in widths
+    assert set(widths.values()) == {35}, widths
 
 
 def test_list_shows_newest_first_without_touching_anything(shop: Shop) -> None:
