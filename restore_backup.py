@@ -110,8 +110,11 @@ PAGE = 15
 MENU_SECONDS = 3.0
 """How long the menu may be kept waiting by checksums."""
 
-MOST_TABLES = 20
-"""Lines of the comparison: more would scroll away what matters."""
+MOST_TABLES = 12
+"""Tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines."""
+
+NAME_COLUMNS = 40
+"""Longest name of a table in the comparison."""
 
 # --- errors ------------------------------------------------------------------------------------------------------
 
@@ -2146,7 +2149,7 @@ class Restorer:
         if live and live.user_version != contents.user_version:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
-            facts.append(("schema", f"differs: {', '.join(changed)}"))
+            facts.append(("schema", f"differs: {some_of(changed, 44)}"))
         facts.extend(plan.outlook.items())
         # the facts last, so that they are still there when the question comes
         self.console.lines([f"   {line}" for line in [*self.row_comparison(live), *aligned(facts)]])
@@ -2160,12 +2163,13 @@ class Restorer:
         same = len(self.report.tables) - len(differ)
         if not differ:
             return ["every table has as many rows as now"]
+        differ.sort(key=lambda row: most_lost_first(*row[1:]))
         rows = [("table", "now", "backup", "difference")]
         for name, now, then in differ[:MOST_TABLES]:
             change = f"{then - now:+,}" if now is not None and then is not None else ""
-            rows.append((name, _count(now), _count(then), change))
+            rows.append((shortened(name, NAME_COLUMNS), _count(now), _count(then), change))
         more = len(differ) - MOST_TABLES
-        rest = [f"and {more} more tables differ"] if more > 0 else []
+        rest = [f"{plural(more, 'more table')} with fewer or more rows"] if more > 0 else []
         return [
             *aligned(rows, right=(1, 2, 3)),
             *rest,
@@ -2678,6 +2682,26 @@ def plural(number: int, noun: str) -> str:
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     """Return the names under which two schemas are not the same."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def most_lost_first(now: int | None, then: int | None) -> tuple[bool, int]:
+    """Return by what tables are sorted, given their rows: first what loses rows, in each half the most first."""
+    change = (then or 0) - (now or 0)
+    return change >= 0, -abs(change)
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name from a database so that it takes no more columns, and cannot do anything to a terminal."""
+    name = "".join(sign if sign.isprintable() else "?" for sign in name)
+    return name if len(name) <= width else f"{name[: width - 1]}…"
+
+
+def some_of(names: Sequence[str], width: int) -> str:
+    """Return as many of the names as fit, and how many more there are."""
+    names = [shortened(name, width) for name in names]
+    number = max([1, *(count for count in range(1, len(names) + 1) if len(", ".join(names[:count])) <= width)])
+    more = len(names) - number
+    return ", ".join(names[:number]) + (f" and {more:,} more" if more else "")
 
 
 def _count(rows: int | None) -> str:
