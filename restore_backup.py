@@ -1270,15 +1270,30 @@ class Step:
 LOG_NAME = "restore.log"
 
 
+OUTCOME = "outcome: "
+
+
 def last_outcome(folder: Path) -> str:
     """Return how the last restore ended, from the log file; empty when there was none."""
     with contextlib.suppress(OSError):
         lines = (folder / LOG_NAME).read_text(errors="replace").splitlines()
-        return next((line.replace(OUTCOME, "") for line in reversed(lines) if OUTCOME in line), "")
+        found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
+        if found and found[2].startswith(OUTCOME):
+            return f"{found[1]} {found[2].removeprefix(OUTCOME)}"
+        if found:
+            return f"{found[1]} did not say how it ended: killed, or the machine went down"
     return ""
 
 
-OUTCOME = "outcome: "
+def restore_at_work(target: Path) -> str:
+    """Return which process restores a database at this moment, and since when; empty when none does."""
+    with contextlib.suppress(OSError):
+        folder = open_folder(target.parent)
+        try:
+            return "" if flock(folder, fcntl.LOCK_SH) else lock_owner(folder)
+        finally:
+            os.close(folder)
+    return ""
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str = "  ") -> list[str]:
@@ -2934,17 +2949,7 @@ def show_list(console: Console, settings: Settings) -> list[dict[str, Any]]:
     """Print the backups and how the last restore ended; return the backups for --json."""
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
     checksums = checksum_states(console, backups)
-    if backups:
-        console.result(f"{plural(len(backups), 'backup')} in {shown(settings.backup_dir)}")
-        for line in backup_table(backups, checksums):
-            console.result(line)
-    else:
-        console.result(f"no backup in {settings.backup_dir}")
-    if outcome := last_outcome(settings.backup_dir):
-        console.result(f"last restore: {outcome}")
-    if Journal.path(settings.db_path).exists():
-        console.result(f"⚠️  A restore was cut off. To finish or undo it: {restore_command('--recover')}")
-    return [
+    listed = [
         {
             "path": str(item.path),
             "created": item.created.isoformat(),
@@ -2954,6 +2959,21 @@ def show_list(console: Console, settings: Settings) -> list[dict[str, Any]]:
         }
         for item, checksum in zip(backups, checksums, strict=True)
     ]
+    if backups:
+        console.result(f"{plural(len(backups), 'backup')} in {shown(settings.backup_dir)}")
+        for line in backup_table(backups, checksums):
+            console.result(line)
+    else:
+        console.result(f"no backup in {settings.backup_dir}")
+    target = Path(os.path.realpath(settings.db_path))
+    if owner := restore_at_work(target):
+        console.result(f"🔄 A restore is at work: {owner}")
+        return listed
+    if outcome := last_outcome(settings.backup_dir):
+        console.result(f"last restore: {outcome}")
+    if Journal.path(target).exists():
+        console.result(f"⚠️  A restore was cut off. To finish or undo it: {restore_command('--recover')}")
+    return listed
 
 
 def checksum_states(console: Console, backups: Sequence[BackupInfo], until: float = math.inf) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,36 @@ def test_second_run_is_refused_and_told_who_is_at_work_since_when(
 def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
     shop, backup = plain_shop
     assert shop.restore("--verify-only", backup).code == 0
+
+
+def test_list_tells_a_restore_at_work_from_one_that_was_killed(
+    plain_shop: tuple[Shop, Path], tmp_path: Path, waiting: Terminal
+) -> None:
+    """Not the outcome of an earlier run; nor is one called cut off that goes on. Also where the database is a link."""
+    shop, backup = plain_shop
+    shop.db_path.parent.joinpath("real").mkdir()
+    (shop.backups / "restore.log").write_text("2025-01-01T00:00:00+00:00 7 outcome: restored\n")
+    waiting.process.kill()
+    waiting.wait()
+    at_work = re.compile(r"^🔄 A restore is at work: python\S* restore_backup\.py .*\(pid \d+\) since ", re.MULTILINE)
+    slow = strace(tmp_path / "log", [Hit("rename", 2, "delay_exit=10s")])  # the one that names the journal
+    with shop.start_restore("--force", backup, wrapper=slow) as process:
+        wait_until(lambda: list(shop.db_path.parent.glob("*.restore-state.json")), "the switch has begun")
+        listed = shop.restore("--list")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert at_work.search(listed.out), listed.text
+    assert "cut off" not in listed.out
+    assert "outcome" not in listed.out
+    wait_until(lambda: not at_work.search(shop.restore("--list").out), "nothing holds the lock")
+    shop.db_path.rename(shop.db_path.parent / "real" / "shop.db")
+    (journal,) = shop.db_path.parent.glob("*.restore-state.json")
+    journal.rename(shop.db_path.parent / "real" / journal.name)
+    shop.db_path.symlink_to("real/shop.db")
+    listed = shop.restore("--list")
+    assert "A restore was cut off" in listed.out
+    (last,) = [line for line in listed.out.splitlines() if line.startswith("last restore: ")]
+    assert "did not say how it ended" in last
 
 
 def test_lock_ends_with_its_process_even_by_sigkill(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
