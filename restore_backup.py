@@ -2449,7 +2449,7 @@ class Restorer:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if plan.project and plan.services:
             project = plan.project
-            undo.add(lambda: self.stop_for_rollback(project, plan.services))
+            undo.add(lambda: self.stop_for_rollback(project, journal))
             self.start_services(project, plan.services, stopped)
             with self.phase("post-restore check"):
                 self.check_live(plan.target)
@@ -2512,17 +2512,17 @@ class Restorer:
                 self.console.line("".join(traceback.format_exception(error)))
             raise SwitchError(cause, hint=getattr(error, "hint", "")) from None
 
-    def stop_for_rollback(self, project: ComposeProject, services: Sequence[str]) -> None:
+    def stop_for_rollback(self, project: ComposeProject, journal: Journal) -> None:
         """Stop the services again, so that the old database can be put back.
 
         :raises RollbackError: when they cannot be stopped: putting it back under them could damage it.
         """
         try:
-            project.stop(services)
+            project.stop(journal.services)
         except OperatorError as error:
             raise RollbackError(
                 f"{error}. The new database is live, the old one is set aside",
-                hint=f"Stop the services by hand, then: {restore_command('--recover')}",
+                hint=f"Stop the services by hand, then: {self.recover_command(journal)}",
             ) from None
 
     def put_old_back(self, journal: Journal) -> None:
@@ -2536,7 +2536,7 @@ class Restorer:
             raise RollbackError(
                 f"the old database could not be put back: {error}. It is whole as {journal.set_aside}; "
                 f"{journal.target} is {'the new one' if journal.new_is_live else 'the old one'}",
-                hint=f"Remove the cause, then: {restore_command('--recover')}",
+                hint=f"Remove the cause, then: {self.recover_command(journal)}",
             ) from None
         self.console.line("✅ Rollback successful - database restored to pre-restore state")
 
@@ -2553,6 +2553,10 @@ class Restorer:
                 copies = []
         self.close_journal(journal, *copies)
 
+    def recover_command(self, journal: Journal) -> str:
+        """Return the command that finishes or undoes what was begun."""
+        return restore_command("--recover", *same_place(journal.target, self.settings, self.options))
+
     def close_journal(self, journal: Journal, *left: Path) -> None:
         """Nothing is unfinished any more: remove the journal, after files that are not needed; say if that fails."""
         try:
@@ -2560,7 +2564,7 @@ class Restorer:
                 drop(*left)
             journal.remove()
         except OSError as error:
-            self.warn(f"{explain(error)}; clear up with: {restore_command('--recover')}")
+            self.warn(f"{explain(error)}; clear up with: {self.recover_command(journal)}")
 
     def recover(self) -> Report:
         """Only finish or undo a restore that was cut off."""
@@ -2901,7 +2905,7 @@ def run(arguments: argparse.Namespace, options: Options, console: Console, signa
     else:
         restorer.restore()
         console.result("✅ Database restored successfully")
-        for line in summary(report, settings, time.monotonic() - began):
+        for line in summary(report, settings, options, time.monotonic() - began):
             console.result(f"   {line}")
     console.record(f"{OUTCOME}{report.outcome}")
 
@@ -2917,7 +2921,7 @@ def tell_failure(console: Console, report: Report, code: ExitCode, message: str,
     console.record(f"{OUTCOME}{code.name.lower().replace('_', ' ')}: {message}")
 
 
-def summary(report: Report, settings: Settings, seconds: float) -> list[str]:
+def summary(report: Report, settings: Settings, options: Options, seconds: float) -> list[str]:
     """Return the lines of the report at the end of a restore; the undo fits into 80 columns, so as to be copied."""
     rows = sum(table["backup"] or 0 for table in report.tables.values())
     facts = [
@@ -2930,19 +2934,26 @@ def summary(report: Report, settings: Settings, seconds: float) -> list[str]:
     if report.safety_backup:
         kept = Path(report.safety_backup)
         facts.append(("kept", shown(kept)))
-        facts.append(("to undo", undo_command(kept, Path(report.target), settings)))
+        facts.append(("to undo", undo_command(kept, Path(report.target), settings, options)))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
 
 
-def undo_command(kept: Path, target: Path, settings: Settings) -> str:
+def undo_command(kept: Path, target: Path, settings: Settings, options: Options) -> str:
     """Return the command that brings back what was there before."""
     if ".raw.tar" in kept.name:  # a database that could not be read: its files, for whoever can repair them
         decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
         return f"{decrypt} {shlex.quote(shown(kept))} | tar -xz -C {shlex.quote(shown(target.parent))}"
-    elsewhere = [] if target == Path(os.path.realpath(settings.db_path)) else ["--target-path", shown(target)]
-    return restore_command(shown(kept), *elsewhere)
+    return restore_command(shown(kept), *same_place(target, settings, options))
+
+
+def same_place(target: Path, settings: Settings, options: Options) -> list[str]:
+    """Return the options with which another run has the same target and the same services."""
+    words = [] if target == Path(os.path.realpath(settings.db_path)) else ["--target-path", shown(target)]
+    words += ["--no-restart"] if options.no_restart else []
+    words += ["--compose-file", shown(options.compose_file)] if options.compose_file else []
+    return words + [word for name in options.service for word in ("--service", name)]
 
 
 def show_list(console: Console, settings: Settings) -> list[dict[str, Any]]:

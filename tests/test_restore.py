@@ -486,6 +486,38 @@ def test_stop_first_runs_the_phases_in_literal_order(shop: Shop, keys: Keys) -> 
     assert [done.err.index(step) for step in steps] == sorted(done.err.index(step) for step in steps)
 
 
+def test_undo_as_it_is_printed_keeps_what_the_restore_was_told_about_services_and_target(
+    make_shop: MakeShop, mode: str, tmp_path: Path
+) -> None:
+    """Without a compose file, from another folder, blanks in the paths: typed as it stands, it undoes the restore."""
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None, RUNTIME_ENVIRONMENT="PROD")
+    shop.path = shop.path.rename(tmp_path / "my shop")
+    backup = shop.create_backup()
+    for options in (["--no-restart"], ["--no-restart", "--target-path", tmp_path / "a copy.db"]):
+        target = tmp_path / "a copy.db" if "--target-path" in options else shop.db_path
+        if not target.exists():
+            assert shop.restore(backup, *options).code == 0
+        with closing(shop.connect(target)) as connection:
+            connection.execute("DELETE FROM orders WHERE id > 7")
+        before = shop.rows(target)
+        done = shop.restore(backup, "--force", *options)
+        assert done.code == 0, done.text
+        assert shop.rows(target) != before
+        undo = re.search(r"to undo +(.*)$", done.out, re.MULTILINE)
+        assert undo
+        ended = subprocess.run(
+            ["/bin/bash", "-c", f"{undo[1]} --force"],
+            cwd=shop.path,
+            env=shop.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, f"{undo[1]}: {ended.stderr}"
+        assert shop.rows(target) == before
+
+
 def test_results_of_steps_stand_below_each_other(shop: Shop, keys: Keys) -> None:
     """In columns as terminals count them: a picture takes two, what chooses its colours none."""
     done = shop.restore(shop.create_backup(), "--force", key=keys.rsa)
