@@ -2934,7 +2934,10 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
     if report.safety_backup:
         kept = Path(report.safety_backup)
         facts.append(("kept", shown(kept)))
-        facts.append(("to undo", undo_command(kept, Path(report.target), settings, options)))
+        if ".raw.tar" in kept.name:
+            facts.append(("to rescue", rescue_command(kept)))
+        else:
+            facts.append(("to undo", undo_command(kept, Path(report.target), settings, options)))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
@@ -2942,10 +2945,14 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
 
 def undo_command(kept: Path, target: Path, settings: Settings, options: Options) -> str:
     """Return the command that brings back what was there before."""
-    if ".raw.tar" in kept.name:  # a database that could not be read: its files, for whoever can repair them
-        decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
-        return f"{decrypt} {shlex.quote(shown(kept))} | tar -xz -C {shlex.quote(shown(target.parent))}"
     return restore_command(shown(kept), *same_place(target, settings, options))
+
+
+def rescue_command(kept: Path) -> str:
+    """Return the command that unpacks the files of a database that could not be read, in RAM, to be looked at."""
+    decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
+    folder = "d=$(mktemp -d /dev/shm/rescue.XXXXXX)"
+    return f'{folder}; {decrypt} {shlex.quote(shown(kept))} | tar -xz -C "$d" && echo "$d"'
 
 
 def same_place(target: Path, settings: Settings, options: Options) -> list[str]:

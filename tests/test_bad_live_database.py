@@ -1,7 +1,9 @@
 """The live database in bad shape, which is why one restores: it works, and what was there is kept byte for byte."""
 
 import os
+import re
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -117,6 +119,31 @@ def test_restore_works_and_keeps_what_was_there_byte_for_byte(
     assert saved.keys() == before.keys()
     assert [name for name in saved if saved[name] != before[name]] == [], "not the bytes that were there"
     assert Path(f"{raw[0]}.sha256").exists()
+
+
+def test_command_that_the_report_prints_for_unreadable_files_leaves_the_database_alone(make_shop: MakeShop) -> None:
+    """The bot runs by now: nothing is unpacked over its database, nor next to it."""
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    noise(shop)
+    before = files(shop)
+    done = shop.restore("--force", backup)
+    assert done.code == 0, done.text
+    assert "to undo" not in done.out
+    printed = re.search(r"^   to rescue +(.*)$", done.out, re.MULTILINE)
+    assert printed
+    live = shop.snapshot()
+    unpacked = subprocess.run(
+        ["/bin/bash", "-c", printed[1]], cwd=shop.path, capture_output=True, text=True, check=False
+    )
+    assert unpacked.returncode == 0, unpacked.stderr
+    folder = Path(unpacked.stdout.strip())
+    try:
+        assert folder.parent == Path("/dev/shm")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    finally:
+        shutil.rmtree(folder)
+    assert shop.snapshot() == live
 
 
 def test_hot_journal_is_no_damage_and_is_saved_as_a_database(shop: Shop, keys: Keys) -> None:
