@@ -141,6 +141,16 @@ def restore_command(*arguments: str) -> str:
     return shlex.join([python, shown(Path(config.__file__).with_name("restore_backup.py")), *arguments])
 
 
+def missing_module(error: ModuleNotFoundError) -> RefusedError:
+    """Return the refusal for a Python that lacks a package, or a program folder that lacks a file."""
+    if error.name in ("conversion", "drill", "sql_dump"):
+        return RefusedError(f"there is no {error.name}.py", hint=f"Copy {error.name}.py beside restore_backup.py.")
+    return RefusedError(
+        f"{sys.executable} does not have the package {error.name}",
+        hint="Use the Python that has it (. .venv/bin/activate), or install all: pip install -r requirements.txt",
+    )
+
+
 def another_backup() -> str:
     """Return the hint for a backup that is of no use."""
     return f"Restore another backup; to see them: {restore_command('--list')}"
@@ -1472,6 +1482,10 @@ def main(argv: list[str] | None = None) -> int:
     except OperatorError as error:
         print(f"❌ {error}", *([f"   {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        refused = missing_module(error)
+        print(f"❌ {refused}", f"   {refused.hint}", sep="\n", file=sys.stderr)
+        return refused.exit_code
     except OSError as error:
         print(f"❌ {error.filename or 'the backup'}: {error.strerror}", file=sys.stderr)
         return ExitCode.NO_SAFETY_BACKUP

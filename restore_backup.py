@@ -75,6 +75,7 @@ from database_backup import (
     fsync_folder,
     lock_owner,
     megabytes,
+    missing_module,
     open_folder,
     outer_layer,
     recorded_checksum,
@@ -2867,6 +2868,9 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as interrupt:
         name = signal.Signals(interrupt.number).name
         tell_failure(console, report, ExitCode(128 + interrupt.number), f"ended by {name}", "")
+    except ModuleNotFoundError as error:
+        refused = missing_module(error)
+        tell_failure(console, report, refused.exit_code, str(refused), refused.hint)
     except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
         console.line(traceback.format_exc())
         tell_failure(console, report, ExitCode.UNEXPECTED, f"{type(error).__name__}: {error}", "")

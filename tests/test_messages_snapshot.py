@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,6 +212,22 @@ def test_wrong_folder(plain: Shop) -> None:
 def test_no_env_file(plain: Shop, keys: Keys) -> None:
     (plain.path / ".env").unlink()
     judge("no_env_file", plain.restore(BACKUP, "--force", key=keys.rsa), plain, 3)
+
+
+def test_python_without_the_packages(plain: Shop, keys: Keys) -> None:
+    """The virtual environment was not activated."""
+    command = [sys.executable, "-S", "restore_backup.py", BACKUP, "--force"]
+    options: dict[str, Any] = {"cwd": plain.path, "env": plain.environment(), "stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False, **options)
+    judge("no_packages", Completed(done.returncode, done.stdout, done.stderr), plain, 3)
+    command = [sys.executable, "-S", "database_backup.py", "create"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False, **options)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    (plain.path / "drill.py").unlink()
+    drill = plain.restore("--drill")
+    assert drill.code == 3, drill.text
+    assert "drill.py" in drill.err
 
 
 def test_backup_from_before_encryption_was_switched_on(make_shop: MakeShop, keys: Keys) -> None:
