@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -153,7 +154,8 @@ class _Values:
             file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
-                f"cannot read {env_file}: {error}", hint=f"Make it a UTF-8 file that you may read: ls -l {env_file}"
+                f"cannot read {env_file}: {error}",
+                hint=f"Make it a UTF-8 file that you may read: ls -l {shlex.quote(str(env_file))}",
             ) from None
         self._values = {**{name: value or "" for name, value in file.items()}, **environ}
 

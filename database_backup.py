@@ -163,6 +163,11 @@ def shown(path: Path) -> str:
     return str(path)
 
 
+def quoted(path: Path | str) -> str:
+    """Return a path as it is typed in a shell."""
+    return shlex.quote(str(path))
+
+
 # --- durable files -----------------------------------------------------------------------------------------------
 
 
@@ -1084,7 +1089,7 @@ def recorded_checksum(backup: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RefusedError(f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {path}") from None
+        raise RefusedError(f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {quoted(path)}") from None
     match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
     if not match:
         raise RefusedError(
@@ -1274,7 +1279,7 @@ class DatabaseBackup:
         except OSError as error:
             raise BackupError(
                 f"cannot write the backup in {self.backup_dir}: {error.strerror}",
-                hint=f"Check space and permissions: df -h {self.backup_dir}; ls -ld {self.backup_dir}",
+                hint=f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
             ) from None
 
     def _write(self, copy: Path, target: io.FileIO, ram: RamFolder, *, compress: bool) -> str:
@@ -1387,7 +1392,7 @@ def check_checksum(backup: Path, file: io.FileIO) -> str:
     if file_sha256(file) != expected:
         raise RefusedError(
             f"{backup.name} does not match its checksum: the file was damaged or exchanged",
-            hint=f"Copy it again from where it was made, or use another backup. To see: sha256sum {backup}",
+            hint=f"Copy it again from where it was made, or use another backup. To see: sha256sum {quoted(backup)}",
         )
     return "checksum ok"
 

@@ -78,6 +78,7 @@ from database_backup import (
     missing_module,
     open_folder,
     outer_layer,
+    quoted,
     recorded_checksum,
     restore_command,
     run_command,
@@ -497,7 +498,7 @@ class ComposeProject:
         if len(names) > 1:
             raise RefusedError(
                 f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
-                hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {file} stop",
+                hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {quoted(file)} stop",
             )
         found = next((item for item in matching if item.project in names), None)
         project = cls(found.compose_files if found else (file,), found.project if found else None, command)
@@ -680,7 +681,8 @@ class BackupFile:
         if self.expected not in (None, digest):
             raise RefusedError(
                 f"{self.path.name} does not match its checksum: the file is damaged or was exchanged",
-                hint=f"Copy it again from where it was made, or use another backup. See: sha256sum {shown(self.path)}",
+                hint="Copy it again from where it was made, or use another backup. "
+                f"See: sha256sum {quoted(shown(self.path))}",
             )
         self.expected, news, self._unsaid = digest, self._unsaid, False
         return news
@@ -1003,7 +1005,9 @@ def fold(engine: Engine, database: Path) -> sqlite3.Connection:
     except engine.error as error:
         connection.close()
         if "locked" in str(error) or "busy" in str(error):
-            raise InUseError(f"{database} is locked by another process", hint=f"Find it: fuser -v {database}") from None
+            raise InUseError(
+                f"{database} is locked by another process", hint=f"Find it: fuser -v {quoted(database)}"
+            ) from None
         raise UnreadableError(str(error)) from None
     except BaseException:
         connection.close()
@@ -1706,7 +1710,7 @@ class Restorer:
         """
         target = Path(os.path.realpath(self.options.target_path or self.settings.db_path))
         if not target.parent.is_dir():
-            raise RefusedError(f"there is no folder {target.parent}", hint=f"Make it: mkdir -p {target.parent}")
+            raise RefusedError(f"there is no folder {target.parent}", hint=f"Make it: mkdir -p {quoted(target.parent)}")
         status = _stat(target)
         if status and not stat.S_ISREG(status.st_mode):
             raise RefusedError(f"{target} is not a regular file", hint="Name a database file with --target-path.")
@@ -1860,13 +1864,14 @@ class Restorer:
             if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(target):
                 raise RefusedError(
                     f"the database cannot be replaced in {target.parent}: {error.strerror}",
-                    hint=f"Look: ls -ld {target.parent}; lsattr {target}. It takes the rights of the file's owner.",
+                    hint=f"Look: ls -ld {quoted(target.parent)}; lsattr {quoted(target)}. "
+                    "It takes the rights of the file's owner.",
                 ) from None
         free = shutil.disk_usage(target.parent).free
         if free < size:
             raise RefusedError(
                 f"too little space in {target.parent}: {megabytes(free)} free, more than {megabytes(size)} needed",
-                hint=f"Make room: df -h {target.parent}",
+                hint=f"Make room: df -h {quoted(target.parent)}",
             )
 
     def clear_leftovers(self, target: Path) -> None:
@@ -2330,7 +2335,8 @@ class Restorer:
             path.unlink(missing_ok=True)
             raise RefusedError(
                 f"the new database cannot be written in {path.parent}: {error.strerror}",
-                hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {path.parent}",
+                hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: "
+                f"df -h {quoted(path.parent)}",
             ) from None
         except BaseException:
             path.unlink(missing_ok=True)
@@ -2956,7 +2962,7 @@ def rescue_command(kept: Path) -> str:
     """Return the command that unpacks the files of a database that could not be read, in RAM, to be looked at."""
     decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
     folder = "d=$(mktemp -d /dev/shm/rescue.XXXXXX)"
-    return f'{folder}; {decrypt} {shlex.quote(shown(kept))} | tar -xz -C "$d" && echo "$d"'
+    return f'{folder}; {decrypt} {quoted(shown(kept))} | tar -xz -C "$d" && echo "$d"'
 
 
 def same_place(target: Path, settings: Settings, options: Options) -> list[str]:
