@@ -254,8 +254,8 @@ class Report:
         self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(now - began, 3)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as --json shows it."""
-        return {name: value for name, value in asdict(self).items() if name != "started"}
+        """Return the report as --json shows it: what there is none of is null."""
+        return {name: None if value == "" else value for name, value in asdict(self).items() if name != "started"}
 
 
 def file_identity(path: Path | int) -> tuple[int, int, int, int]:
@@ -1745,8 +1745,9 @@ class Restorer:
             )
         self.report.target = str(target)
         configured = target == Path(os.path.realpath(self.settings.db_path))
-        backup = BackupFile(self.choose_backup(), self.image_limit())
-        self.report.backup = str(backup.path)
+        path = self.choose_backup()
+        self.report.backup = str(path)
+        backup = BackupFile(path, self.image_limit())
         if backup.expected is None:
             self.warn(f"no checksum beside {backup.path.name}: only its content can tell whether it is whole")
         if self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin):

@@ -1,5 +1,6 @@
 """Each option, setting and exit code stands where operators look: README.md, --help and .env.example."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeShop
 from tests.support.shop import ROOT, SETTINGS
 
 OPTIONS = (
@@ -124,6 +126,21 @@ def test_program_has_no_other_exit_codes() -> None:
     from config import ExitCode
 
     assert sorted(map(int, ExitCode)) == list(EXIT_CODES)
+
+
+# --- --json ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--list"], ["--recover"], ["no such file"], ["--bogus"]])
+def test_readme_describes_what_json_holds(make_shop: MakeShop, readme: str, args: list[str]) -> None:
+    """Every key and no other, whatever the outcome; what there is none of is null."""
+    table = readme[readme.index("## Output for programs") :]
+    described = [
+        key for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", cell)
+    ]
+    report = json.loads(make_shop("sqlite").restore("--json", *args).out)
+    assert sorted(report) == sorted(described)
+    assert [key for key, value in report.items() if value == ""] == []
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
