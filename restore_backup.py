@@ -121,6 +121,12 @@ NAME_COLUMNS = 40
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
+class UsageError(OperatorError):
+    """The command line cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+
+
 class DeclinedError(OperatorError):
     """The operator said no."""
 
@@ -1098,26 +1104,42 @@ def drop(*paths: Path) -> None:
 # --- console: what people read and type --------------------------------------------------------------------------
 
 
-class Unbreakable(io.TextIOBase):
-    """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended.
+WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
 
-    What a locale cannot show is replaced: ✅ and ❌ by words, other pictures by nothing.
+
+def in_words(text: str, encoding: str) -> str:
+    """Return a text as an encoding can show it: ✅ and ❌ as words, other pictures as nothing."""
+    try:
+        "✅…".encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(WORDS).encode(encoding, "ignore").decode(encoding)
+    return text
+
+
+def shown_encoding(encoding: str) -> str:
+    """Return the encoding in which what is written will be shown.
+
+    In the locale C Python writes UTF-8, and hides the setting from its environment; where none is set, it may be right.
     """
+    with contextlib.suppress(OSError):
+        settings = dict(item.partition(b"=")[::2] for item in Path("/proc/self/environ").read_bytes().split(b"\0"))
+        locale = next(filter(None, (settings.get(name) for name in (b"LC_ALL", b"LC_CTYPE", b"LANG"))), b"")
+        if locale and not re.search(rb"utf-?8", locale, re.IGNORECASE):
+            return "ascii"
+    return encoding
 
-    WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
+
+class Unbreakable(io.TextIOBase):
+    """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        try:
-            "✅…".encode(stream.encoding or "ascii")
-            self._words = False
-        except UnicodeEncodeError:
-            self._words = True
+        self._encoding = shown_encoding(stream.encoding or "ascii")
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's encoding."""
-        return self._stream.encoding
+        """The encoding that its reader has; rich draws with what it can show."""
+        return self._encoding
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
@@ -1131,10 +1153,7 @@ class Unbreakable(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write what can be written."""
-        if self._words:
-            text = (
-                text.translate(self.WORDS).encode(self.encoding or "ascii", "ignore").decode(self.encoding or "ascii")
-            )
+        text = in_words(text, self._encoding)
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
             self._stream.flush()
@@ -1317,6 +1336,7 @@ class Terminal:
     """The terminal that the operator sits at, reached as /dev/tty, so that standard input may be a pipe."""
 
     def __init__(self) -> None:
+        self._encoding = shown_encoding("utf-8")
         self.present = False
         """Whether there is one."""
         with contextlib.suppress(OSError):
@@ -1381,13 +1401,12 @@ class Terminal:
         """
         return self._secret("🔑 DB_PASS of the time when the backup was made: ")
 
-    @staticmethod
-    def _secret(question: str) -> Secret:
+    def _secret(self, question: str) -> Secret:
         import getpass
 
         for _ in range(2):
             with contextlib.suppress(EOFError), hangup_when_lost():
-                return Secret(getpass.getpass(question))
+                return Secret(getpass.getpass(in_words(question, self._encoding)))
         raise DeclinedError("no passphrase was given")
 
     def private_key(self) -> Secret:
@@ -1425,7 +1444,7 @@ class Terminal:
             # os.open: in text mode, open() wants to seek, which a terminal cannot
             descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             try:
-                yield descriptor, lambda text: os.write(descriptor, text.encode())
+                yield descriptor, lambda text: os.write(descriptor, in_words(text, self._encoding).encode())
             finally:
                 os.close(descriptor)
 
@@ -2759,8 +2778,8 @@ examples:
       choose a backup from a menu; asks for key and passphrase
   restore_backup.py --verify-only FILE
       prove that a backup can be restored; touch nothing
-  cat key.b64 | ssh host 'cd shopbot && python restore_backup.py FILE --key-stdin \\
-      --force --passphrase-command "cat /run/secrets/passphrase"'
+  cat key.b64 | ssh host 'cd shopbot && python restore_backup.py FILE --force \\
+      --key-stdin --passphrase-command "cat /run/secrets/passphrase"'
       without a terminal
 
 exit codes:
@@ -2778,25 +2797,25 @@ settings (from the environment, else from .env beside the script):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser whose usage errors are a JSON object on standard output as well, where that was asked for."""
-
-    json = False
+    """A parser that leaves the end to :func:`main`, as all errors do."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program with code 2."""
-        if self.json:
-            error = {"message": message, "hint": "See: restore_backup.py --help"}
-            Console().json(Report(exit_code=ExitCode.USAGE, error=error).as_dict())
-        super().error(message)
+        """Show the usage.
+
+        :raises UsageError: always.
+        """
+        self.print_usage(sys.stderr)
+        raise UsageError(message, hint=f"See: {restore_command('--help')}")
 
 
-def command_line() -> CommandLine:
+def command_line() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = CommandLine(
         prog="restore_backup.py",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # nothing here is done on a guess
     )
     parser.add_argument(
         "backup_file", nargs="?", type=Path, help="the backup: .db.gz.gpg, .db.gz or .db; left out: a menu"
@@ -2830,9 +2849,11 @@ def command_line() -> CommandLine:
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
-    """Parse the command line; argparse itself exits with code 2 on a usage error."""
+    """Parse the command line.
+
+    :raises UsageError: when it cannot be understood.
+    """
     parser = command_line()
-    parser.json = "--json" in (sys.argv if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ:  # set by the shell while it completes a command line
         import argcomplete
 
@@ -2860,14 +2881,15 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Options]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code: the one place where errors end."""
     open_streams()
-    arguments, options = parse(argv)
     signals = Signals()
     signals.install()
     console = Console()
-    if arguments.json:
-        console.results_to_stderr()
     report = Report()
+    as_json = "--json" in (sys.argv if argv is None else argv)  # also when the rest cannot be understood
+    if as_json:
+        console.results_to_stderr()
     try:
+        arguments, options = parse(argv)
         harden_process()
         run(arguments, options, console, signals, report)
     except OperatorError as error:
@@ -2881,7 +2903,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
         console.line(traceback.format_exc())
         tell_failure(console, report, ExitCode.UNEXPECTED, f"{type(error).__name__}: {error}", "")
-    if arguments.json:
+    if as_json:
         console.json(report.as_dict())
     console.close()
     close_streams()

@@ -605,7 +605,8 @@ def test_json_on_a_usage_error(make_shop: MakeShop, wrong: str) -> None:
     assert report["exit_code"] == 2
     assert report["outcome"] == "failed"
     assert wrong.partition("=")[0] in report["error"]["message"]
-    assert wrong.partition("=")[0] in done.err
+    assert report["error"]["message"] in done.err
+    assert "--help" in report["error"]["hint"]
 
 
 # --- Docker is not touched -------------------------------------------------------------------------------------------
