@@ -110,9 +110,9 @@ def final_lines(shown: str) -> list[str]:
             lines[row] = ""
         elif token["text"]:
             lines[row] += token["text"]
-    # A terminal gives these two cells; here the second one is a blank.
-    wide = [line.replace("\ufe0f", "\ufe0f ") for line in lines]
-    return [part for line in wide for part in chop_cells(line, COLUMNS) or [""]]
+    # Most terminals give a sign with a variation selector one cell; rich would give it two.
+    narrow = [line.replace("\ufe0f", "") for line in lines]
+    return [part for line in narrow for part in chop_cells(line, COLUMNS) or [""]]
 
 
 # In an element of its own each is put into its own cell, whatever width the reader's font gives it.
