@@ -1246,9 +1246,11 @@ class Console:
             TransferSpeedColumn,
         )
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
-        if total:
-            columns += [BarColumn(15), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        if total:  # no more than this fits into 80 columns
+            columns += [BarColumn(10), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+        else:
+            columns.append(TimeElapsedColumn())
         rich_console = RichConsole(file=self._stream)  # type: ignore[arg-type]
         with Progress(*columns, console=rich_console, transient=True, refresh_per_second=8) as progress:
             task = progress.add_task(step.label, total=total)

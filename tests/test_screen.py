@@ -1,5 +1,6 @@
 """The screen as it is: which signs a locale can show, what NO_COLOR and TERM=dumb ask for, and lines that fit."""
 
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,28 @@ def test_no_colours_where_none_are_wanted(shop: Shop, setting: str) -> None:
     finally:
         at.end()
     assert not COLOURS.search(at.output)
+
+
+PROGRESS = """
+import restore_backup, time
+for label in ("💽 Writing the new database...", "🔓 Decrypting backup..."):
+    with restore_backup.Console().step(label, 999_900_000) as step:
+        for done in range(100_000_000, 999_900_000, 80_000_000):
+            step.progress(done)
+            time.sleep(0.1)
+"""
+
+
+def test_progress_with_rate_and_time_left_takes_one_line_of_80_columns() -> None:
+    at = Terminal([sys.executable, "-c", PROGRESS], cwd=ROOT, env={**os.environ, "COLUMNS": "80", "LC_ALL": "C.UTF-8"})
+    try:
+        assert at.wait() == 0, at.output
+    finally:
+        at.end()
+    frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame) for frame in re.split(r"[\r\n]+", at.output)]
+    shown = [frame for frame in frames if "MB/s" in frame]
+    assert shown
+    assert [frame for frame in shown if not re.search(r"[\d.]+/999\.9 MB +[\d.]+ MB/s +\d\d:\d\d", frame)] == []
 
 
 def test_commands_in_hints_can_be_copied_when_a_folder_has_blanks(shop: Shop, tmp_path: Path) -> None:
