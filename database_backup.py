@@ -1206,10 +1206,22 @@ class DatabaseBackup:
                     raise
 
     def list_backups(self) -> list[BackupInfo]:
-        """Return the backups in the backup folder, newest first."""
+        """Return the backups in the backup folder, newest first.
+
+        :raises RefusedError: when the folder cannot be read.
+        """
+        try:
+            names = os.listdir(self.backup_dir)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RefusedError(
+                f"cannot read the folder {self.backup_dir}: {error.strerror}",
+                hint=f"Look: ls -ld {quoted(self.backup_dir)}; or run this as root.",
+            ) from None
         found = [
             BackupInfo(path, backup_time(path), path.stat().st_size, path.name.endswith(".gpg"))
-            for path in self.backup_dir.glob("db_backup_*")
+            for path in map(self.backup_dir.joinpath, names)
             if BACKUP_NAME.fullmatch(path.name) and path.is_file()
         ]
         return sorted(found, key=lambda backup: (backup.created, backup.path.name), reverse=True)

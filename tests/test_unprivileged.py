@@ -98,6 +98,18 @@ def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
     assert user_shop.backup_rows(safety, keys.rsa) == changed
 
 
+def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) -> None:
+    backup_of(user_shop)
+    os.chown(user_shop.backups, 0, 0)
+    user_shop.backups.chmod(0o700)
+    for done in (
+        restore(user_shop, "--list"),
+        *(as_user(user_shop, "database_backup.py", word) for word in ("list", "prune")),
+    ):
+        assert done.code == 3, done.text
+        assert f"cannot read the folder {user_shop.backups}: Permission denied" in done.err
+
+
 def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Shop, keys: Keys) -> None:
     """Without root nobody can tell who has the database open: that is said, and --force takes the responsibility."""
     backup = backup_of(user_shop)
