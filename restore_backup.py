@@ -1301,14 +1301,16 @@ OUTCOME = "outcome: "
 
 def last_outcome(folder: Path) -> str:
     """Return how the last restore ended, from the log file; empty when there was none."""
-    with contextlib.suppress(OSError):
+    try:
         lines = (folder / LOG_NAME).read_text(errors="replace").splitlines()
-        found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
-        if found and found[2].startswith(OUTCOME):
-            return f"{found[1]} {found[2].removeprefix(OUTCOME)}"
-        if found:
-            return f"{found[1]} did not say how it ended: killed, or the machine went down"
-    return ""
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"not known, {explain(error)}"
+    found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
+    if found and not found[2].startswith(OUTCOME):
+        return f"{found[1]} did not say how it ended: killed, or the machine went down"
+    return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
 
 
 def restore_at_work(target: Path) -> str:

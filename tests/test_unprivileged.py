@@ -110,6 +110,16 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
         assert f"cannot read the folder {user_shop.backups}: Permission denied" in done.err
 
 
+def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
+    """Root restored; somebody else asks how it ended."""
+    backup_of(user_shop)
+    assert "last restore" not in restore(user_shop, "--list").out
+    assert user_shop.restore("--recover").code == 0
+    listed = restore(user_shop, "--list")
+    assert listed.code == 0, listed.text
+    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.out
+
+
 def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Shop, keys: Keys) -> None:
     """Without root nobody can tell who has the database open: that is said, and --force takes the responsibility."""
     backup = backup_of(user_shop)
