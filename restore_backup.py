@@ -282,29 +282,42 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 class Signals:
-    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; from then on they are ignored."""
+    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; then, and after the first, they are ignored."""
 
     def __init__(self) -> None:
-        self._shielded = False
+        self._ignored = False
+        self._ended_by: int | None = None
 
     def install(self) -> None:
         """Take the signals over, also again after a shield."""
-        self._shielded = False
+        self._ignored = False
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
     def shield(self) -> None:
-        """From here to the end nothing interrupts.
+        """From here to the end nothing interrupts."""
+        self.ignore()
+        self.check()
 
-        Ignored by the kernel, not by a handler: a child would not inherit that, and a signal to the whole group could
-        end it in the moment before it has a session of its own.
+    def ignore(self) -> None:
+        """Have them ignored, also while the run is ending.
+
+        By the kernel, not by a handler: a child would not inherit that, and a signal to the whole group could end it in
+        the moment before it has a session of its own.
         """
-        self._shielded = True  # for one that has arrived and was not handled yet
+        self._ignored = True  # for one that has arrived and was not handled yet
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
+    def check(self) -> None:
+        """End the run if a signal was to end it and did not: Python drops what is raised in a destructor."""
+        if self._ended_by is not None:
+            raise Interrupted(self._ended_by)
+
     def _received(self, number: int, _frame: FrameType | None) -> None:
-        if not self._shielded:
+        if not self._ignored:
+            self.ignore()  # a second one would interrupt the cleaning up
+            self._ended_by = number
             raise Interrupted(number)
 
 
@@ -2661,6 +2674,7 @@ class Restorer:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Note in the report how long something took."""
+        self.signals.check()
         began = time.monotonic()
         try:
             yield
@@ -2893,9 +2907,12 @@ def main(argv: list[str] | None = None) -> int:
     if as_json:
         console.results_to_stderr()
     try:
-        arguments, options = parse(argv)
-        harden_process()
-        run(arguments, options, console, signals, report)
+        try:
+            arguments, options = parse(argv)
+            harden_process()
+            run(arguments, options, console, signals, report)
+        finally:
+            signals.ignore()  # to the last: Python's own end would hand them back to the kernel and change the code
     except OperatorError as error:
         tell_failure(console, report, error.exit_code, str(error), error.hint)
     except Interrupted as interrupt:
@@ -2911,7 +2928,6 @@ def main(argv: list[str] | None = None) -> int:
         console.json(report.as_dict())
     console.close()
     close_streams()
-    signals.shield()  # Python's own end would hand them back to the kernel, which would change the exit code
     return report.exit_code
 
 

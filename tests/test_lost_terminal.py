@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import Keys
-from tests.support.shop import filled_pipe
+from tests.support.shop import ROOT, filled_pipe
 from tests.support.strace import Hit, Stage, aim, make_stage, strace
 from tests.support.terminal import Terminal
 from tests.test_kill_matrix import after_rename
@@ -194,6 +195,52 @@ def test_terminal_lost_at_a_prompt_ends_it_though_the_signal_reaches_a_parent_on
     said = (shop.backups / "restore.log").read_text(encoding="utf-8")
     assert "ended by SIGHUP" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])
+def test_signal_again_and_again_before_the_switch_ends_it_as_one_does(stage: Stage, number: signal.Signals) -> None:
+    """The next ones meet it while it cleans up, and while it says how it ended."""
+    before = stage.shop.snapshot()
+    argv = [sys.executable, "restore_backup.py", str(stage.backup)]
+    for _ in range(3):
+        started = Terminal(argv, cwd=stage.shop.path, env=stage.shop.environment())
+        try:
+            started.expect("Continue")
+            while started.process.poll() is None:
+                started.process.send_signal(number)
+                time.sleep(0.001)
+            assert started.wait() == 128 + number, started.output
+            assert "Traceback" not in started.output
+            assert f"ended by {number.name}" in started.output
+        finally:
+            started.end()
+    assert stage.shop.snapshot() == before
+    assert stage.backup_leftovers() == []
+
+
+DROPPED = """
+import os, signal
+from restore_backup import Interrupted, Signals
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signals = Signals()
+signals.install()
+Dying()
+print("went on")
+try:
+    signals.shield()
+except Interrupted:
+    print("ended before the switch")
+"""
+
+
+def test_signal_that_python_drops_ends_the_run_before_the_switch() -> None:
+    """What is raised in a destructor is printed and forgotten."""
+    done = subprocess.run([sys.executable, "-c", DROPPED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "went on\nended before the switch\n", done.stderr
 
 
 # --- streams that are closed -----------------------------------------------------------------------------------------
