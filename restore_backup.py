@@ -1733,7 +1733,7 @@ class Restorer:
             self.compare(plan, self.check_integrity(image), ram)  # 4
             candidate = self.finish_candidate(plan, image, None)
             journal.new_inode = candidate.identity[1]
-            journal.write()
+            self.write_journal(journal)
             self.swap(plan, journal, candidate, safety, undo)  # 5
             self.cleanup_and_restart(plan, journal, undo, stopped)  # 6
 
@@ -2415,11 +2415,22 @@ class Restorer:
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
         )
         try:
+            self.write_journal(journal)
+        except RefusedError:
+            drop_quietly(Journal.path(plan.target))
+            raise
+        return journal
+
+    @staticmethod
+    def write_journal(journal: Journal) -> None:
+        """Make the journal durable before the database is touched.
+
+        :raises RefusedError: when that cannot be had.
+        """
+        try:
             journal.write()
         except OSError as error:
-            drop_quietly(Journal.path(plan.target))
-            raise RefusedError(f"cannot write in {plan.target.parent}: {error.strerror}") from None
-        return journal
+            raise RefusedError(f"cannot write in {journal.target.parent}: {error.strerror}") from None
 
     def stop_services(self, plan: Plan, undo: Undo) -> float | None:
         """Phase 2: stop the services that run, and make sure that nobody has the database open.
@@ -2566,7 +2577,7 @@ class Restorer:
         except OperatorError as error:
             raise RollbackError(
                 f"{error}. The new database is live, the old one is set aside",
-                hint=f"Stop the services by hand, then: {self.recover_command(journal)}",
+                hint=f"Stop the services by hand, then: {self.recover_command(journal.target)}",
             ) from None
 
     def put_old_back(self, journal: Journal) -> None:
@@ -2580,7 +2591,7 @@ class Restorer:
             raise RollbackError(
                 f"the old database could not be put back: {error}. It is whole as {journal.set_aside}; "
                 f"{journal.target} is {'the new one' if journal.new_is_live else 'the old one'}",
-                hint=f"Remove the cause, then: {self.recover_command(journal)}",
+                hint=f"Remove the cause, then: {self.recover_command(journal.target)}",
             ) from None
         self.console.line("✅ Rollback successful - database restored to pre-restore state")
 
@@ -2597,9 +2608,9 @@ class Restorer:
                 copies = []
         self.close_journal(journal, *copies)
 
-    def recover_command(self, journal: Journal) -> str:
-        """Return the command that finishes or undoes what was begun."""
-        return restore_command("--recover", *same_place(journal.target, self.settings, self.options))
+    def recover_command(self, target: Path) -> str:
+        """Return the command that finishes or undoes what was begun with a database."""
+        return restore_command("--recover", *same_place(target, self.settings, self.options))
 
     def close_journal(self, journal: Journal, *left: Path) -> None:
         """Nothing is unfinished any more: remove the journal, after files that are not needed; say if that fails."""
@@ -2608,7 +2619,7 @@ class Restorer:
                 drop(*left)
             journal.remove()
         except OSError as error:
-            self.warn(f"{explain(error)}; clear up with: {self.recover_command(journal)}")
+            self.warn(f"{explain(error)}; clear up with: {self.recover_command(journal.target)}")
 
     def recover(self) -> Report:
         """Only finish or undo a restore that was cut off."""
@@ -2616,7 +2627,10 @@ class Restorer:
         self.report.target = str(target)
         with self.lock(target):
             found = self.recover_cut_off(target)
-            self.clear_leftovers(target)
+            try:
+                self.clear_leftovers(target)
+            except OSError as error:
+                self.warn(f"{explain(error)}; clear up with: {self.recover_command(target)}")
             if not found:
                 self.console.line("✅ Nothing to recover: no restore was cut off")
         self.report.outcome = "recovered"
@@ -2636,6 +2650,22 @@ class Restorer:
         project = ComposeProject(journal.compose_files, journal.project, compose_command()) if services else None
         if project:
             docker_containers()  # refused here when Docker does not answer: that is no reason to undo a restore
+        try:
+            self.finish_or_undo(journal, project, services)
+        except OSError as error:
+            live = "the new one" if journal.new_is_live else "the old one"
+            raise RollbackError(
+                f"the recovery cannot go on: {explain(error)}. {target} is {live}",
+                hint=f"Remove the cause, then: {self.recover_command(target)}",
+            ) from None
+        self.clear_away(journal)
+        return True
+
+    def finish_or_undo(self, journal: Journal, project: ComposeProject | None, services: Sequence[str]) -> None:
+        """End a restore that was cut off with the new database, or else with the old one.
+
+        :raises OSError: when that cannot be written down; it can be tried again.
+        """
         if journal.state == "switching" and journal.new_is_live:
             try:
                 self.finish_recovery(journal, project, services)
@@ -2647,8 +2677,6 @@ class Restorer:
             self.start_services(project, services, None)
         if journal.state != "committed":
             self.undo_recovery(journal, project, services)
-        self.clear_away(journal)
-        return True
 
     def finish_recovery(self, journal: Journal, project: ComposeProject | None, services: Sequence[str]) -> None:
         """The new database is live: start the services, and count the restore as done when they are up."""

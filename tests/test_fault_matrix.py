@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.shop import Completed, Shop
-from tests.support.strace import Call, Hit, Stage, aim, make_stage, role, spread, touching
-from tests.test_kill_matrix import EVERY, fail_after_rename
+from tests.support.strace import KILL, Call, Hit, Stage, aim, make_stage, role, spread, strace, touching
+from tests.test_kill_matrix import EVERY, after_rename, fail_after_rename, killed
 
 FAULTS = {
     "write": ("ENOSPC", "EIO", "EDQUOT", "EROFS"),
@@ -180,6 +180,77 @@ def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, capsys: pytes
 def test_lasting_fault_loses_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = spread(lasting_faults(stage), 4)[1:]
     run_faults(stage, chosen).report(capsys, "lasting fault")
+
+
+def recovery_faults(stage: Stage, calls: Sequence[Call]) -> list[Fault]:
+    """Each error of each call of a recovery in the data folder; 20 where it says that it must be called again."""
+    found: list[Fault] = []
+    for index in touching(calls, [stage.data]):
+        for error in FAULTS.get(calls[index].name, ()):
+            hits = aim(calls, (index, f"error={error}"))
+            if hits:
+                found.append((f"{error} from {calls[index]}", hits, {0, 20}))
+    return found
+
+
+def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
+    """Kill a restore before and after the rename, and let the recovery fail at its calls; then recover again."""
+    tally = Tally()
+    assert stage.restore().code == 0
+    calls = stage.calls()
+    rename = next(
+        i for i, call in enumerate(calls) if call.paths[-1:] == (str(stage.shop.db_path),) and "rename" in call.name
+    )
+    for index in (rename, next(after_rename(stage, calls))):
+        kill = aim(calls, (index, KILL)) or []
+        killed(stage, *kill)
+        assert stage.recover().code == 0
+        for label, hits, codes in spread(recovery_faults(stage, stage.calls()), count):
+            killed(stage, *kill)
+            done = stage.recover(*hits)
+            try:
+                assert done.code in codes, f"exit code {done.code}: {done.text}"
+                assert done.code == 0 or "--recover" in done.text, done.text
+                assert rows_now(stage) in {"old", "new"}, f"the rows are {rows_now(stage)}: {done.text}"
+                assert stage.plain_recover().code == 0
+                outcome = stage.outcome()
+                assert outcome == "old" or stage.keeps_old(), "the old rows are in no backup"
+                tally.outcomes[f"exit {done.code}, {outcome}"] += 1
+            except AssertionError as error:
+                tally.failures.append(f"killed at {calls[index]}, recovery: {label}: {error}")
+    return tally
+
+
+def test_fault_in_the_recovery_is_told_and_recovered(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_recovery_faults(stage, 4).report(capsys, "fault in recovery")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_any_fault_in_the_recovery(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_recovery_faults(stage, EVERY and EVERY // 2).report(capsys, "fault in recovery")
+
+
+def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
+    """It is written a second time there, when the services are down already."""
+    path = f"{stage.shop.db_path}.restore-state.json.tmp"
+    wrapper = strace(stage.log, [Hit("openat", 2, "error=ENOSPC", (path,))])
+    done = stage.shop.restore("--force", "--stop-first", stage.backup, wrapper=wrapper)
+    assert judge(stage, done, {3}) == "exit 3, old"
+    assert "No space left" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_hint_to_recover_names_a_target_that_is_not_the_configured_one(stage: Stage) -> None:
+    target = stage.shop.path / "elsewhere.db"
+    journal = f"{target}{JOURNAL}"
+    wrapper = strace(stage.log, [Hit("unlink", 1, "error=EPERM", (journal,))])
+    done = stage.shop.restore("--target-path", target, stage.backup, wrapper=wrapper)
+    assert done.code == 0, done.text
+    assert Path(journal).exists()
+    assert "--recover --target-path elsewhere.db" in done.err
+    assert stage.shop.restore("--recover", "--target-path", target).code == 0
+    assert not Path(journal).exists()
 
 
 @pytest.mark.long
