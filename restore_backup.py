@@ -1689,14 +1689,14 @@ class Restorer:
         target = self.resolve_target()
         if self.terminal.present and "SSH_CONNECTION" in os.environ and not {"TMUX", "STY"} & set(os.environ):
             self.console.line("💡 A connection lost before the services stop ends this run; in tmux it would go on")
+        owed: tuple[str, ...] = ()
         with contextlib.ExitStack() as cleanup:
             if not self.options.verify_only:
                 cleanup.enter_context(self.lock(target))
-                if self.recover_cut_off(target):
-                    self.signals.install()  # that was the end of the other run: this one can be left again
+                owed = self.recover_first(target)
                 cleanup.callback(drop_quietly, candidate_path(target))
             cleanup.callback(self.beside.shutdown)
-            plan = self.preflight(target)
+            plan = self.preflight(target, owed)
             cleanup.callback(plan.backup.close)
             ram = cleanup.enter_context(self.ram_folder())
             if self.options.stop_first and not self.options.verify_only:
@@ -1769,9 +1769,10 @@ class Restorer:
         finally:
             os.close(folder)
 
-    def preflight(self, target: Path) -> Plan:
+    def preflight(self, target: Path, owed: Sequence[str]) -> Plan:
         """Find out all that can be known before anything is touched.
 
+        :param owed: services that a restore before this one stopped, and that have not come up again.
         :raises RefusedError: when something is missing or in the way.
         """
         if self.options.key_stdin and sys.stdin.isatty():
@@ -1794,7 +1795,7 @@ class Restorer:
             self.check_folder(target, backup.size)
         try:
             project = self.find_project(configured)
-            services = self.choose_services(project)
+            services = self.choose_services(project, owed)
             outlook = project.outlook(services) if project else {"services": "Docker is not touched"}
         except OperatorError as error:
             if not self.options.verify_only:
@@ -1957,8 +1958,8 @@ class Restorer:
             raise RefusedError(f"there is no compose file {file}", hint="Name it with --compose-file.")
         return file
 
-    def choose_services(self, project: ComposeProject | None) -> tuple[str, ...]:
-        """Return the services to stop: those that run now, limited by --service."""
+    def choose_services(self, project: ComposeProject | None, owed: Sequence[str]) -> tuple[str, ...]:
+        """Return the services to stop and start: those that run now or are owed, limited by --service."""
         if not project:
             return ()
         known = {*project.services(), *(item.service for item in project.containers())}  # those in a profile, too
@@ -1967,8 +1968,8 @@ class Restorer:
                 f"no service {', '.join(unknown)} in {project.files[0].name}",
                 hint=f"Its services are: {', '.join(sorted(known))}",
             )
-        running = project.running()
-        return tuple(name for name in running if not self.options.service or name in self.options.service)
+        wanted = {*project.running(), *(known & {*owed})}
+        return tuple(name for name in sorted(wanted) if not self.options.service or name in self.options.service)
 
     def check_users(self, target: Path, project: ComposeProject | None, services: Sequence[str]) -> None:
         """Refuse when the database is in use by anything but the services that will be stopped.
@@ -2635,6 +2636,24 @@ class Restorer:
                 self.console.line("✅ Nothing to recover: no restore was cut off")
         self.report.outcome = "recovered"
         return self.report
+
+    def recover_first(self, target: Path) -> tuple[str, ...]:
+        """Recover before a restore; return the services that did not come up again.
+
+        The database is whole then, and another backup may be just what they need: that must not be in its way.
+        """
+        owed: tuple[str, ...] = ()
+        try:
+            if not self.recover_cut_off(target):
+                return owed
+        except ServicesDownError as error:
+            self.warn(f"{error}; they get their next chance after this restore")
+            journal = Journal.load(target)
+            if journal and journal.state == "committed":
+                self.clear_away(journal)
+            owed = journal.services if journal else ()
+        self.signals.install()  # that was the end of the other run: this one can be left again
+        return owed
 
     def recover_cut_off(self, target: Path) -> bool:
         """Finish or undo a restore that was cut off; False when there was none.

@@ -8,7 +8,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -212,6 +213,28 @@ def test_new_database_on_which_the_bot_does_not_come_up_is_undone_by_the_recover
     recover(scene)
     check_whole(scene, new=False)
     assert scene.shop.state().health == "healthy"
+
+
+@alternating("restart", "always", "no")
+def test_backup_on_which_the_bot_comes_up_restores_after_one_on_which_it_does_not(
+    prepare: Prepare, mode: str, compose: Compose, restart: str
+) -> None:
+    """It does not come up on the old database either, as that is why one restores: exit 9 must be no dead end."""
+    scene = prepare(mode, compose, Bot(restart=restart), services=())
+    shop = scene.shop
+    with closing(shop.connect()) as connection:
+        connection.execute("INSERT INTO customers (name) VALUES ('needed')")
+        good, expected = shop.create_backup(), shop.rows()
+        connection.execute("DELETE FROM customers WHERE name = 'needed'")
+    shop.up("bot")
+    shop.wait_rows()
+    shop.bot = replace(shop.bot, needs="SELECT 1 FROM customers WHERE name = 'needed'")
+    shop.write_compose_file()
+    check_code(scene.restore(), 9)
+    done = shop.restore("--force", good, key=scene.key)
+    check_code(done, 0)
+    assert "cut off" in done.err
+    check_whole(replace(scene, backup=good, expected=expected), new=True)
 
 
 @ONE_COMPOSE
