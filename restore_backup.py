@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import filecmp
 import glob
 import hashlib
 import io
@@ -968,9 +969,17 @@ class Journal:
         path = cls.path(target)
         try:
             data = json.loads(path.read_text())
+            if data["target"] != str(target):
+                raise RefusedError(
+                    f"{path} tells of a restore into {data['target']}: the folder was copied or moved",
+                    hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
+                    "is to stay, as in section 7 of RUNBOOK.md.",
+                )
             return cls(
                 **data
-                | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
+                | {"target": target}
+                # names, since whoever may write in the folder could have the files of others removed
+                | {name: target.with_name(Path(data[name]).name) for name in ("set_aside", "candidate")}
                 | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
                 | {"compose_files": tuple(map(Path, data["compose_files"])), "services": tuple(data["services"])}
             )
@@ -992,6 +1001,15 @@ class Journal:
         """Whether the target is the new file."""
         status = _stat(self.target)
         return status is not None and status.st_ino == self.new_inode
+
+    @property
+    def disputed(self) -> bool:
+        """Whether the target is neither the new file nor what was set aside: somebody has stepped in."""
+        if self.state == "committed" or self.new_is_live or self.candidate.exists() or not self.set_aside.exists():
+            return False
+        if same_file(self.target, self.set_aside):
+            return False
+        return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)
 
 
 def fold(engine: Engine, database: Path) -> sqlite3.Connection:
@@ -2595,6 +2613,9 @@ class Restorer:
                 hint=f"Remove the cause, then: {self.recover_command(journal.target)}",
             ) from None
         self.console.line("✅ Rollback successful - database restored to pre-restore state")
+        journal.new_inode = None  # it is free, and a database that comes here later may get it
+        with contextlib.suppress(OSError):
+            journal.write()
 
     def clear_away(self, journal: Journal) -> None:
         """After the commit: keep what was written after the safety backup, then remove the old database."""
@@ -2663,6 +2684,13 @@ class Restorer:
         journal = Journal.load(target)
         if not journal:
             return False
+        if journal.disputed:
+            raise RefusedError(
+                f"{target} is neither the new database nor the old one, which is {journal.set_aside}: it was exchanged "
+                "by hand after a restore was cut off, or the folder came back from a copy",
+                hint=f"To stay with it, once you have looked: rm {shlex.quote(shown(journal.path(target)))}. To go "
+                "back to the old one, follow section 7 of RUNBOOK.md.",
+            )
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was cut off")
         services = () if self.options.no_restart else journal.services
