@@ -453,6 +453,11 @@ class Container:
             mounts=tuple((Path(mount["Source"]), mount["RW"]) for mount in data["Mounts"] if mount.get("Source")),
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether it runs, or will in a moment: it restarts in a loop."""
+        return self.running or self.status == "restarting"
+
     def writes_into(self, folder: Path) -> bool:
         """Whether a host folder, or one above it, is mounted writable."""
         return any(writable and (source == folder or source in folder.parents) for source, writable in self.mounts)
@@ -547,7 +552,7 @@ class ComposeProject:
 
     def running(self) -> list[str]:
         """Return the names of the services that run now."""
-        return sorted({item.service for item in self.containers() if item.running or item.status == "restarting"})
+        return sorted({item.service for item in self.containers() if item.active})
 
     def outlook(self, services: Sequence[str]) -> dict[str, str]:
         """Say what will happen to services: an estimate from their health checks and grace periods."""
@@ -593,12 +598,18 @@ class ComposeProject:
         while True:
             now = time.monotonic()
             items = [item for item in self.containers() if item.service in services]
+            missing = {*services} - {item.service for item in items}
+            if missing and now - began > SETTLE_SECONDS:
+                raise ServicesDownError(
+                    f"no container of service {', '.join(sorted(missing))} is there any more",
+                    hint=f"Create it: {shlex.join(self._argv('up', '-d', *sorted(missing)))}",
+                )
             for item in items:
                 self._check(item, now - began)
                 if item.running and item.health in ("", "healthy"):
                     up.setdefault(item.id, now)
             settled = all(item.id in up and (item.health or now - up[item.id] >= SETTLE_SECONDS) for item in items)
-            if settled and {item.service for item in items} == set(services):
+            if settled and not missing:
                 return max(up.values(), default=began)
             time.sleep(0.2)
 
@@ -1999,13 +2010,13 @@ class Restorer:
             containers = docker_containers()
             stopping = [item for item in containers if project.owns(item) and item.service in services]
             for item in containers:
-                if item.running and any(source == target for source, _ in item.mounts):
+                if item.active and any(source == target for source, _ in item.mounts):
                     raise RefusedError(
                         f"{target} is mounted into container {item.name} as a single file: the container would keep "
                         "the old one",
                         hint="Mount its folder instead, and create the container anew.",
                     )
-                if item.running and item.writes_into(target.parent) and item.id not in {known.id for known in stopping}:
+                if item.active and item.writes_into(target.parent) and item.id not in {known.id for known in stopping}:
                     raise InUseError(
                         f"container {item.name} runs and can write to {target.parent}, and is not among the services "
                         f"to stop ({', '.join(services) or 'none'})",

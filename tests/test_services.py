@@ -33,6 +33,7 @@ from tests.support.containers import (
     compose_v1,
     compose_v2,
     import_stand_in,
+    wait_until,
 )
 from tests.support.keys import Key, Keys
 from tests.support.shop import DB_PASS, ROOT, Completed, Rows
@@ -512,6 +513,25 @@ def test_start_that_never_works_leaves_the_old_database_and_says_so(
     check_next_run_starts_the_bot(scene)
 
 
+@BOTH_COMPOSES
+def test_container_that_is_removed_while_it_is_stopped_is_named_at_once(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    """As by `docker container prune` in a crontab."""
+    scene = prepare(mode, compose, services=("bot", "redis"))
+    prune = f'real "$@"; {shutil.which("docker")} rm {scene.shop.state().id} >/dev/null; exit 0'
+    began = time.monotonic()
+    done = scene.restore(env=intercept(scene.shop, stop=prune))
+    check_code(done, 9)
+    assert "no container of service bot" in done.err
+    assert "up -d bot" in done.err
+    assert time.monotonic() - began < 50
+    scene.shop.up("bot")
+    check_code(scene.shop.restore("--recover"), 0)
+    scene.shop.wait_rows(2)
+    check_clean(scene.shop)
+
+
 def check_next_run_starts_the_bot(scene: Scene) -> None:
     """Once the cause is gone, the next run has the services up that this restore had stopped; nothing is left over."""
     done = scene.shop.restore("--recover")
@@ -761,6 +781,20 @@ def test_container_outside_of_the_project_is_refused_and_named(prepare: Prepare,
         check_code(done, 3)
         assert name in done.err
     assert untouched(before, scene.shop.state())
+    check_clean(scene.shop)
+
+
+@ONE_COMPOSE
+def test_container_outside_of_the_project_that_restarts_in_a_loop_is_refused_and_named(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    """It may open the old file in any moment, the one before the rename included."""
+    scene = prepare(mode, compose)
+    with container("-v", f"{scene.shop.db_path.parent}:/data", "--restart=always", command=("/bin/false",)) as name:
+        wait_until(lambda: int(call("docker", "inspect", "-f", "{{.RestartCount}}", name)) > 5, "it is between starts")
+        done = scene.restore()
+        check_code(done, 3)
+        assert name in done.err
     check_clean(scene.shop)
 
 
