@@ -1345,7 +1345,11 @@ class DatabaseBackup:
                     name_without_replacing(checksum.name, checksum_path(path))
                     break
             time.sleep(1 - time.time() % 1)
-        name_without_replacing(target.name, path)
+        try:
+            name_without_replacing(target.name, path)
+        except OSError:
+            checksum_path(path).unlink(missing_ok=True)
+            raise
         fsync_folder(self.backup_dir)
         return path
 

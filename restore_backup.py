@@ -2494,7 +2494,7 @@ class Restorer:
             self.exchange(plan, journal.set_aside, candidate.path)
             if file_identity(target) != candidate.identity:
                 raise SwitchError(f"{target} is not the file that was verified")
-            step.done(f"old database set aside: {shown(journal.set_aside)}" if plan.exists else shown(target))
+            step.done(f"old database set aside: {shown(journal.set_aside)}" if journal.existed else shown(target))
 
     def exchange(self, plan: Plan, set_aside: Path, candidate: Path) -> None:
         """Set the old database aside and rename the new one into its place; at each moment one of them is whole."""

@@ -241,6 +241,15 @@ def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
     assert "Traceback" not in done.err
 
 
+def test_backup_that_does_not_get_its_name_leaves_no_checksum(stage: Stage) -> None:
+    """The checksum gets its name first, so that no backup is ever seen without one."""
+    hits = [Hit(call, 2, "error=ENOSPC") for call in ("link", "linkat")]
+    done = stage.shop.run("database_backup.py", "create", wrapper=strace(stage.log, hits))
+    assert done.code == 6, done.text
+    assert stage.backup_leftovers() == []
+    assert list(stage.shop.backups.glob("db_backup_*.gz")) == [stage.backup]
+
+
 def test_hint_to_recover_names_a_target_that_is_not_the_configured_one(stage: Stage) -> None:
     target = stage.shop.path / "elsewhere.db"
     journal = f"{target}{JOURNAL}"

@@ -344,6 +344,7 @@ def test_absent_target_is_created_with_the_owner_of_its_folder(shop: Shop, keys:
     assert status.st_mode & 0o007 == 0
     assert saved(shop) == [backup]
     assert "othing to back up" in done.err
+    assert "set aside" not in done.err
 
 
 @pytest.mark.parametrize("state", ["header overwritten", "unknown encryption"])
