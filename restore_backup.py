@@ -2616,6 +2616,9 @@ class Restorer:
         :raises RollbackError: saying what is where.
         """
         try:
+            holders = find_holders(journal.target)[0] if journal.new_is_live else []
+            if holders:  # one that is idle, and not in WAL mode, shows in no lock
+                raise InUseError(f"{journal.target} is in use by {', '.join(map(str, holders))}")
             put_back(self.engine, journal)
         except (OSError, OperatorError) as error:
             raise RollbackError(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def test_copied_folder_does_not_recover_the_original(stage: Stage) -> None:
     assert done.code == 3, done.text
     assert str(stage.shop.db_path) in done.err
     assert stage.shop.snapshot() == before
+
+
+@pytest.mark.parametrize("journal_mode", ["WAL", "DELETE"])
+def test_database_that_somebody_has_open_is_not_replaced_under_him(stage: Stage, journal_mode: str) -> None:
+    """He would go on writing into a file that is gone."""
+    set_aside = cut_off_after_the_rename(stage)
+    told = json.loads(journal(stage).read_text())
+    journal(stage).write_text(json.dumps(told | {"state": "rolling back"}))
+    with closing(stage.shop.connect()) as connection:
+        connection.execute(f"PRAGMA journal_mode={journal_mode}")
+    with stage.shop.held_open() as holder:
+        done = stage.plain_recover()
+        assert done.code == 20, done.text
+        assert f"pid {holder.pid}" in done.err
+        assert set_aside.exists()
+    assert stage.plain_recover().code == 0
+    assert stage.outcome() == "old"
 
 
 def test_database_that_got_the_inode_of_a_restore_taken_back_is_left_alone(stage: Stage) -> None:
