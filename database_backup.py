@@ -1165,7 +1165,11 @@ class DatabaseBackup:
                     for path in files:
                         tar.add(path, arcname=path.name, recursive=False)
             except OSError as error:
-                raise BackupError(f"cannot read {self.db_path}: {error.strerror}") from None
+                raise BackupError(
+                    f"cannot read {self.db_path}: {error.strerror}",
+                    hint=f"Look: ls -l {self.db_path}; dmesg | tail. When it cannot be had any more, restore without "
+                    "keeping it: --skip-backup",
+                ) from None
             return self._store(copy, ".raw.tar", ram, compress=True)
 
     def verify_backup(self, path: Path | str) -> str:

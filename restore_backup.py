@@ -1063,17 +1063,21 @@ def fold(engine: Engine, database: Path) -> sqlite3.Connection:
     return connection
 
 
-def set_aside_by_link(database: Path, name: Path) -> None:
-    """Give the database a second name."""
-    os.link(database, name, follow_symlinks=False)
-    fsync_folder(database.parent)
+def set_aside(database: Path, name: Path, *, folded: bool) -> None:
+    """Give a database a second name, by link where the filesystem has links; with its sidecars unless it is folded.
 
-
-def set_aside_by_copy(database: Path, name: Path) -> None:
-    """Copy the database and its sidecars, durably; the main file last, as the sign that the copy is whole."""
-    for path in [*sidecars(database), database]:
-        if path.exists() and not path.name.endswith("-shm"):
-            copy_durably(path, name.with_name(name.name + path.name[len(database.name) :]))
+    Nothing is read, since an unreadable one may lie on a broken disk. The main file comes last, as the sign of a whole.
+    """
+    beside = [] if folded else [path for path in sidecars(database) if not path.name.endswith("-shm")]
+    for path in [*beside, database]:
+        if path.exists():
+            second = name.with_name(name.name + path.name[len(database.name) :])
+            try:
+                os.link(path, second, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                copy_durably(path, second)
     fsync_folder(database.parent)
 
 
@@ -1081,11 +1085,15 @@ def copy_durably(source: Path, target: Path) -> None:
     """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
     temporary = target.with_name(target.name + ".restore-new")
     temporary.unlink(missing_ok=True)
-    with source.open("rb") as old, create_file(temporary) as new:
-        shutil.copyfileobj(old, new, CHUNK)
-        copy_metadata(source, new.fileno())
-        os.fsync(new.fileno())
-    temporary.rename(target)
+    try:
+        with source.open("rb") as old, create_file(temporary) as new:
+            shutil.copyfileobj(old, new, CHUNK)
+            copy_metadata(source, new.fileno())
+            os.fsync(new.fileno())
+        temporary.rename(target)
+    except OSError:
+        drop_quietly(temporary)
+        raise
 
 
 def copy_metadata(source: Path, descriptor: int) -> None:
@@ -1122,7 +1130,7 @@ def put_back(engine: Engine, journal: Journal) -> None:
         else:
             target.unlink()
         fsync_folder(target.parent)
-    for suffix in SIDECARS:  # they were copied if the old database could not be read
+    for suffix in SIDECARS:  # they were set aside with it if the old database could not be read
         copy = set_aside.with_name(set_aside.name + suffix)
         if copy.exists():
             live = target.with_name(target.name + suffix)
@@ -2496,34 +2504,23 @@ class Restorer:
                 raise SwitchError(f"{target} is not the file that was verified")
             step.done(f"old database set aside: {shown(journal.set_aside)}" if journal.existed else shown(target))
 
-    def exchange(self, plan: Plan, set_aside: Path, candidate: Path) -> None:
+    def exchange(self, plan: Plan, name: Path, candidate: Path) -> None:
         """Set the old database aside and rename the new one into its place; at each moment one of them is whole."""
-        target = plan.target
+        target, folded = plan.target, True
         with contextlib.ExitStack() as guard:
             try:
                 if target.exists() and target.stat().st_size:
                     guard.enter_context(contextlib.closing(fold(self.engine, target)))
                 elif sidecars(target):  # opening it would delete them
                     raise UnreadableError("the main file is missing or empty")
-                self.check_users(target, plan.project, ())
-                if target.exists():
-                    self.set_aside(target, set_aside)
             except UnreadableError as error:
                 self.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
-                set_aside_by_copy(target, set_aside)
+                folded = False
+            self.check_users(target, plan.project, ())
+            set_aside(target, name, folded=folded)
             remove_sidecars(target)
             os.rename(candidate, target)
             fsync_folder(target.parent)
-
-    @staticmethod
-    def set_aside(target: Path, name: Path) -> None:
-        """Set a folded database aside, by link where the filesystem has links."""
-        try:
-            set_aside_by_link(target, name)
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            set_aside_by_copy(target, name)
 
     def cleanup_and_restart(self, plan: Plan, journal: Journal, undo: Undo, stopped: float | None) -> None:
         """Phase 6: start the services that ran; the restore counts when they are up and the database is sound.

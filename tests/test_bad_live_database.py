@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support import writer
 from tests.support.keys import Keys
-from tests.support.shop import SIDECARS, Shop
-from tests.support.strace import KILL, Stage, aim, spread, touching
+from tests.support.shop import SIDECARS, Completed, Shop
+from tests.support.strace import KILL, Hit, Stage, aim, make_stage, read_log, spread, strace, touching
 
 Files = dict[str, bytes]
 
@@ -144,6 +145,43 @@ def test_command_that_the_report_prints_for_unreadable_files_leaves_the_database
     finally:
         shutil.rmtree(folder)
     assert shop.snapshot() == live
+
+
+def test_database_on_a_broken_disk_is_replaced_when_the_operator_gives_it_up(stage: Stage) -> None:
+    """No byte of it can be read, so it cannot be saved, and must not be copied either to be set aside."""
+    before = stage.shop.snapshot()
+    done = broken_disk(stage, "1+")
+    assert done.code == 6, done.text
+    assert "Input/output error" in done.err
+    assert "--skip-backup" in done.err
+    assert stage.shop.snapshot() == before
+    done = broken_disk(stage, "1+", "--skip-backup")  # the new one cannot be read here, either: it has the same path
+    assert done.code == 8, done.text
+    assert [path.name for path in stage.data.iterdir()] == ["shop.db"]
+    calls = read_log(stage.log)
+    linked = max(i for i, call in enumerate(calls) if call.name == "linkat")
+    reads = sum(call.injected for call in calls[:linked])
+    done = broken_disk(stage, f"1..{reads}", "--skip-backup")
+    assert done.code == 0, done.text
+    assert stage.outcome() == "new"
+
+
+def broken_disk(stage: Stage, when: str, *options: str) -> Completed:
+    """A restore whose reads of the live database fail, those of these numbers."""
+    hits = [Hit("pread64", when, "error=EIO", (str(stage.shop.db_path),))]
+    hits += [Hit(call, "1+", "error=EIO", hits[0].paths) for call in ("copy_file_range", "sendfile")]
+    if not options:  # a read with --skip-backup is one of the new database
+        hits.append(replace(hits[0], call="read"))
+    wrapper = strace(stage.log, hits, ("pread64", "read", "copy_file_range", "sendfile", "linkat"))
+    return stage.shop.restore("--force", *options, stage.backup, wrapper=wrapper)
+
+
+@pytest.fixture
+def stage(make_shop: MakeShop, mode: str) -> Stage:
+    """At rest: what lies in a WAL can be read all the same."""
+    stage = make_stage(make_shop(mode, PGP_PUBLIC_KEY_BASE64=None), "wal")
+    stage.shop.rows_in_place()
+    return stage
 
 
 def test_hot_journal_is_no_damage_and_is_saved_as_a_database(shop: Shop, keys: Keys) -> None:
