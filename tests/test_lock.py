@@ -112,7 +112,7 @@ def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiti
 
 def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
-    slow = strace(tmp_path / "log", [Hit("rename", 1, "delay_enter=4s")])
+    slow = strace(tmp_path / "log", [Hit(call, 1, "delay_enter=4s") for call in ("link", "linkat")])
     process = shop.start("database_backup.py", "create", wrapper=slow)
     wait_until(lambda: any(shop.backups.glob(".db_backup_*.tmp")), "the backup is being written")
     done = shop.restore("--force", backup)
