@@ -167,7 +167,7 @@ def _check_passphrase(backup_pass: Secret) -> None:
 def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Secret | None) -> Source | None:
     if engine.db_pass:
         with (
-            contextlib.suppress(engine.error),
+            contextlib.suppress(*engine.error),
             contextlib.closing(engine.connect(probe, mode="ro", immutable=True)) as it,
         ):
             it.execute("PRAGMA schema_version").fetchone()
@@ -266,7 +266,7 @@ def convert(
                 else:
                     done = _export(source, engine, old, new, image.size, limit=limit)
                     old.unlink()
-        except (sqlite3.Error, _sqlcipher().Error, OSError, MemoryError) as error:
+        except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or "is full" in str(error):
                 raise too_large(limit) from None
             raise UnsoundBackupError(

@@ -908,9 +908,12 @@ class Engine:
         return module
 
     @property
-    def error(self) -> type[Exception]:
-        """The exception of this engine; those of sqlite3 and sqlcipher3 are not related."""
-        return self._module.Error  # type: ignore[no-any-return]
+    def error(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
+        """The exceptions of this engine; those of sqlite3 and sqlcipher3 are not related.
+
+        Damage in a schema can be quoted in the engine's message, which then is no UTF-8.
+        """
+        return (self._module.Error, UnicodeDecodeError)
 
     def connect(
         self,

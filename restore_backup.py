@@ -863,7 +863,7 @@ def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
         check_pages(connection)
 
 
-def read_contents(connection: sqlite3.Connection, error: type[Exception]) -> Contents:
+def read_contents(connection: sqlite3.Connection, error: tuple[type[Exception], ...]) -> Contents:
     """Count the rows of each table and note the schema."""
     objects = connection.execute(
         "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -918,6 +918,7 @@ def _read_page_count(engine: Engine, path: Path, compatibility: int | None = Non
         with contextlib.closing(
             engine.connect(path, mode="ro", immutable=True, compatibility=compatibility)
         ) as connection:
+            connection.execute("PRAGMA writable_schema=ON")  # a damaged schema does not keep it from being opened
             return int(connection.execute("PRAGMA page_count").fetchone()[0])
     except engine.error:
         return None
@@ -2226,7 +2227,7 @@ class Restorer:
                     if pages:
                         pages.result()
                     contents = read_contents(connection, self.engine.error)
-            except (self.engine.error, MemoryError) as error:
+            except (*self.engine.error, MemoryError) as error:
                 raise explain_unreadable(image, self.engine, error) from None
             step.done(f"ok, {plural(tables, 'table')}")
         return contents
@@ -2279,7 +2280,7 @@ class Restorer:
         try:
             with self.open_live(target, ram) as connection:
                 return read_contents(connection, self.engine.error)
-        except (self.engine.error, OSError) as error:
+        except (*self.engine.error, OSError) as error:
             self.warn(f"the live database cannot be read: {explain(error)}")
             return None
 
@@ -2549,7 +2550,7 @@ class Restorer:
                 contextlib.closing(self.engine.connect_reader(target)) as connection,
             ):
                 step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
-        except (self.engine.error, UnsoundBackupError) as error:
+        except (*self.engine.error, UnsoundBackupError) as error:
             raise SwitchError(f"the restored database is not sound: {error}") from None
 
     def start_services(self, project: ComposeProject, services: Sequence[str], stopped: float | None) -> None:
@@ -2590,7 +2591,7 @@ class Restorer:
         undo.run()
         self.close_journal(journal)
         if undo.swapping:
-            if not isinstance(error, (OperatorError, OSError, self.engine.error)):
+            if not isinstance(error, (OperatorError, OSError, *self.engine.error)):
                 self.console.line("".join(traceback.format_exception(error)))
             raise SwitchError(cause, hint=getattr(error, "hint", "")) from None
 

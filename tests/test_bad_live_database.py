@@ -86,6 +86,11 @@ def other_passphrase(shop: Shop) -> None:
     other.leave_hot_wal()
 
 
+def schema_that_is_no_text(shop: Shop) -> None:
+    """What SQLite says of it cannot be decoded."""
+    shop.break_schema()
+
+
 SHAPES: list[Callable[[Shop], None]] = [
     corrupt_header,
     corrupt_header_beside_wal,
@@ -95,6 +100,7 @@ SHAPES: list[Callable[[Shop], None]] = [
     emptied_beside_journal,
     cut_short,
     other_passphrase,
+    schema_that_is_no_text,
 ]
 
 

@@ -238,6 +238,12 @@ def damaged_page(attempt: Attempt) -> None:
     attempt.pack(bytes(content))
 
 
+def schema_that_is_no_text(attempt: Attempt) -> None:
+    """SQLite names in its error what it stumbled over, and Python cannot decode that."""
+    attempt.shop.break_schema()
+    attempt.pack(attempt.shop.db_path.read_bytes())
+
+
 def checksum_of_another_file(attempt: Attempt) -> None:
     Path(f"{attempt.backup}.sha256").write_text(f"{'0' * 64}  {attempt.backup.name}\n")
 
@@ -291,6 +297,7 @@ REFUSED: list[tuple[Callable[[Attempt], None], int, str]] = [
     (one_page_long, 5, r"1 pages? too long"),
     (half_a_page_long, 5, r"0\.5 pages? too long"),
     (damaged_page, 5, r"database is (damaged|not whole)"),
+    (schema_that_is_no_text, 5, r"database is damaged"),
     (checksum_of_another_file, 3, r"does not match its checksum"),
     (checksum_that_is_none, 3, r"is not a checksum"),
     (missing_file, 3, r"cannot read the backup.*No such file"),

@@ -177,6 +177,13 @@ class Shop:
             yield process
             process.stdin.close()
 
+    def break_schema(self) -> None:
+        """A name in the schema becomes a byte that is no UTF-8, as a flipped bit does it."""
+        with closing(self.connect()) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute("INSERT INTO sqlite_master VALUES ('table', X'FF', 't', 0, '')")
+
     def _start_writer(self, role: str, **config: object) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, writer.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
