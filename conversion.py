@@ -30,6 +30,7 @@ from database_backup import (
     another_backup,
     check_integrity,
     create_file,
+    distrust_schema,
     megabytes,
     sidecars,
     too_large,
@@ -461,9 +462,9 @@ def _open_source(source: Source, path: Path) -> Any:
 
 
 def _guard(connection: Any) -> None:
-    """What a hostile schema could do when it is read; sorting stays in memory."""
-    for statement in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = MEMORY"):
-        connection.execute(f"PRAGMA {statement}")
+    """The schema is not trusted; sorting stays in memory."""
+    distrust_schema(sqlite3 if isinstance(connection, sqlite3.Connection) else _sqlcipher(), connection)
+    connection.execute("PRAGMA temp_store = MEMORY")
 
 
 def _write_fast(connection: Any, schema: str = "") -> None:

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import logging
@@ -943,9 +944,7 @@ class Engine:
                 connection.execute(f"PRAGMA key = {self._key(Path(key_of or path), self.db_pass, compatibility)}")
             if compatibility:
                 connection.execute(f"PRAGMA cipher_compatibility = {compatibility}")
-            # What a hostile schema could do when it is read; cells are checked before they are used.
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("PRAGMA cell_size_check=ON")
+            distrust_schema(self._module, connection)
         except BaseException:
             connection.close()
             raise
@@ -976,6 +975,33 @@ class Engine:
         beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
         mode = "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
         return self.connect(path, mode=mode, timeout=30)
+
+
+def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
+    """Take from a hostile schema what it could do when it is read; cells are checked before they are used.
+
+    SQLite 3.38 to 3.40 hold their own functions for JSON to be unsafe, and so sound databases to be damaged: there the
+    functions that are unsafe are refused by name.
+    """
+    unsafe = _unsafe_functions(module)
+    mistaken = {name for name in unsafe if name.startswith(("json", "->"))}
+
+    def authorize(action: int, _first: str | None, name: str | None, _database: str | None, _source: str | None) -> int:
+        refused = action == module.SQLITE_FUNCTION and name in unsafe - mistaken
+        return int(module.SQLITE_DENY if refused else module.SQLITE_OK)
+
+    if mistaken:
+        connection.set_authorizer(authorize)
+    connection.execute(f"PRAGMA trusted_schema={'ON' if mistaken else 'OFF'}")
+    connection.execute("PRAGMA cell_size_check=ON")
+
+
+@functools.cache
+def _unsafe_functions(module: Any) -> frozenset[str]:
+    innocuous = 0x200000
+    with contextlib.closing(module.connect(":memory:")) as connection:
+        rows = connection.execute("SELECT name FROM pragma_function_list WHERE NOT flags & ?", (innocuous,))
+        return frozenset(name for (name,) in rows)
 
 
 # --- layers of a backup file ---------------------------------------------------------------------------------------

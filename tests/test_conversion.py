@@ -427,6 +427,19 @@ def test_triggers_do_not_fire_and_views_are_not_read(ram: RamFolder) -> None:
     assert read(outcome.data, DB_PASS).rows == {"t": ["(2, 2)"], "log": []}
 
 
+@pytest.mark.parametrize("passphrase", TARGETS.values(), ids=TARGETS)
+def test_a_schema_cannot_call_what_sqlite_calls_unsafe(passphrase: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.db"
+    path.touch()
+    for call in ("fts3_tokenizer('simple')", "load_extension('x')", "rtreecheck('t')", "snippet(a)"):
+        with closing(engine_for(passphrase).connect(path)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS t (a)")
+            connection.execute(f"CREATE VIEW v AS SELECT {call} FROM t")
+            with pytest.raises(engine_for(passphrase).error, match=r"unsafe use|not authorized|no such function"):
+                connection.execute("SELECT * FROM v")
+            connection.execute("DROP VIEW v")
+
+
 # --- what survives ---------------------------------------------------------------------------------------------------
 
 LAYOUTS = [
@@ -664,6 +677,25 @@ def test_restore_of_a_plain_backup_into_an_encrypted_bot(make_shop: MakeShop) ->
     done = shop.restore(backup, "--force", "--convert")
     assert done.code == 0, done.text
     assert read(shop.db_path.read_bytes(), DB_PASS).rows == original(FORMATS["SQLite"]).rows
+
+
+def test_functions_for_json_in_a_schema_are_no_damage(make_shop: MakeShop, mode: str) -> None:
+    """SQLite 3.38 to 3.40, which Debian 12 has, take their own for unsafe."""
+    script = """
+    CREATE TABLE docs (doc TEXT CHECK (json_valid(doc)), n AS (json_extract(doc, '$.n')));
+    CREATE INDEX by_n ON docs (doc ->> '$.n'); INSERT INTO docs VALUES ('{"n": 7}');
+    """
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
+    for path in shop.db_path.parent.iterdir():
+        path.unlink()
+    with closing(shop.connect()) as live, closing(sqlite3.connect(":memory:")) as source:
+        live.executescript(script)
+        source.executescript(script)
+        dump = backup_of(shop, dump_by_shell(source))
+    for backup in (shop.create_backup(), dump):
+        done = shop.restore(backup, "--force")
+        assert done.code == 0, done.text
+        assert shop.rows() == {"docs": [('{"n": 7}', 7)]}
 
 
 def test_restore_of_an_encrypted_dump_needs_no_option(
