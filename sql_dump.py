@@ -85,7 +85,7 @@ _STRING = rb"(?:'[^']*+'|(?!))++"
 _BROKEN_LINES = rb"replace\((?:%(s)b|replace\(%(s)b,%(s)b,char\(13\)\)),%(s)b,char\(1[03]\)\)|unistr\(%(s)b\)" % {
     b"s": _STRING
 }
-_PLAIN = rb"[xX]?'[^']*+'|NULL\b|-(?=[0-9.IiNn])|\)\s*+,\s*+\(|" + _BROKEN_LINES
+_PLAIN = rb"[xX]?'[^']*+'|NULL\b|-(?=[0-9.]|(?i:inf|nan)\b)|\)\s*+,\s*+\(|" + _BROKEN_LINES
 _FLOAT = rb"(?<=[(,\s-])(?:(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][-+]?+[0-9]++|(?!))?+|(?i:inf|nan))(?=[,)\s])"
 _INSERT = re.compile(
     rb"INSERT INTO (?!\"?sqlite_(?:schema|master)\b)(?P<table>%(n)b)"
