@@ -81,6 +81,9 @@ class UnsoundBackupError(OperatorError):
 
     exit_code = ExitCode.UNSOUND_BACKUP
 
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(printable(message), hint=hint)  # SQLite quotes names from the backup
+
 
 class CommandError(OperatorError):
     """A command that this tool runs is missing, failed or did not end in time.
@@ -155,6 +158,11 @@ def missing_module(error: ModuleNotFoundError) -> RefusedError:
 def another_backup() -> str:
     """Return the hint for a backup that is of no use."""
     return f"Restore another backup; to see them: {restore_command('--list')}"
+
+
+def printable(text: str) -> str:
+    """Return a name from a backup, or a text with some, as what can neither steer a terminal nor begin a line."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def shown(path: Path) -> str:

@@ -79,6 +79,7 @@ from database_backup import (
     missing_module,
     open_folder,
     outer_layer,
+    printable,
     quoted,
     recorded_checksum,
     restore_command,
@@ -1235,7 +1236,8 @@ class Console:
         return path
 
     def line(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, in which nothing steers the terminal."""
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
         self.record(text)
         print(text, file=self._stream)
 
@@ -2771,7 +2773,7 @@ class Restorer:
     def warn(self, text: str) -> None:
         """Say something that the operator should know, and note it in the report."""
         self.report.warnings.append(text)
-        self.console.line(f"⚠️  {text}")
+        self.console.line(f"⚠️  {printable(text)}")
 
 
 def explain(error: BaseException) -> str:
@@ -2843,7 +2845,7 @@ def most_lost_first(now: int | None, then: int | None) -> tuple[bool, int]:
 
 def shortened(name: str, width: int) -> str:
     """Return a name from a database so that it takes no more columns, and cannot do anything to a terminal."""
-    name = "".join(sign if sign.isprintable() else "?" for sign in name)
+    name = printable(name)
     return name if len(name) <= width else f"{name[: width - 1]}…"
 
 

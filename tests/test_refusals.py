@@ -5,6 +5,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,34 @@ def test_nothing_changes_for(
 
 
 # --- the mode, and the database's own passphrase ---------------------------------------------------------------------
+
+
+def test_names_in_a_backup_cannot_steer_the_terminal(make_shop: MakeShop, mode: str) -> None:
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
+    fake = "✅ Database restored successfully"
+    name = f"x\x1b[2J\x9b2J\r\n{fake}"
+    with closing(shop.connect()) as connection:
+        connection.execute(f'CREATE TABLE "{name}" (a)')
+        connection.execute(f'CREATE INDEX "{name} by a" ON "{name}" (a)')
+    backup = shop.create_backup()
+    with closing(shop.connect()) as connection:
+        connection.execute(f'DROP TABLE "{name}"')
+    compared = shop.restore(backup, "--verify-only")
+    dump = shop.backups / "dump.db"
+    dump.write_text(f'BEGIN; CREATE TABLE "{name}" (a REFERENCES "{name}2" (a)); CREATE TABLE "{name}2" (a UNIQUE);'
+                    f'INSERT INTO "{name}" VALUES (1); COMMIT;')  # fmt: skip
+    loaded = shop.restore(dump, "--verify-only")
+    with closing(shop.connect(shop.path / "damaged.db")) as connection:
+        connection.execute(f'CREATE TABLE "{name}" (a)')
+        connection.execute(f'INSERT INTO "{name}" VALUES (1)')
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, '(a)', '(a NOT NULL, b NOT NULL)')")
+    damaged = shop.restore("damaged.db", "--verify-only")
+    for done, code in ((compared, 0), (loaded, 0), (damaged, 5)):
+        assert done.code == code, done.text
+        assert fake in done.text
+        assert not [line for line in done.text.splitlines() if line.startswith(fake)], done.text
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.text)
 
 
 def test_wrong_database_passphrase_changes_nothing(make_attempt: Callable[[str], Attempt]) -> None:
