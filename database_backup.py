@@ -1032,15 +1032,17 @@ OPENPGP_VERSIONS = {
 def outer_layer(head: bytes, name: str) -> str:
     """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
 
-    SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg.
+    SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
+    SQL dumps, which are text.
 
-    :raises DecryptionError: when the name says encrypted and the content does not.
+    :raises DecryptionError: when the name says encrypted and the content is noise.
     """
     if head.startswith(b"-----BEGIN PGP") or _openpgp_packet(head):
         return "openpgp"
     if head.startswith(GZIP_MAGIC + b"\x08"):
         return "gzip"
-    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC):
+    text = head and not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head)
+    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC) and not text:
         what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
         raise DecryptionError(f"{name} {what}", hint=f"Take another copy of it. {another_backup()}")
     return "database"

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -718,6 +718,17 @@ def test_restore_of_a_small_bare_dump_with_stop_first(make_shop: MakeShop, mode:
     backup = shop.backups / "old.db"
     backup.write_bytes(b"BEGIN; CREATE TABLE t (a); INSERT INTO t VALUES ('x'); COMMIT;")
     done = shop.restore(backup, "--force", "--stop-first")
+    assert done.code == 0, done.text
+    assert shop.rows() == {"t": [("x",)]}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("name", ["dump.sql", "dump.db.gz", "db_backup_20200101_000000.db.gz.gpg"])
+def test_the_name_of_a_dump_does_not_matter(name: str, pack: Callable[[bytes], bytes], make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite")
+    backup = shop.backups / name
+    backup.write_bytes(pack("-- über; uns\nBEGIN; CREATE TABLE t (a); INSERT INTO t VALUES ('x'); COMMIT;".encode()))
+    done = shop.restore(backup, "--force")
     assert done.code == 0, done.text
     assert shop.rows() == {"t": [("x",)]}
 
