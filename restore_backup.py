@@ -312,7 +312,7 @@ class Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def check(self) -> None:
-        """End the run if a signal was to end it and did not: Python drops what is raised in a destructor."""
+        """Raise again what was swallowed: SQLite does that while it calls back into Python, Python in a destructor."""
         if self._ended_by is not None:
             raise Interrupted(self._ended_by)
 
@@ -2174,9 +2174,13 @@ class Restorer:
         limit = self.image_limit()
         converted = DatabaseImage(limit, bare=True)
         with self.phase("convert"), self.console.step("🔁 Converting...", image.size) as step:
-            result = conversion.convert(
-                image, source, self.engine, ram, converted.feed, limit=limit, progress=step.progress
-            )
+
+            def progress(size: int) -> None:
+                self.signals.check()
+                step.progress(size)
+
+            result = conversion.convert(image, source, self.engine, ram, converted.feed, limit=limit, progress=progress)
+            self.signals.check()
             step.done(result.done)
         converted.finish()
         for warning in result.warnings:
@@ -3002,6 +3006,7 @@ def main(argv: list[str] | None = None) -> int:
             run(arguments, options, console, signals, report)
         finally:
             signals.ignore()  # to the last: Python's own end would hand them back to the kernel and change the code
+            signals.check()
     except OperatorError as error:
         tell_failure(console, report, error.exit_code, str(error), error.hint)
     except Interrupted as interrupt:

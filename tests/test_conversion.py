@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -720,6 +722,35 @@ def test_restore_of_a_small_bare_dump_with_stop_first(make_shop: MakeShop, mode:
     done = shop.restore(backup, "--force", "--stop-first")
     assert done.code == 0, done.text
     assert shop.rows() == {"t": [("x",)]}
+
+
+def test_a_signal_while_a_dump_is_loaded_ends_the_run(make_shop: MakeShop, mode: str) -> None:
+    """SQLite calls back into Python for each statement, and swallows what a signal raises there."""
+    shop = make_shop(mode)
+    backup = shop.backups / "dump.db"
+    backup.write_text(
+        "BEGIN; CREATE TABLE t (a, b);\n"
+        + "".join(f"INSERT INTO t VALUES ({n}, 'row {n}');\n" for n in range(400_000))
+        + "CREATE INDEX i ON t (b); COMMIT;"
+    )
+    before = shop.snapshot()
+    took = timed(lambda: shop.restore(backup, "--verify-only"))
+    for tenths in (3, 4, 5, 6, 7):
+        process = shop.start_restore(backup, "--force")
+        time.sleep(took * tenths / 10)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, out + err
+        assert "ended by SIGTERM" in err
+        assert "Choose another" not in err
+        assert shop.snapshot() == before
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    began = time.monotonic()
+    run()
+    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
