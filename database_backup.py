@@ -198,6 +198,19 @@ def create_file(path: Path) -> io.FileIO:
     return io.FileIO(descriptor, "r+")
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
+    """Open a file that may have been planted: a named pipe or a device would keep us waiting or never end.
+
+    :param flags: those of open(2); O_CREAT makes it with mode 0600.
+    :raises OSError: also when it is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return io.FileIO(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "a")
+
+
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
     """Write all of the data to an unbuffered file (one write may be short without an error)."""
     view = memoryview(data)
@@ -892,6 +905,16 @@ def database_files(database: Path) -> list[Path]:
     return [path for path in [database, *sidecars(database)] if path.exists()]
 
 
+def refuse_irregular(files: list[Path]) -> None:
+    """Refuse what SQLite would open beside a database and wait for: a named pipe that somebody planted.
+
+    :raises RefusedError: naming the file.
+    """
+    for path in files:
+        if not path.is_file():
+            raise RefusedError(f"{path} is not a regular file", hint=f"Look who made it, then remove it: ls -l {path}")
+
+
 RAW_KEY = re.compile(r"x'(?:[0-9a-f]{64}|[0-9a-f]{96})'", re.IGNORECASE)
 """A SQLCipher passphrase of this form is the key itself, with or without a salt."""
 
@@ -1124,7 +1147,8 @@ def recorded_checksum(backup: Path) -> str | None:
     """
     path = checksum_path(backup)
     try:
-        text = path.read_text(errors="replace")
+        with open_regular(path) as file:
+            text = file.read(CHUNK).decode(errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -1179,6 +1203,7 @@ class DatabaseBackup:
             )
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
             raise UnreadableDatabaseError(f"{self.db_path} is empty")
+        refuse_irregular(sidecars(self.db_path))
         need = sum(path.stat().st_size for path in database_files(self.db_path))
         with self._no_restore_meanwhile(), RamFolder(need + CHUNK) as ram:
             copy = ram.path / "copy.db"
@@ -1219,7 +1244,7 @@ class DatabaseBackup:
         """
         backup = Path(path)
         try:
-            file = io.FileIO(backup)
+            file = open_regular(backup)
         except OSError as error:
             raise RefusedError(
                 f"cannot read {backup}: {error.strerror}", hint=f"See what is there: {restore_command('--list')}"
@@ -1399,7 +1424,7 @@ class DatabaseBackup:
     def remove_leftovers(self) -> None:
         """Remove the temporary files of backups whose process is gone; a living one holds a lock on its file."""
         for path in self.backup_dir.glob(".db_backup_*.tmp"):
-            with contextlib.suppress(OSError), path.open("rb") as file:
+            with contextlib.suppress(OSError), open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
                 if flock(file.fileno(), fcntl.LOCK_EX):
                     if os.fstat(file.fileno()).st_nlink > 1:
                         self._remove_checksum_of_nothing(path)

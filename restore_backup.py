@@ -78,10 +78,12 @@ from database_backup import (
     megabytes,
     missing_module,
     open_folder,
+    open_regular,
     outer_layer,
     printable,
     quoted,
     recorded_checksum,
+    refuse_irregular,
     restore_command,
     run_command,
     shown,
@@ -981,7 +983,8 @@ class Journal:
         """
         path = cls.path(target)
         try:
-            data = json.loads(path.read_text())
+            with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                data = json.loads(file.read(CHUNK))
             if data["target"] != str(target):
                 raise RefusedError(
                     f"{path} tells of a restore into {data['target']}: the folder was copied or moved",
@@ -1228,8 +1231,7 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._log = io.FileIO(os.open(path, flags, 0o600), "a")
+            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
         except OSError as error:
             self.line(f"⚠️  No log file: {path}: {error.strerror}")
             return None
@@ -1355,7 +1357,8 @@ OUTCOME = "outcome: "
 def last_outcome(folder: Path) -> str:
     """Return how the last restore ended, from the log file; empty when there was none."""
     try:
-        lines = (folder / LOG_NAME).read_text(errors="replace").splitlines()
+        with open_regular(folder / LOG_NAME) as file:
+            lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -1790,6 +1793,7 @@ class Restorer:
         status = _stat(target)
         if status and not stat.S_ISREG(status.st_mode):
             raise RefusedError(f"{target} is not a regular file", hint="Name a database file with --target-path.")
+        refuse_irregular(sidecars(target))
         return target
 
     @contextlib.contextmanager

@@ -548,6 +548,45 @@ def test_planted_symlink_is_not_followed(
     assert not shop.db_path.is_symlink()
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("backups/{backup}.sha256", 3),
+        ("backups/restore.log", 0),
+        ("backups/.db_backup_1_1.tmp", 0),
+        ("data/shop.db.restore-state.json", 3),
+        ("data/shop.db-journal", 3),
+    ],
+)
+def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: str, code: int) -> None:
+    """Opening a named pipe would last until somebody opens its other end."""
+    shop = make_shop("sqlite")
+    backup = shop.create_backup()
+    rows = shop.rows()
+    pipe = shop.path / name.format(backup=backup.name)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    done = shop.restore(backup, "--force", key=keys.rsa)
+    assert done.code == code, done.text
+    if code:
+        assert f"{pipe.name}" in done.err
+    assert shop.restore("--list").code == (code if "sha256" in name else 0)
+    assert "Traceback" not in shop.run("database_backup.py", "create").text
+    pipe.unlink(missing_ok=True)
+    assert shop.rows() == rows
+
+
+def test_checksum_without_end_is_refused(make_shop: MakeShop, keys: Keys) -> None:
+    shop = make_shop("sqlite")
+    backup = shop.create_backup()
+    checksum = backup.with_name(backup.name + ".sha256")
+    checksum.unlink()
+    checksum.symlink_to("/dev/zero")
+    done = shop.restore(backup, "--force", key=keys.rsa)
+    assert done.code == 3, done.text
+    assert checksum.name in done.err
+
+
 def test_exchanged_backup_is_not_believed(canary_shop: Shop, keys: Keys) -> None:
     """What was checked is what is decrypted: the file is opened once, so exchanging its name changes nothing."""
     backup = canary_shop.create_backup()
