@@ -976,6 +976,7 @@ class Engine:
             if compatibility:
                 connection.execute(f"PRAGMA cipher_compatibility = {compatibility}")
             distrust_schema(self._module, connection)
+            connection.execute("PRAGMA temp_store=MEMORY")  # sorting would write rows into files in /var/tmp
         except BaseException:
             connection.close()
             raise

@@ -1,6 +1,7 @@
 """Whole runs under strace: key, passphrase, DB_PASS and rows leave RAM in no way but the one they must."""
 
 import base64
+import json
 import os
 import re
 import stat
@@ -312,6 +313,23 @@ def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, t
     check_children(trace, secrets_of(keys.rsa))
     check_connections(trace)
     check_output(canary_shop, trace.done, secrets_of(keys.rsa))
+
+
+def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
+    """Counting this full-text index's rows sorts those of its table, and SQLite's cache does not hold them."""
+    with closing(canary_shop.connect()) as connection:
+        connection.execute("CREATE TABLE articles (id INTEGER, text TEXT)")
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
+            "INSERT INTO articles SELECT -i, hex(randomblob(150)) FROM n"
+        )
+        connection.execute("CREATE VIRTUAL TABLE search USING fts5(text, content='articles', content_rowid='id')")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    backup = canary_shop.create_backup()
+    trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", "--json", key=keys.rsa)
+    assert trace.done.code == 0, trace.done.text
+    assert json.loads(trace.done.out)["tables"]["search"] == {"live": 20000, "backup": 20000}
+    check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
 
 
 def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
