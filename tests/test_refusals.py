@@ -1,6 +1,7 @@
 """A backup that is not proved sound changes nothing, and the operator reads which of the many things it is."""
 
 import gzip
+import json
 import re
 import time
 import zlib
@@ -436,6 +437,21 @@ def test_unencrypted_backup_that_is_not_sound_changes_nothing(
     attempt.backup = attempt.shop.backups / name
     attempt.backup.write_bytes(spoil(attempt.database))
     check_refused(attempt, 5, words)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id, 'x' AS a FROM n ORDER BY -i"
+
+
+def test_view_without_end_is_not_read(make_shop: MakeShop, keys: Keys) -> None:
+    """Anybody who has the public key can make a backup; this one's full-text index takes its rows from a view."""
+    shop = make_shop("sqlite")
+    with closing(shop.connect()) as connection:
+        connection.execute(f"CREATE VIEW endless AS {ENDLESS}")
+        connection.execute("CREATE VIRTUAL TABLE trap USING fts5(a, content='endless', content_rowid='id')")
+    backup = shop.create_backup()
+    done = shop.restore(backup, "--verify-only", "--json", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert json.loads(done.out)["tables"]["trap"] == {"live": None, "backup": None}
 
 
 # --- what is asked of the command line -------------------------------------------------------------------------------
