@@ -1001,11 +1001,9 @@ class Journal:
                     hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
                     "is to stay, as in section 7 of RUNBOOK.md.",
                 )
-            return cls(
+            journal = cls(
                 **data
-                | {"target": target}
-                # names, since whoever may write in the folder could have the files of others removed
-                | {name: target.with_name(Path(data[name]).name) for name in ("set_aside", "candidate")}
+                | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
                 | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
                 | {"compose_files": tuple(map(Path, data["compose_files"])), "services": tuple(data["services"])}
             )
@@ -1016,6 +1014,23 @@ class Journal:
                 f"{path} cannot be read: {error}",
                 hint=f"It tells of a restore that was cut off. Keep a copy of {target.parent} before anything else.",
             ) from None
+        journal.refuse_other_files()
+        return journal
+
+    def refuse_other_files(self) -> None:
+        """Refuse to rename or remove anything but what a restore of the target makes.
+
+        Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
+
+        :raises RefusedError: naming what the journal tells of.
+        """
+        moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
+        own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
+        if not own or self.candidate != candidate_path(self.target):
+            raise RefusedError(
+                f"{self.path(self.target)} names files that are not those of a restore of {self.target}",
+                hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
+            )
 
     def remove(self) -> None:
         """Say that nothing is unfinished any more."""

@@ -110,17 +110,6 @@ def test_database_that_got_the_inode_of_a_restore_taken_back_is_left_alone(stage
     assert stage.shop.rows() == expected
 
 
-def test_journal_can_have_no_file_removed_that_lies_elsewhere(stage: Stage) -> None:
-    """Whoever can write in the data folder can write a journal, the bot in its container for one."""
-    victim = stage.shop.path / "victim"
-    victim.write_text("not yours")
-    cut_off_after_the_rename(stage)
-    told = json.loads(journal(stage).read_text())
-    journal(stage).write_text(json.dumps(told | {"candidate": str(victim), "state": "rolling back"}))
-    stage.plain_recover()
-    assert victim.exists()
-
-
 def other(**changes: Any) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | changes)
 

@@ -594,6 +594,44 @@ def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: s
     assert shop.rows() == rows
 
 
+def test_planted_journal_reaches_no_file_elsewhere(make_shop: MakeShop, tmp_path: Path) -> None:
+    """A bot that was taken over can write into the data folder, and must not make root remove or replace files."""
+    shop = make_shop("sqlite")
+    victim, other = tmp_path / "victim", tmp_path / "other"
+    for file in (victim, other):
+        file.write_text("precious")
+    bait = shop.db_path.with_name("bait")
+    before = shop.rows()
+    for state, target, new_inode, set_aside, candidate in (
+        ("switching", shop.db_path, 1, victim, other),
+        ("committed", shop.db_path, 1, victim, other),
+        ("switching", victim, victim.stat().st_ino, bait, bait),
+        ("rolling back", shop.db_path, 1, shop.db_path, shop.db_path),
+        ("rolling back", shop.db_path, 1, f"{shop.db_path}.backup-/../../../victim", other),
+    ):
+        bait.write_text("bait")
+        planted = {
+            "target": target,
+            "state": state,
+            "set_aside": set_aside,
+            "candidate": candidate,
+            "existed": True,
+            "new_inode": new_inode,
+            "services": [],
+            "compose_files": [],
+            "project": None,
+            "safety_backup": None,
+            "unsaved": False,
+            "started": "2025-01-30T12:00:00+00:00",
+        }
+        journal = shop.db_path.with_name("shop.db.restore-state.json")
+        journal.write_text(json.dumps(planted, default=str))
+        done = shop.restore("--recover")
+        assert done.code == 3, done.text
+        assert journal.name in done.err
+        assert (victim.read_text(), other.read_text(), shop.rows()) == ("precious", "precious", before)
+
+
 def test_checksum_without_end_is_refused(make_shop: MakeShop, keys: Keys) -> None:
     shop = make_shop("sqlite")
     backup = shop.create_backup()
