@@ -1655,16 +1655,36 @@ class Credentials:
         return None
 
 
+def check_descriptors(options: Options) -> None:
+    """Refuse descriptors that cannot be read, before one of our own files gets such a number.
+
+    :raises RefusedError: naming the option.
+    """
+    given = {"--passphrase-fd": options.passphrase_fd, "--backup-db-pass-fd": options.backup_db_pass_fd}
+    for option, number in given.items():
+        if number is not None:
+            try:
+                os.fstat(number)
+                if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                    raise OSError(errno.EBADF, "it is open for writing only")
+            except (OSError, OverflowError) as error:
+                raise _unreadable(number, option, error) from None
+
+
 def _from_descriptor(number: int, option: str) -> Secret:
     try:
         # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
     except OSError as error:
-        raise RefusedError(
-            f"cannot read file descriptor {number}: {error.strerror}",
-            hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
-        ) from None
+        raise _unreadable(number, option, error) from None
+
+
+def _unreadable(number: int, option: str, error: Exception) -> RefusedError:
+    return RefusedError(
+        f"cannot read the file descriptor of {option} {number}: {explain(error)}",
+        hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
+    )
 
 
 def _command_output(command: str) -> str:
@@ -3032,6 +3052,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             arguments, options = parse(argv)
             harden_process()
+            check_descriptors(options)
             run(arguments, options, console, signals, report)
         finally:
             signals.ignore()  # to the last: Python's own end would hand them back to the kernel and change the code

@@ -501,10 +501,17 @@ def test_stream_that_the_passphrase_came_from_still_tells_how_it_ended(
     assert ("Database restored successfully" if number == 1 else "Swapping") in said
 
 
-def test_passphrase_descriptor_that_is_not_there_is_refused(plain_shop: Shop, keys: Keys, backup: Path) -> None:
-    done = plain_shop.restore(backup, "--passphrase-fd", 77, "--verify-only", key=replace(keys.rsa, passphrase=None))
+@pytest.mark.parametrize("option", ["--passphrase-fd", "--backup-db-pass-fd"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 77, -1, 10**14])
+def test_descriptor_that_is_not_there_is_refused(
+    plain_shop: Shop, keys: Keys, backup: Path, option: str, number: int
+) -> None:
+    """Not even when the program itself has by then a file with that number open: its log has the first one."""
+    key = replace(keys.rsa, passphrase=None)
+    done = plain_shop.restore(backup, f"{option}={number}", "--force", key=key)
     assert done.code == 3, done.text
-    assert "77" in done.text
+    assert f"{option} {number}" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_protected_key_without_a_way_to_ask_says_which_option_helps(plain_shop: Shop, keys: Keys, backup: Path) -> None:
