@@ -878,8 +878,8 @@ class GzipDecoder:
 def too_large(limit: int) -> UnsoundBackupError:
     """Return the error for a backup that unpacks to more than a limit in bytes."""
     return UnsoundBackupError(
-        f"the backup unpacks to more than {megabytes(limit)}, which is all that fits in memory",
-        hint="Is it the right file? If it is, restore on a machine with more memory.",
+        f"the backup unpacks to more than {megabytes(limit)}, which is all that memory, or MAX_DATABASE_MB, allows",
+        hint="Is it the right file? If it is, raise MAX_DATABASE_MB in .env, or restore on a machine with more memory.",
     )
 
 
@@ -1260,7 +1260,8 @@ class DatabaseBackup:
             with RamFolder(CHUNK) as ram:
                 copy = ram.path / "copy.db"
                 with create_file(copy) as target:
-                    decoder = GzipDecoder(target.write, ram.free)
+                    room = ram.free // 10 * 9
+                    decoder = GzipDecoder(target.write, min(room, self._settings.max_database_bytes or room))
                     feed = decoder.feed if layer == "gzip" else target.write
                     file.seek(0)
                     for piece in iter(lambda: file.read(CHUNK), b""):

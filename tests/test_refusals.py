@@ -442,6 +442,25 @@ def test_unencrypted_backup_that_is_not_sound_changes_nothing(
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id, 'x' AS a FROM n ORDER BY -i"
 
 
+def test_larger_than_the_setting_allows_is_refused_naming_it(make_shop: MakeShop, keys: Keys) -> None:
+    shop = make_shop("sqlite", MAX_DATABASE_MB="1")
+    with closing(shop.connect()) as connection:
+        connection.execute("CREATE TABLE big AS SELECT zeroblob(2000000)")
+    encrypted = shop.create_backup()
+    shop.write_env(PGP_PUBLIC_KEY_BASE64=None)
+    plain = shop.create_backup()
+    before = everything(shop)
+    for done in (
+        shop.restore(encrypted, "--verify-only", key=keys.rsa),
+        shop.restore(plain, "--verify-only"),
+        shop.run("database_backup.py", "verify", plain),
+    ):
+        assert done.code == 5, done.text
+        assert "more than 1.0 MB" in done.err
+        assert "MAX_DATABASE_MB" in done.err
+    assert everything(shop) == before
+
+
 def test_view_without_end_is_not_read(make_shop: MakeShop, keys: Keys) -> None:
     """Anybody who has the public key can make a backup; this one's full-text index takes its rows from a view."""
     shop = make_shop("sqlite")
