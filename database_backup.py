@@ -331,7 +331,7 @@ class RamFolder:
 
     def __init__(self, need: int = CHUNK) -> None:
         self._mounted = False
-        if self.private_mounts and available_memory() >= need:
+        if self.private_mounts and available_memory() >= need and os.access("/run", os.W_OK):
             self._make(Path("/run"))
             options = b"noswap,mode=0700,size=100%"  # noswap: Linux 6.4 and newer
             libc = ctypes.CDLL(None, use_errno=True)

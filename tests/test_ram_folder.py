@@ -575,6 +575,16 @@ def test_kernel_that_does_not_know_noswap_gets_a_folder_in_shm(shop: Shop, keys:
     assert done.code == 0, done.text
 
 
+@needs_root
+def test_where_nothing_can_be_mounted_in_run_the_folder_is_in_shm(shop: Shop, keys: Keys) -> None:
+    """As in a container whose own filesystem is read-only."""
+    backup = shop.create_backup()
+    read_only = "mount --bind /run /run && mount -o remount,bind,ro /run"
+    wrapper = ["unshare", "--mount", "sh", "-c", f'{read_only} && exec "$@"', "sh"]
+    done = shop.restore(backup, "--verify-only", "--allow-swap", key=keys.rsa, wrapper=wrapper)
+    assert done.code == 0, done.text
+
+
 def test_no_ram_is_told_with_what_to_do(without_private_mounts: None) -> None:
     with pytest.raises(RefusedError) as refused:
         RamFolder(1 << 60)
