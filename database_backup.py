@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import resource
 import secrets
 import shlex
 import shutil
@@ -272,6 +273,31 @@ def command_of(process: Path) -> str:
 def open_folder(folder: Path) -> int:
     """Open a folder, to lock it or to look names up in it, and return the descriptor."""
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+# --- the process -------------------------------------------------------------------------------------------------
+
+CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19
+"""Numbers of capabilities (linux/capability.h): to lock any amount of memory; to look at any process."""
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability."""
+    match = re.search(r"^CapEff:\s+([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(match and int(match[1], 16) >> number & 1)
+
+
+def harden_process() -> None:
+    """Keep this process's memory out of core dumps, out of other processes, and out of the swap area if it may."""
+    libc = ctypes.CDLL(None)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by gpg
+    pr_set_dumpable = 4
+    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    # With a limit, locking makes later allocations fail; CAP_IPC_LOCK is above it.
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
+        mcl_current_future_onfault = 1 | 2 | 4
+        libc.mlockall(mcl_current_future_onfault)
+    os.umask(0o077)
 
 
 # --- RAM folder and keyring --------------------------------------------------------------------------------------
@@ -1565,6 +1591,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    harden_process()
     try:
         settings = load_settings()
         if arguments.command == "create":

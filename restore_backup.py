@@ -26,7 +26,6 @@ import json
 import math
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -42,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from config import Environment, ExitCode, OperatorError, Secret, Settings, load_settings
 from database_backup import (
+    CAP_SYS_PTRACE,
     CHUNK,
     GZIP_MAGIC,
     NO_HARD_LINKS,
@@ -74,6 +74,8 @@ from database_backup import (
     enter_private_mounts,
     flock,
     fsync_folder,
+    harden_process,
+    has_capability,
     lock_owner,
     megabytes,
     missing_module,
@@ -381,16 +383,6 @@ def _identity(descriptor: Path) -> tuple[int, int]:
     except FileNotFoundError:  # closed since it was listed
         return (0, 0)
     return status.st_dev, status.st_ino
-
-
-CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19
-"""Numbers of capabilities (linux/capability.h): to lock any amount of memory; to look at any process."""
-
-
-def has_capability(number: int) -> bool:
-    """Whether this process has a capability."""
-    match = re.search(r"^CapEff:\s+([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return bool(match and int(match[1], 16) >> number & 1)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -3214,19 +3206,6 @@ def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str]) -> lis
         content = "encrypted" if item.encrypted else "PLAIN"
         rows.append((age(item.created.timestamp()), megabytes(item.size), content, checksum, item.path.name))
     return aligned(rows, right=(0, 1), gap=" ")
-
-
-def harden_process() -> None:
-    """Keep this process's memory out of core dumps, out of other processes, and out of the swap area if it may."""
-    libc = ctypes.CDLL(None)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by gpg
-    pr_set_dumpable = 4
-    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
-    # With a limit, locking makes later allocations fail; CAP_IPC_LOCK is above it.
-    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
-        mcl_current_future_onfault = 1 | 2 | 4
-        libc.mlockall(mcl_current_future_onfault)
-    os.umask(0o077)
 
 
 def open_streams() -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import closing
@@ -668,6 +669,18 @@ def test_exchanged_backup_is_not_believed(canary_shop: Shop, keys: Keys) -> None
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
+
+
+def test_backup_that_crashes_leaves_no_core(canary_shop: Shop, tmp_path: Path) -> None:
+    """It holds DB_PASS and decrypted pages; gpg is where it is stopped, and the limit is one that it inherits."""
+    gpg = tmp_path / "gpg"
+    gpg.write_text(f'#!/bin/sh\ncat /proc/$PPID/limits > {tmp_path}/limits\nexec {shutil.which("gpg")} "$@"\n')
+    gpg.chmod(0o700)
+    unlimited = ["prlimit", "--core=unlimited"]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = canary_shop.run("database_backup.py", "create", env=path, wrapper=unlimited)
+    assert done.code == 0, done.text
+    assert re.search(r"Max core file size\s+0\s+0\s", (tmp_path / "limits").read_text())
 
 
 def test_process_leaves_no_core_and_locks_its_memory(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
