@@ -168,7 +168,7 @@ def _check_passphrase(backup_pass: Secret) -> None:
 def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Secret | None) -> Source | None:
     if engine.db_pass:
         with (
-            contextlib.suppress(*engine.error),
+            contextlib.suppress(*engine.errors),
             contextlib.closing(engine.connect(probe, mode="ro", immutable=True)) as it,
         ):
             it.execute("PRAGMA schema_version").fetchone()

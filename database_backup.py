@@ -966,7 +966,7 @@ class Engine:
         return module
 
     @property
-    def error(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
+    def errors(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
         """The exceptions of this engine; those of sqlite3 and sqlcipher3 are not related.
 
         Damage in a schema can be quoted in the engine's message, which then is no UTF-8.
@@ -1236,7 +1236,7 @@ class DatabaseBackup:
             copy = ram.path / "copy.db"
             try:
                 self._copy_database(copy)
-            except self._engine.error as error:
+            except self._engine.errors as error:
                 raise UnreadableDatabaseError(
                     f"cannot read {self.db_path} as a {self._engine.name} database: {error}",
                     hint="Check DB_ENCRYPTION and DB_PASS in .env.",
@@ -1364,7 +1364,7 @@ class DatabaseBackup:
         connection = self._engine.connect_reader(self.db_path)
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except self._engine.error:
+        except self._engine.errors:
             connection.close()
             journal = self.db_path.with_name(self.db_path.name + "-journal")
             if not journal.exists():
@@ -1517,7 +1517,7 @@ def check_database(engine: Engine, path: Path) -> str:
     try:
         with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
             tables = check_integrity(engine, connection, path.stat().st_size)
-    except engine.error as error:
+    except engine.errors as error:
         raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
     return f"database ok, {tables} tables"
 

@@ -867,7 +867,7 @@ def only_counting(action: int, _first: str | None, name: str | None, _database: 
     return SQLITE_DENY if view or (action == SQLITE_FUNCTION and name not in ("count", "like")) else SQLITE_OK
 
 
-def read_contents(connection: sqlite3.Connection, error: tuple[type[Exception], ...]) -> Contents:
+def read_contents(connection: sqlite3.Connection, errors: tuple[type[Exception], ...]) -> Contents:
     """Count the rows of each table and note the schema."""
     connection.set_authorizer(only_counting)
     objects = connection.execute(
@@ -879,7 +879,7 @@ def read_contents(connection: sqlite3.Connection, error: tuple[type[Exception], 
         quoted = name.replace('"', '""')
         try:
             rows[name] = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()[0]
-        except error:  # a virtual table whose module is not here, or whose rows come from a view
+        except errors:  # a virtual table whose module is not here, or whose rows come from a view
             rows[name] = None
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
 
@@ -925,7 +925,7 @@ def _read_page_count(engine: Engine, path: Path, compatibility: int | None = Non
         ) as connection:
             connection.execute("PRAGMA writable_schema=ON")  # a damaged schema does not keep it from being opened
             return int(connection.execute("PRAGMA page_count").fetchone()[0])
-    except engine.error:
+    except engine.errors:
         return None
 
 
@@ -1055,7 +1055,7 @@ def fold(engine: Engine, database: Path) -> sqlite3.Connection:
     """
     try:
         connection = engine.connect(database, mode="rw", timeout=2)
-    except engine.error as error:
+    except engine.errors as error:
         raise UnreadableError(str(error)) from None
     try:
         connection.execute("PRAGMA synchronous=FULL")
@@ -1072,7 +1072,7 @@ def fold(engine: Engine, database: Path) -> sqlite3.Connection:
         for sidecar in sidecars(database):
             if not sidecar.name.endswith("-shm") and sidecar.stat().st_size:
                 raise UnreadableError(f"{sidecar.name} still holds data")
-    except engine.error as error:
+    except engine.errors as error:
         connection.close()
         if "locked" in str(error) or "busy" in str(error):
             raise InUseError(
@@ -2273,8 +2273,8 @@ class Restorer:
                     tables = check_structure(self.engine, connection, image.size)
                     if pages:
                         pages.result()
-                    contents = read_contents(connection, self.engine.error)
-            except (*self.engine.error, MemoryError) as error:
+                    contents = read_contents(connection, self.engine.errors)
+            except (*self.engine.errors, MemoryError) as error:
                 raise explain_unreadable(image, self.engine, error) from None
             step.done(f"ok, {plural(tables, 'table')}")
         return contents
@@ -2326,8 +2326,8 @@ class Restorer:
             return None
         try:
             with self.open_live(target, ram) as connection:
-                return read_contents(connection, self.engine.error)
-        except (*self.engine.error, OSError) as error:
+                return read_contents(connection, self.engine.errors)
+        except (*self.engine.errors, OSError) as error:
             self.warn(f"the live database cannot be read: {explain(error)}")
             return None
 
@@ -2597,7 +2597,7 @@ class Restorer:
                 contextlib.closing(self.engine.connect_reader(target)) as connection,
             ):
                 step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
-        except (*self.engine.error, UnsoundBackupError) as error:
+        except (*self.engine.errors, UnsoundBackupError) as error:
             raise SwitchError(f"the restored database is not sound: {error}") from None
 
     def start_services(self, project: ComposeProject, services: Sequence[str], stopped: float | None) -> None:
@@ -2638,7 +2638,7 @@ class Restorer:
         undo.run()
         self.close_journal(journal)
         if undo.swapping:
-            if not isinstance(error, (OperatorError, OSError, *self.engine.error)):
+            if not isinstance(error, (OperatorError, OSError, *self.engine.errors)):
                 self.console.line("".join(traceback.format_exception(error)))
             raise SwitchError(cause, hint=getattr(error, "hint", "")) from None
 

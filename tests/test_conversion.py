@@ -437,7 +437,7 @@ def test_a_schema_cannot_call_what_sqlite_calls_unsafe(passphrase: str | None, t
         with closing(engine_for(passphrase).connect(path)) as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS t (a)")
             connection.execute(f"CREATE VIEW v AS SELECT {call} FROM t")
-            with pytest.raises(engine_for(passphrase).error, match=r"unsafe use|not authorized|no such function"):
+            with pytest.raises(engine_for(passphrase).errors, match=r"unsafe use|not authorized|no such function"):
                 connection.execute("SELECT * FROM v")
             connection.execute("DROP VIEW v")
 
