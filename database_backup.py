@@ -163,7 +163,7 @@ def another_backup() -> str:
 
 def printable(text: str) -> str:
     """Return a name from a backup, or a text with some, as what can neither steer a terminal nor begin a line."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def shown(path: Path) -> str:
