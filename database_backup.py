@@ -309,16 +309,20 @@ GPG_HOME_LIMIT = 80
 # the folder. It is the only clean-up there is; the normal end uses it too.
 REAPER = """
 trap '' HUP INT QUIT TERM PIPE
-read -r _
+read -r ended # empty when we were killed
 if [ -d "$1/gnupg" ]; then
     gpgconf --homedir "$1/gnupg" --kill all
     gpgconf --homedir "$1/gnupg" --remove-socketdir
-    rm -rf "$1"/*          # before the umount: an agent that starts only now notices that its home is gone
-    for round in 1 2 3; do # a gpg that our death left behind, and an agent that it started meanwhile
-        for process in $(grep -lsaF "$1/gnupg" /proc/[0-9]*/cmdline); do
+    rm -rf "$1"/* # before the umount: an agent that starts only now notices that its home is gone
+    # Our death may have left a gpg behind, which is starting an agent, with a few forks between.
+    for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        left=$(printf %s "$1/gnupg" | grep -lsaF -f - /proc/[0-9]*/cmdline)
+        for process in $left; do
             process=${process%/cmdline}
             kill -KILL "${process#/proc/}"
         done
+        if [ -z "$left" ] && { [ "$ended" ] || [ "$round" -gt 5 ]; }; then break; fi
+        sleep 0.1
     done
 fi
 umount -l "$1"
@@ -377,7 +381,7 @@ class RamFolder:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            env={"PATH": ":".join(filter(None, (os.environ.get("PATH"), os.defpath)))},
             cwd="/",
             start_new_session=True,
         )
@@ -438,8 +442,11 @@ class RamFolder:
         """End the gpg agent and remove the folder."""
         if self._reaper.stdin and not self._reaper.stdin.closed:
             os.close(self._lock)
-            self._reaper.stdin.close()
-            self._reaper.wait(timeout=30)
+            with contextlib.suppress(OSError):  # somebody has killed it
+                self._reaper.stdin.write(b"ended\n")
+                self._reaper.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
+                self._reaper.wait(timeout=30)
 
     def __enter__(self) -> Self:
         return self

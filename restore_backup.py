@@ -1517,11 +1517,14 @@ class Terminal:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
+        import termios
+
         with hangup_when_lost():
             # os.open: in text mode, open() wants to seek, which a terminal cannot
             descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             try:
                 yield descriptor, lambda text: os.write(descriptor, in_words(text, self._encoding).encode())
+                termios.tcgetattr(descriptor)  # fails when the terminal is gone: what was read may have been its end
             finally:
                 os.close(descriptor)
 

@@ -182,6 +182,27 @@ def wait_for_folder(process: subprocess.Popen[str]) -> str:
 
 
 @needs_root
+def test_agent_that_starts_only_after_the_kill_is_ended_too(large_shop: Shop, keys: Keys) -> None:
+    """By a gpg that the kill left behind, a few forks later: here another program stands in for it."""
+    process = large_shop.start_restore(large_shop.create_backup(), "--verify-only", key=keys.rsa)
+    try:
+        folder = wait_for_folder(process)
+        while process.poll() is None and not home_has("gnupg/S.gpg-agent")(process.pid, folder):
+            time.sleep(0.001)
+    finally:
+        process.kill()
+        process.communicate()
+    time.sleep(0.3)
+    late = subprocess.Popen([f"gpg-agent --homedir {folder}/gnupg", "30"], executable="/bin/sleep")
+    try:
+        assert late.wait(3) == -signal.SIGKILL
+    finally:
+        late.kill()
+        late.wait()
+    wait_for_no_traces(folder, 3)
+
+
+@needs_root
 @pytest.mark.parametrize("place", ["private mount", "/dev/shm"])
 def test_sigkill_during_a_backup_leaves_nothing(large_shop: Shop, place: str) -> None:
     wrapper = WITHOUT_MOUNTS if place == "/dev/shm" else []

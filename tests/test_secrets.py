@@ -591,7 +591,7 @@ def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: s
     assert done.code == code, done.text
     if code:
         assert f"{pipe.name}" in done.err
-    assert shop.restore("--list").code == (code if "sha256" in name else 0)
+    assert shop.restore("--list").code == 0
     assert "Traceback" not in shop.run("database_backup.py", "create").text
     pipe.unlink(missing_ok=True)
     assert shop.rows() == rows
