@@ -593,33 +593,38 @@ class Keyring:
         :raises DecryptionError: wrong key or passphrase, damaged, truncated or unauthenticated message.
         :raises UnsoundBackupError: when there is more content than the limit.
         """
-        received = 0
-
-        def count(data: bytes) -> None:
-            nonlocal received
-            received += len(data)
-            sink(data)
-
-        result = self._decrypt(message, passphrase, count, limit)
-        if result.returncode and received > limit - (1 << 16):  # gpg stops before the piece that would exceed it
+        result = self._decrypt(message, passphrase, sink, limit)
+        if result.received > limit:
             raise too_large(limit)
         check_decryption(result.events, result.returncode, self._own_key_ids)
         if result.failure:
             raise result.failure
 
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
-        """Run gpg on a message and return its result, whatever that says."""
+        """Run gpg on a message, no longer than its content is within the limit; return its result, whatever it says."""
         text = passphrase_text(passphrase)
-        return self._stream(
-            sink,
+        received = 0
+
+        def count(data: bytes) -> None:
+            nonlocal received
+            received += len(data)
+            if received <= limit:
+                sink(data)
+            else:  # gpg by itself would write no more, but unpack a bomb to its end
+                self._gpg.process.kill()
+
+        result = self._stream(
+            count,
             lambda: self._gpg.decrypt_file(
                 message,
                 passphrase=text,
                 always_trust=True,
                 # a signature is not what makes a backup authentic, and its key is not here
-                extra_args=["--skip-verify", "--no-auto-key-retrieve", "--max-output", str(limit)],
+                extra_args=["--skip-verify", "--no-auto-key-retrieve"],
             ),
         )
+        result.received = received
+        return result
 
     def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
         """Encrypt to one public key, without a second compression, giving the message to ``sink``.
@@ -1086,20 +1091,22 @@ OPENPGP_VERSIONS = {
 """First bytes of the bodies of OpenPGP packets that a message can begin with, by packet tag (RFC 9580, section 5)."""
 
 
+SQL_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:--|/\*|(?i:BEGIN|CREATE|INSERT|PRAGMA)\b)")
+
+
 def outer_layer(head: bytes, name: str) -> str:
     """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
 
     SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
-    SQL dumps, which are text.
+    SQL dumps, whatever their name.
 
-    :raises DecryptionError: when the name says encrypted and the content is noise.
+    :raises DecryptionError: when the name says encrypted and the content does not.
     """
     if head.startswith(b"-----BEGIN PGP") or _openpgp_packet(head):
         return "openpgp"
     if head.startswith(GZIP_MAGIC + b"\x08"):
         return "gzip"
-    text = head and not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head)
-    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC) and not text:
+    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC) and not SQL_BEGINS.match(head):
         what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
         raise DecryptionError(f"{name} {what}", hint=f"Take another copy of it. {another_backup()}")
     return "database"
