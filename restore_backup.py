@@ -836,6 +836,10 @@ class DatabaseImage:
         return int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
 
 
+SQLITE_DBCONFIG_DEFENSIVE = 1010
+"""From sqlite3.h: no SQL can damage the database file."""
+
+
 @contextlib.contextmanager
 def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[sqlite3.Connection]:
     """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
@@ -844,6 +848,8 @@ def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[sqlite3.Conne
             yield connection
         return
     with contextlib.closing(engine.connect(":memory:")) as connection:
+        if defend := getattr(connection, "setconfig", None):  # Python 3.12 and newer
+            defend(SQLITE_DBCONFIG_DEFENSIVE)
         with image.buffer.getbuffer() as view:
             # In memory there is no WAL, so a database with the WAL flag cannot be opened: clear it on the copy only.
             view[18:20] = b"\1\1"
