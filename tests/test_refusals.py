@@ -354,7 +354,7 @@ def test_names_in_a_backup_cannot_steer_the_terminal(make_shop: MakeShop, mode: 
     damaged = shop.restore("damaged.db", "--verify-only")
     for done, code in ((compared, 0), (loaded, 0), (damaged, 5)):
         assert done.code == code, done.text
-        assert fake in done.text
+        assert fake[:20] in done.text  # where there is little room, no more is shown of it
         assert not [line for line in done.text.splitlines() if line.startswith(fake)], done.text
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.text)
 
