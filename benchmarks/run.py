@@ -1,6 +1,6 @@
 """Measure the tool beside the commands that an operator would type instead, in turns, on data made here.
 
-    python benchmarks/run.py                     everything: about 15 minutes, and 5 GB in the data folder
+    python benchmarks/run.py                     everything: about 17 minutes, and 5 GB in the data folder
     python benchmarks/run.py --quick             small data, to see that it works; its ratios mean nothing
     python benchmarks/run.py --only restore      one measure
 
