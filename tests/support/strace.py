@@ -146,7 +146,7 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
     """So many of them, evenly spread, the first and the last included; all of them without a number."""
     if count is None or len(items) <= count:
         return list(items)
-    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]
+    return [items[round(number * (len(items) - 1) / max(1, count - 1))] for number in range(count)]
 
 
 # --- a shop that is brought back to its first state for each run -----------------------------------------------------
