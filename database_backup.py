@@ -141,10 +141,10 @@ def run_command(
 
 def restore_command(*arguments: str) -> str:
     """Return a command line for restore_backup.py, to be copied into a shell as it is."""
-    found, own = Path(shutil.which("python") or "/"), Path(sys.executable)
+    found, own = shutil.which("python") or "", sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
-    on_path = found.samefile(own) and found.parent.samefile(own.parent)
-    python = "python" if on_path else shown(own)
+    both = [(os.path.realpath(path), os.path.realpath(os.path.dirname(path))) for path in (found, own)]
+    python = "python" if found and both[0] == both[1] else shown(Path(own))
     return shlex.join([python, shown(Path(config.__file__).with_name("restore_backup.py")), *arguments])
 
 

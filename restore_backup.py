@@ -1806,7 +1806,6 @@ class Restorer:
                     stopped = self.stop_services(plan, undo)  # 2
                     self.swap(plan, journal, candidate, safety, undo)  # 5
                     self.cleanup_and_restart(plan, journal, undo, stopped)  # 6
-        self.report.outcome = "restored"
         return self.report
 
     def restore_stopped(self, plan: Plan, ram: RamFolder) -> None:
@@ -2491,6 +2490,7 @@ class Restorer:
             raise
         finally:
             self.report.add_phase("switch", began)
+        self.report.outcome = "restored"
         self.clear_away(journal)
 
     def open_journal(self, plan: Plan, safety: SafetyBackup, candidate: Candidate | None) -> Journal:
@@ -2918,13 +2918,16 @@ def _count(rows: int | None) -> str:
 # --- command line ------------------------------------------------------------------------------------------------
 
 STATE = {
-    ExitCode.UNEXPECTED: "This is a bug in the tool. The database is as it was before, or was rolled back to that.",
+    ExitCode.UNEXPECTED: "The database is as it was before, or was rolled back to that.",
     ExitCode.CANNOT_STOP: "The database was not touched; the services that ran are running.",
     ExitCode.ROLLED_BACK: "The database is as it was before; the services that ran are running.",
     ExitCode.ROLLED_BACK_SERVICES_DOWN: "The database is as it was before, but the services are NOT running.",
     ExitCode.ROLLBACK_FAILED: "A PERSON IS NEEDED NOW.",
 }
 """What state things are in after a failure, by exit code; after all others nothing was touched."""
+
+RESTORED = "The restored database is live; the services that ran are running."
+"""What state things are in after a failure that comes when the restore is done."""
 
 
 DESCRIPTION = """\
@@ -3113,7 +3116,8 @@ def tell_failure(console: Console, report: Report, code: ExitCode, message: str,
     report.exit_code = int(code)
     report.error = {"message": message, "hint": hint}
     console.line(f"❌ {message}")
-    console.line(f"   {STATE.get(code, 'Nothing was touched.')}")
+    bug = "This is a bug in the tool. " if code == ExitCode.UNEXPECTED else ""
+    console.line(f"   {bug}{RESTORED if report.outcome == 'restored' else STATE.get(code, 'Nothing was touched.')}")
     if hint:
         console.line(f"   {hint}")
     console.record(f"{OUTCOME}{code.name.lower().replace('_', ' ')}: {message}")
