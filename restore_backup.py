@@ -124,6 +124,9 @@ MOST_TABLES = 12
 NAME_COLUMNS = 40
 """Longest name of a table in the comparison."""
 
+CHECK_DISK = "Check the disk: dmesg | tail"
+"""What to do about an error of the disk."""
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -688,9 +691,7 @@ class BackupFile:
         try:
             data = self._file.read(size)
         except OSError as error:
-            raise RefusedError(
-                f"cannot read the backup {self.path}: {error.strerror}", hint="Check the disk: dmesg | tail"
-            ) from None
+            raise RefusedError(f"cannot read the backup {self.path}: {error.strerror}", hint=CHECK_DISK) from None
         self._digest.update(data)
         self.progress(self._file.tell())
         return data
@@ -2461,7 +2462,7 @@ class Restorer:
                     proved = image.is_in(file)
                 fsync_folder(path.parent)
             if not proved:
-                raise RefusedError(f"{path} does not hold what was written to it", hint="Check the disk: dmesg | tail")
+                raise RefusedError(f"{path} does not hold what was written to it", hint=CHECK_DISK)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise RefusedError(
@@ -2542,8 +2543,8 @@ class Restorer:
                 step.done(", ".join(plan.services))
         try:
             self.check_users(plan.target, plan.project, ())
-        except OperatorError as error:
-            raise CannotStopError(str(error), hint=error.hint) from None
+        except (OSError, OperatorError) as error:
+            raise CannotStopError(explain(error), hint=getattr(error, "hint", CHECK_DISK)) from None
         return began
 
     def swap(self, plan: Plan, journal: Journal, candidate: Candidate, safety: SafetyBackup, undo: Undo) -> None:
@@ -2645,7 +2646,8 @@ class Restorer:
             with contextlib.suppress(OSError):
                 journal.write()
         undo.run()
-        self.close_journal(journal)
+        with self.clearing_up(journal.target):
+            journal.remove()
         if undo.swapping:
             if not isinstance(error, (OperatorError, OSError, *self.engine.errors)):
                 self.console.line("".join(traceback.format_exception(error)))
@@ -2687,29 +2689,33 @@ class Restorer:
 
     def clear_away(self, journal: Journal) -> None:
         """After the commit: keep what was written after the safety backup, then remove the old database."""
-        copies = database_files(journal.set_aside)
-        if copies and journal.unsaved:
-            try:
-                with self.phase("last writes"):
-                    path = self.back_up("💾 Keeping the last writes...", journal.set_aside, quiet=len(copies) == 1)
-                self.console.line(f"✅ Last writes kept: {shown(path)}")
-            except OperatorError as error:
-                self.warn(f"{error}. The old database stays as {journal.set_aside}: remove it when you do not need it")
-                copies = []
-        self.close_journal(journal, *copies)
+        with self.clearing_up(journal.target):
+            copies = database_files(journal.set_aside)
+            if copies and journal.unsaved:
+                try:
+                    with self.phase("last writes"):
+                        path = self.back_up("💾 Keeping the last writes...", journal.set_aside, quiet=len(copies) == 1)
+                    self.console.line(f"✅ Last writes kept: {shown(path)}")
+                except OperatorError as error:
+                    self.warn(
+                        f"{error}. The old database stays as {journal.set_aside}: remove it if you do not need it"
+                    )
+                    copies = []
+            if copies:
+                drop(*copies)
+            journal.remove()
 
     def recover_command(self, target: Path) -> str:
         """Return the command that finishes or undoes what was begun with a database."""
         return restore_command("--recover", *same_place(target, self.settings, self.options))
 
-    def close_journal(self, journal: Journal, *left: Path) -> None:
-        """Nothing is unfinished any more: remove the journal, after files that are not needed; say if that fails."""
+    @contextlib.contextmanager
+    def clearing_up(self, target: Path) -> Iterator[None]:
+        """Nothing is unfinished any more: what cannot be removed is only said, and the next run does it."""
         try:
-            if left:
-                drop(*left)
-            journal.remove()
+            yield
         except OSError as error:
-            self.warn(f"{explain(error)}; clear up with: {self.recover_command(journal.target)}")
+            self.warn(f"{explain(error)}; clear up with: {self.recover_command(target)}")
 
     def recover(self) -> Report:
         """Only finish or undo a restore that was cut off."""
@@ -2717,10 +2723,8 @@ class Restorer:
         self.report.target = str(target)
         with self.lock(target):
             found = self.recover_cut_off(target)
-            try:
+            with self.clearing_up(target):
                 self.clear_leftovers(target)
-            except OSError as error:
-                self.warn(f"{explain(error)}; clear up with: {self.recover_command(target)}")
             if not found:
                 self.console.line("✅ Nothing to recover: no restore was cut off")
         self.report.outcome = "recovered"
@@ -3069,6 +3073,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         refused = missing_module(error)
         tell_failure(console, report, refused.exit_code, str(refused), refused.hint)
+    except OSError as error:  # of the disk, at a place that has no words of its own for it
+        console.record(traceback.format_exc())
+        tell_failure(console, report, ExitCode.REFUSED, explain(error), CHECK_DISK)
     except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
         console.line(traceback.format_exc())
         tell_failure(console, report, ExitCode.UNEXPECTED, f"{type(error).__name__}: {error}", "")

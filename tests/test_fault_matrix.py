@@ -16,7 +16,20 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.shop import Completed, Shop
-from tests.support.strace import KILL, Call, Hit, Stage, aim, make_stage, role, spread, strace, touching
+from tests.support.strace import (
+    CHANGING,
+    KILL,
+    LOOKING,
+    Call,
+    Hit,
+    Stage,
+    aim,
+    make_stage,
+    role,
+    spread,
+    strace,
+    touching,
+)
 from tests.test_kill_matrix import EVERY, after_rename, fail_after_rename, killed
 
 FAULTS = {
@@ -112,12 +125,12 @@ def judge(stage: Stage, done: Completed, allowed: set[int], *, whole_at_once: bo
     return f"exit {done.code}, {outcome}"
 
 
-def run_faults(stage: Stage, chosen: Sequence[Fault]) -> Tally:
+def run_faults(stage: Stage, chosen: Sequence[Fault], calls: Sequence[str] = CHANGING) -> Tally:
     """Run a restore with each fault."""
     tally = Tally()
     for label, hits, codes in chosen:
         stage.reset()
-        done = stage.restore(*hits)
+        done = stage.restore(*hits, calls=calls)
         try:
             assert "(INJECTED)" in stage.log.read_text(errors="replace"), f"nothing was hit by {hits}"
             tally.outcomes[judge(stage, done, codes)] += 1
@@ -142,6 +155,19 @@ def lasting_faults(stage: Stage) -> list[Fault]:
         for path, error in zip(sorted(paths), cycle(FAULTS["unlink"]), strict=False)
         if role(path) == Path(path).name
     ]
+    return found
+
+
+def looking_faults(stage: Stage) -> list[Fault]:
+    """EIO from each look at a file: it is not taken for one that is not there, nor for an error in the program."""
+    done = stage.restore(calls=LOOKING)
+    assert done.code == 0, done.text
+    calls = stage.calls()
+    folders = tuple(f"{folder}/" for folder in stage.folders)
+    found: list[Fault] = []
+    for index, call in enumerate(calls):
+        if f"{call.path}/".startswith(folders) and not call.creates and (hits := aim(calls, (index, "error=EIO"))):
+            found.append((f"EIO from {call}", hits, {0, 3, 6, 7, 8}))
     return found
 
 
@@ -171,6 +197,10 @@ def rollback_faults(stage: Stage, *, every: bool = False) -> list[Fault]:
 
 def test_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     run_faults(stage, spread(plain_faults(stage), 7)).report(capsys, "one fault")
+
+
+def test_fault_of_a_look_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_faults(stage, spread(looking_faults(stage), 7), LOOKING).report(capsys, "fault of a look")
 
 
 def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +271,14 @@ def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
     assert "Traceback" not in done.err
 
 
+def test_folder_that_cannot_be_looked_at_is_no_bug_of_the_program(stage: Stage) -> None:
+    hit = Hit("newfstatat", "1+", "error=EIO", (f"{stage.shop.db_path}-wal",))
+    done = stage.restore(hit, calls=LOOKING)
+    assert judge(stage, done, {3}) == "exit 3, old"
+    assert "shop.db-wal: Input/output error\n   Nothing was touched.\n   Check the disk: dmesg | tail\n" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_backup_that_does_not_get_its_name_leaves_no_checksum(stage: Stage) -> None:
     """The checksum gets its name first, so that no backup is ever seen without one."""
     hits = [Hit(call, 2, "error=ENOSPC") for call in ("link", "linkat")]
@@ -266,6 +304,12 @@ def test_hint_to_recover_names_a_target_that_is_not_the_configured_one(stage: St
 @pytest.mark.timeout(3600)
 def test_any_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     run_faults(stage, spread(plain_faults(stage, every=True), EVERY)).report(capsys, "one fault")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_any_fault_of_a_look_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_faults(stage, spread(looking_faults(stage), EVERY), LOOKING).report(capsys, "fault of a look")
 
 
 @pytest.mark.long

@@ -27,6 +27,9 @@ CHANGING = (
 )
 """What changes a file, a folder, or what of them is durable."""
 
+LOOKING = ("newfstatat", "openat", "flock", "pread64", "getdents64")
+"""What looks at a file or a folder."""
+
 KILL = "signal=SIGKILL"
 
 T = TypeVar("T")
@@ -116,7 +119,7 @@ def random_hits(random: Random, length: int) -> list[Hit]:
 def aim(calls: Sequence[Call], *targets: tuple[int, str]) -> list[Hit] | None:
     """Hits for calls of a run read before, by (index, action); None when they cannot be told from other calls.
 
-    openat is counted on its path only: how many files of /proc are opened depends on what else runs on the machine.
+    Looks are counted on their path only: how many of /proc are looked at depends on what else runs here.
     """
     chosen = [calls[index] for index, _ in targets]
     if len({call.name for call in chosen}) < len(chosen):
@@ -125,7 +128,7 @@ def aim(calls: Sequence[Call], *targets: tuple[int, str]) -> list[Hit] | None:
     for paths in ((), own_paths):
         if any(role(path) != Path(path).name for path in paths):
             continue
-        if not paths and any(call.name == "openat" for call in chosen):
+        if not paths and any(call.name in LOOKING for call in chosen):
             continue
         hits = [hit for index, action in targets if (hit := first_hit(calls, index, action, paths))]
         if len(hits) == len(targets):
@@ -179,9 +182,9 @@ class Stage:
             shutil.rmtree(folder)
             shutil.copytree(self._kept / folder.name, folder)
 
-    def restore(self, *hits: Hit) -> Completed:
+    def restore(self, *hits: Hit, calls: Sequence[str] = CHANGING) -> Completed:
         """A restore under strace."""
-        return self.shop.restore("--force", self.backup, key=self.key, wrapper=strace(self.log, hits))
+        return self.shop.restore("--force", self.backup, key=self.key, wrapper=strace(self.log, hits, calls))
 
     def recover(self, *hits: Hit) -> Completed:
         """A recovery under strace."""
