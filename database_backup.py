@@ -1092,19 +1092,26 @@ OPENPGP_VERSIONS = {
 }
 """First bytes of the bodies of OpenPGP packets that a message can begin with, by packet tag (RFC 9580, section 5)."""
 
+OPENPGP_ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
+"""Public-key algorithms that encrypt: RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448 (section 9.1)."""
+
 
 SQL_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:--|/\*|(?i:BEGIN|CREATE|INSERT|PRAGMA)\b)")
 
 
-def outer_layer(head: bytes, name: str) -> str:
+def outer_layer(head: bytes, name: str, size: int) -> str:
     """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
 
     SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
-    SQL dumps, whatever their name.
+    SQL dumps, whatever their name. One noise in 650 looks like an OpenPGP message: what has whole pages (4096 bytes is
+    SQLCipher's default, 1024 was until version 3) is one only if it is more than likely.
+
+    :param size: of the file, in bytes.
 
     :raises DecryptionError: when the name says encrypted and the content does not.
     """
-    if head.startswith(b"-----BEGIN PGP") or _openpgp_packet(head):
+    like_database = size % 1024 == 0 and not name.endswith(".gpg")
+    if head.startswith(b"-----BEGIN PGP") or _openpgp_packet(head, sure=like_database):
         return "openpgp"
     if head.startswith(GZIP_MAGIC + b"\x08"):
         return "gzip"
@@ -1114,8 +1121,9 @@ def outer_layer(head: bytes, name: str) -> str:
     return "database"
 
 
-def _openpgp_packet(head: bytes) -> bool:
-    if len(head) < 8 or not head[0] & 0x80:
+def _openpgp_packet(head: bytes, *, sure: bool) -> bool:
+    """Whether an OpenPGP message may begin here; if `sure`, only one that is encrypted to a public key."""
+    if len(head) < 16 or not head[0] & 0x80:
         return False
     if head[0] & 0x40:  # new format: the length of the length is in its first byte
         tag = head[0] & 0x3F
@@ -1123,6 +1131,8 @@ def _openpgp_packet(head: bytes) -> bool:
     else:
         tag = head[0] >> 2 & 0x0F
         body = 1 + (1, 2, 4, 0)[head[0] & 3]
+    if sure:
+        return tag == 1 and head[body] == 3 and head[body + 9] in OPENPGP_ALGORITHMS
     return head[body] in OPENPGP_VERSIONS.get(tag, ())
 
 
@@ -1295,7 +1305,7 @@ class DatabaseBackup:
         with file:
             checksum = check_checksum(backup, file)
             file.seek(0)
-            layer = outer_layer(file.read(64), backup.name)
+            layer = outer_layer(file.read(64), backup.name, os.fstat(file.fileno()).st_size)
             if layer == "openpgp":
                 command = restore_command("--verify-only", shown(backup))
                 return f"{checksum}; content not checked, since that takes the key: {command}"

@@ -674,7 +674,7 @@ class BackupFile:
         if self.size > limit:
             raise too_little_memory(self.size, limit)
         self.created = backup_time(path)
-        self.layer = outer_layer(os.pread(descriptor, 64, 0), path.name)
+        self.layer = outer_layer(os.pread(descriptor, 64, 0), path.name, self.size)
         self.progress: Callable[[int], object] = lambda _: None
         self.expected = recorded_checksum(path)
         """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""

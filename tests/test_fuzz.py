@@ -138,7 +138,7 @@ class Restores:
     def decode(self, payload: bytes, name: str) -> DatabaseImage:
         """Phase 3. One of REFUSALS when the payload is not sound."""
         image = DatabaseImage(LIMIT)
-        if outer_layer(payload[:64], name) == "openpgp":
+        if outer_layer(payload[:64], name, len(payload)) == "openpgp":
             self.keyring.decrypt(io.BytesIO(payload), None, image.feed, LIMIT)
         else:
             image.feed(payload)

@@ -13,10 +13,11 @@ from typing import Any
 from unicodedata import east_asian_width
 
 import pytest
+from sqlcipher3 import dbapi2 as sqlcipher
 
 from tests.conftest import MakeShop
 from tests.support.keys import GpgHome, Key, Keys
-from tests.support.shop import Completed, FileState, Shop
+from tests.support.shop import DB_PASS, Completed, FileState, Shop
 
 DONE = "✅ Database restored successfully"
 
@@ -240,6 +241,21 @@ def test_every_form_of_a_backup_restores_whatever_its_name(
     shop.change_data()
     restored(shop.restore(f"backups/{name}", "--force", "--skip-backup", key=keys.open), shop, database)
     assert backup.exists()
+
+
+@pytest.mark.parametrize("salt", ["85020c03", "a3010203", "d2ea0102"])
+def test_bare_sqlcipher_database_whose_salt_looks_like_a_message_restores(make_shop: MakeShop, salt: str) -> None:
+    """A session key for RSA-4096, compressed data, encrypted data: to the first bytes' eye."""
+    shop = make_shop("sqlcipher", PGP_PUBLIC_KEY_BASE64=None)
+    database = shop.backups / "db_backup_20250130_120000.db"
+    quoted = "'" + DB_PASS.replace("'", "''") + "'"
+    with closing(sqlcipher.connect(str(database), isolation_level=None)) as made:
+        made.execute(f"PRAGMA key = {quoted}")
+        made.execute(f"PRAGMA cipher_salt = \"x'{salt}{'5a' * 12}'\"")
+        made.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    content = database.read_bytes()
+    assert content.startswith(bytes.fromhex(salt))
+    restored(shop.restore(database, "--force"), shop, content)
 
 
 def test_unencrypted_backup_needs_no_key(shop: Shop) -> None:
