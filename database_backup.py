@@ -33,7 +33,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self, TextIO, cast
 from urllib.parse import quote
 
 import config
@@ -1622,35 +1622,42 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings()
         if arguments.command == "create":
             enter_private_mounts()
-        _run(arguments, DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings), settings)
+        for line in _run(arguments, DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings), settings):
+            _say(line, sys.stdout)
     except OperatorError as error:
-        print(f"❌ {error}", *([f"   {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
+        _say("\n   ".join([f"❌ {error}", *filter(None, [error.hint])]), sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         refused = missing_module(error)
-        print(f"❌ {refused}", f"   {refused.hint}", sep="\n", file=sys.stderr)
+        _say(f"❌ {refused}\n   {refused.hint}", sys.stderr)
         return refused.exit_code
     except OSError as error:
-        print(f"❌ {error.filename or 'the backup'}: {error.strerror}", file=sys.stderr)
+        _say(f"❌ {error.filename or 'the backup'}: {error.strerror}", sys.stderr)
         return ExitCode.NO_SAFETY_BACKUP
     return ExitCode.DONE
 
 
-def _run(arguments: argparse.Namespace, backups: DatabaseBackup, settings: Settings) -> None:
+def _run(arguments: argparse.Namespace, backups: DatabaseBackup, settings: Settings) -> Iterator[str]:
     if arguments.command == "create":
-        print(backups.create_backup())
+        yield str(backups.create_backup())
     elif arguments.command == "verify":
-        print(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
+        yield f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}"
     elif arguments.command == "prune":
         for path in backups.cleanup_old_backups(settings.retention_days):
-            print(f"removed {path}")
+            yield f"removed {path}"
     else:
         for backup in backups.list_backups():
             encrypted = "encrypted" if backup.encrypted else "NOT encrypted"
             size, checksum = megabytes(backup.size), backup.checksum_state()
-            print(
-                f"{backup.created:%Y-%m-%d %H:%M:%S}  {size:>9}  {encrypted:13}  checksum {checksum:8}  {backup.path}"
-            )
+            yield f"{backup.created:%Y-%m-%d %H:%M:%S}  {size:>9}  {encrypted:13}  checksum {checksum:8}  {backup.path}"
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print a text; that it cannot be had (`| head`, a full disk) does not change how the command ends."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # and Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

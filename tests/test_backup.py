@@ -211,6 +211,16 @@ def test_command_prints_the_path_alone_and_files_are_0600_under_any_umask(shop: 
     assert (shop.backups / f"{backup.name}.sha256").read_text() == f"{digest(backup)}  {backup.name}\n"
 
 
+@pytest.mark.parametrize("to", [">&-", ">/dev/full", "| true", "2>&1 | true"])
+def test_output_that_nobody_gets_does_not_change_how_a_command_ends(shop: Shop, to: str) -> None:
+    silent = ("bash", "-c", f'"$@" {to}; exit ${{PIPESTATUS[0]}}', "bash")
+    done = shop.run("database_backup.py", "create", wrapper=silent)
+    assert (done.code, done.text) == (0, "")
+    assert len(list(shop.backups.glob("*.sha256"))) == 1
+    assert shop.run("database_backup.py", "list", wrapper=silent).code == 0
+    assert shop.run("database_backup.py", "verify", "no-such-file", wrapper=silent).code == 3
+
+
 def digest(path: Path) -> str:
     """SHA-256 by the real tool."""
     return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True, timeout=30).stdout[:64]
