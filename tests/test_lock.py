@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.containers import wait_until
-from tests.support.shop import Shop
+from tests.support.shop import Shop, open_way_to_python
 from tests.support.strace import Hit, strace
 from tests.support.terminal import Terminal
 
@@ -126,12 +127,15 @@ def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_p
 def test_of_two_restores_at_the_same_moment_exactly_one_wins(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
     new = shop.backup_rows(backup, None)
+    stopped = [Hit("rename", 1, "signal=SIGSTOP")]  # the winner, until the other has ended
     running = [
-        shop.start_restore(
-            "--force", backup, wrapper=strace(tmp_path / f"log{number}", [Hit("rename", 1, "delay_enter=4s")])
-        )
-        for number in (1, 2)
+        shop.start_restore("--force", backup, wrapper=strace(tmp_path / f"log{number}", stopped)) for number in (1, 2)
     ]
+    wait_until(lambda: any(process.poll() is not None for process in running), "one of them ends", 100)
+    for process in running:
+        while process.poll() is None:
+            os.killpg(process.pid, signal.SIGCONT)
+            time.sleep(0.1)
     ended = [process.communicate(timeout=100) for process in running]
     assert sorted(process.returncode for process in running) == [0, 3], ended
     assert shop.rows() == new
@@ -165,6 +169,7 @@ def nobodys_shop(make_shop: MakeShop) -> Iterator[tuple[Shop, Path]]:
     shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
     backup = shop.create_backup()
     shop.change_data()
+    open_way_to_python()
     with tempfile.TemporaryDirectory(prefix="nobody-") as folder:
         Path(folder).chmod(0o755)
         own = Shop(path=Path(folder, "shop"), mode=shop.mode, settings=shop.settings)

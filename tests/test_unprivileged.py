@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import Key, Keys
-from tests.support.shop import Completed, Shop
+from tests.support.shop import Completed, Shop, open_way_to_python
 
 UID = 50000 + os.getpid() % 10000
 """Of nobody: no name, no home, no group that has files; and no other test process has it."""
@@ -41,15 +41,8 @@ def user_shop(make_shop: MakeShop, mode: str) -> Shop:
     shop = make_shop(mode)
     for path in (shop.path, *shop.path.rglob("*")):
         os.chown(path, UID, UID)
-    open_way(Path(sys.executable).parent)
+    open_way_to_python()
     return shop
-
-
-def open_way(folder: Path) -> None:
-    """The tests' Python may lie in a folder of the caller's own: let others through, without letting them look."""
-    for path in (folder, *folder.parents):
-        if not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o011)
 
 
 def as_user(shop: Shop, script: str, *args: object, key: Key | None = None, **options: object) -> Completed:
