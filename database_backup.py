@@ -514,15 +514,34 @@ class Keyring:
         # The agent encrypts an imported key anew at its first use, with a count calibrated to take a second or two.
         # This copy lives in RAM for seconds only, so the lowest count will do.
         (self.home / "gpg-agent.conf").write_text("s2k-count 65536\nallow-loopback-pinentry\n")
-        self._hide_system_settings()
-        self._gpg = _open_gpg(self.home)
+        self._gpg = _open_gpg(self.home, self._hide_system_settings())
         self._own_key_ids: frozenset[str] = frozenset()
 
-    def _hide_system_settings(self) -> None:
-        if RamFolder.private_mounts and Path("/etc/gnupg").is_dir():
+    def _hide_system_settings(self) -> list[str]:
+        """Keep /etc/gnupg, which no option turns off, from our gpg; return the command it is run under for that.
+
+        Without root that takes a user namespace, and where the kernel gives none gpg reads what the system's owner set.
+        """
+        if not Path("/etc/gnupg").is_dir():
+            return []
+        if RamFolder.private_mounts:
             empty = self.home.parent / "no-settings"
             empty.mkdir(mode=0o755)
             ctypes.CDLL(None).mount(os.fsencode(empty), b"/etc/gnupg", None, _MS_BIND, None)
+            return []
+        hidden = [
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            'mount -t tmpfs none /etc/gnupg && exec "$@"',
+            "sh",
+        ]
+        with contextlib.suppress(CommandError):
+            run_command([*hidden, "true"], timeout=10)
+            return hidden
+        return []
 
     def import_public(self, key: bytes) -> str:
         """Import the key that backups are encrypted with and return its fingerprint.
@@ -718,8 +737,11 @@ class _AsciiLines:
         return str(self._stream.readline().decode("ascii", "backslashreplace"))
 
 
-def _open_gpg(home: Path) -> Any:
-    """Return a python-gnupg interface whose children are out of the terminal's reach and see no secret of ours."""
+def _open_gpg(home: Path, wrapper: list[str]) -> Any:
+    """Return a python-gnupg interface whose children are out of the terminal's reach and see no secret of ours.
+
+    :param wrapper: the command that gpg is run under, if any.
+    """
     import gnupg
 
     class Crypt(gnupg.Crypt):  # type: ignore[misc]
@@ -742,7 +764,7 @@ def _open_gpg(home: Path) -> Any:
 
         def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
             self.process = subprocess.Popen(
-                self.make_args(args, passphrase),
+                [*wrapper, *self.make_args(args, passphrase)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

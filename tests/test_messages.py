@@ -4,7 +4,6 @@ import base64
 import gzip
 import os
 import random
-import shutil
 import subprocess
 import sys
 import zlib
@@ -17,7 +16,7 @@ import pytest
 from isal import isal_zlib
 
 from tests.conftest import MakeShop
-from tests.support.keys import ECC, GpgHome, Key, Keys
+from tests.support.keys import ECC, GpgHome, Key, Keys, with_system_settings
 from tests.support.shop import Completed, Shop
 
 CANNOT_DECRYPT, UNSOUND = 4, 5
@@ -203,17 +202,7 @@ def careless_system(tmp_path: Path) -> list[str]:
     """A command to run another one under: in its mount namespace /etc/gnupg/gpg.conf ignores MDC errors."""
     if os.geteuid() != 0:
         pytest.skip("a mount namespace needs root")
-    (tmp_path / "gnupg").mkdir()
-    (tmp_path / "gnupg/gpg.conf").write_text("ignore-mdc-error\n")
-    script = (
-        f"mount -t tmpfs none /etc/gnupg 2>/dev/null || {{ mkdir {tmp_path}/etc; "
-        f"mount -t overlay -o lowerdir={tmp_path}/lower:/etc overlay /etc; }}; "
-        f"cp {tmp_path}/gnupg/gpg.conf /etc/gnupg/ 2>/dev/null; "
-        'grep -q ignore-mdc-error /etc/gnupg/gpg.conf || exit 99; exec "$@"'
-    )
-    (tmp_path / "lower/gnupg").mkdir(parents=True)
-    shutil.copy(tmp_path / "gnupg/gpg.conf", tmp_path / "lower/gnupg/gpg.conf")
-    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+    return with_system_settings(tmp_path, "ignore-mdc-error")
 
 
 def test_system_that_ignores_mdc_errors_believes_a_message_without_mdc(

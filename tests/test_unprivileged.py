@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
-from tests.support.keys import Key, Keys
+from tests.support.keys import Key, Keys, with_system_settings
 from tests.support.shop import Completed, Shop, open_way_to_python
 
 UID = 50000 + os.getpid() % 10000
@@ -89,6 +89,16 @@ def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
     assert user_shop.db_path.stat().st_uid == UID
     safety = next(path for path in user_shop.backups.glob("*.gpg") if path != backup)
     assert user_shop.backup_rows(safety, keys.rsa) == changed
+
+
+def test_system_wide_gpg_settings_are_not_read(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
+    """Those that say dry-run would let gpg import no key."""
+    backup = backup_of(user_shop)
+    wrapper = [*with_system_settings(tmp_path, "dry-run"), *AS_USER]
+    restored = user_shop.restore("--allow-swap", "--force", backup, key=keys.rsa, wrapper=wrapper)
+    assert restored.code == 0, restored.text
+    made = user_shop.run("database_backup.py", "create", wrapper=wrapper)
+    assert made.code == 0, made.text
 
 
 def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) -> None:
