@@ -42,13 +42,17 @@ class ExitCode(IntEnum):
 
 
 class OperatorError(Exception):
-    """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next."""
+    """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next.
+
+    ``state`` says what state things are in, where the exit code does not tell.
+    """
 
     exit_code = ExitCode.REFUSED
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", state: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.state = state
 
 
 class SettingsError(OperatorError):

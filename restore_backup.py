@@ -2793,7 +2793,11 @@ class Restorer:
                 journal.state = "rolling back"
                 journal.write()
         elif journal.state == "committed" and project:
-            self.start_services(project, services, None)
+            try:
+                self.start_services(project, services, None)
+            except ServicesDownError as error:
+                state = "The restored database is live, but the services are NOT running."
+                raise ServicesDownError(str(error), hint=error.hint, state=state) from None
         if journal.state != "committed":
             self.undo_recovery(journal, project, services)
 
@@ -3066,7 +3070,7 @@ def main(argv: list[str] | None = None) -> int:
             signals.ignore()  # to the last: Python's own end would hand them back to the kernel and change the code
             signals.check()
     except OperatorError as error:
-        tell_failure(console, report, error.exit_code, str(error), error.hint)
+        tell_failure(console, report, error.exit_code, str(error), error.hint, state=error.state)
     except Interrupted as interrupt:
         name = signal.Signals(interrupt.number).name
         tell_failure(console, report, ExitCode(128 + interrupt.number), f"ended by {name}", "")
@@ -3118,13 +3122,14 @@ def run(arguments: argparse.Namespace, options: Options, console: Console, signa
     console.record(f"{OUTCOME}{report.outcome}")
 
 
-def tell_failure(console: Console, report: Report, code: ExitCode, message: str, hint: str) -> None:
+def tell_failure(console: Console, report: Report, code: ExitCode, message: str, hint: str, *, state: str = "") -> None:
     """Print what happened, what state things are in, and what to do; note it in the report."""
     report.exit_code = int(code)
     report.error = {"message": message, "hint": hint}
     console.line(f"❌ {message}")
     bug = "This is a bug in the tool. " if code == ExitCode.UNEXPECTED else ""
-    console.line(f"   {bug}{RESTORED if report.outcome == 'restored' else STATE.get(code, 'Nothing was touched.')}")
+    usual = RESTORED if report.outcome == "restored" else STATE.get(code, "Nothing was touched.")
+    console.line(f"   {bug}{state or usual}")
     if hint:
         console.line(f"   {hint}")
     console.record(f"{OUTCOME}{code.name.lower().replace('_', ' ')}: {message}")

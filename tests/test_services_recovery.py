@@ -21,7 +21,8 @@ from tests.conftest import MakeBotShop, StartTerminal
 from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
 from tests.support.shop import Completed, Rows, filled_pipe
-from tests.support.strace import random_hits, strace
+from tests.support.strace import KILL as KILL_SIGNAL
+from tests.support.strace import Hit, random_hits, strace
 from tests.test_services import (
     KEEP_TRUTH,
     LIVE_ROW,
@@ -236,6 +237,25 @@ def test_backup_on_which_the_bot_comes_up_restores_after_one_on_which_it_does_no
     check_code(done, 0)
     assert "cut off" in done.err
     check_whole(replace(scene, backup=good, expected=expected), new=True)
+
+
+@ONE_COMPOSE
+def test_recovery_says_that_the_restored_database_is_live_when_the_bot_does_not_come_up(
+    prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
+) -> None:
+    """Killed after the commit, and then the bot got a fault of its own."""
+    scene = prepare(mode, compose)
+    shop = scene.shop
+    journal = f"{shop.db_path}.restore-state.json"
+    check_code(scene.restore(wrapper=strace(tmp_path / "log", [Hit("unlink", 1, KILL_SIGNAL, (journal,))])), -9)
+    assert Path(journal).exists()
+    subprocess.run(["docker", "stop", "-t", "1", shop.state().id], capture_output=True, check=True)
+    shop.bot = replace(shop.bot, needs="SELECT 1 FROM customers WHERE name = 'nobody'")
+    shop.write_compose_file()
+    done = shop.restore("--recover")
+    check_code(done, 9)
+    assert "The restored database is live, but the services are NOT running." in done.err
+    check_restored(scene)
 
 
 @ONE_COMPOSE
