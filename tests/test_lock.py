@@ -70,7 +70,7 @@ def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     waiting.process.kill()
     waiting.wait()
     at_work = re.compile(r"^🔄 A restore is at work: python\S* restore_backup\.py .*\(pid \d+\) since ", re.MULTILINE)
-    slow = strace(tmp_path / "log", [Hit("rename", 2, "delay_exit=10s")])  # the one that names the journal
+    slow = strace(tmp_path / "log", [Hit("rename", 1, "delay_exit=10s", (f"{shop.db_path}.restore-state.json.tmp",))])
     with shop.start_restore("--force", backup, wrapper=slow) as process:
         wait_until(lambda: list(shop.db_path.parent.glob("*.restore-state.json")), "the switch has begun")
         listed = shop.restore("--list")
@@ -127,7 +127,8 @@ def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_p
 def test_of_two_restores_at_the_same_moment_exactly_one_wins(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
     new = shop.backup_rows(backup, None)
-    stopped = [Hit("rename", 1, "signal=SIGSTOP")]  # the winner, until the other has ended
+    # The winner, until the other has ended: in the preflight, which the lock comes before.
+    stopped = [Hit("rename", 1, "signal=SIGSTOP", (f"{shop.db_path}.restore-probe",))]
     running = [
         shop.start_restore("--force", backup, wrapper=strace(tmp_path / f"log{number}", stopped)) for number in (1, 2)
     ]
