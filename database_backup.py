@@ -141,10 +141,10 @@ def run_command(
 
 def restore_command(*arguments: str) -> str:
     """Return a command line for restore_backup.py, to be copied into a shell as it is."""
-    found, own = shutil.which("python") or "", sys.executable
+    found, own = shutil.which("python"), sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
-    both = [(os.path.realpath(path), os.path.realpath(os.path.dirname(path))) for path in (found, own)]
-    python = "python" if found and both[0] == both[1] else shown(Path(own))
+    on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    python = "python" if on_path else shown(Path(own))
     return shlex.join([python, shown(Path(config.__file__).with_name("restore_backup.py")), *arguments])
 
 
@@ -1125,11 +1125,10 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
 
     SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
-    SQL dumps, whatever their name. One noise in 650 looks like an OpenPGP message: what has whole pages (4096 bytes is
-    SQLCipher's default, 1024 was until version 3) is one only if it is more than likely.
+    SQL dumps, whatever their name. But noise may look like an OpenPGP message, one in 650 does: what has whole pages
+    (4096 bytes is SQLCipher's default, 1024 was until version 3) counts as one only if a public key can open it.
 
     :param size: of the file, in bytes.
-
     :raises DecryptionError: when the name says encrypted and the content does not.
     """
     like_database = size % 1024 == 0 and not name.endswith(".gpg")
