@@ -391,7 +391,7 @@ def _identity(descriptor: Path) -> tuple[int, int]:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):  # any other error does not tell that there is no such file
         return None
 
 
@@ -1041,6 +1041,14 @@ class Journal:
         """Whether the target is the new file."""
         status = _stat(self.target)
         return status is not None and status.st_ino == self.new_inode
+
+    @property
+    def what_is_live(self) -> str:
+        """Which database is the target, for people; also when the disk does not tell."""
+        try:
+            return f"{self.target} is {'the new one' if self.new_is_live else 'the old one'}"
+        except OSError as error:
+            return f"{self.target} cannot be looked at ({error.strerror})"
 
     @property
     def disputed(self) -> bool:
@@ -2679,7 +2687,7 @@ class Restorer:
         except (OSError, OperatorError) as error:
             raise RollbackError(
                 f"the old database could not be put back: {error}. It is whole as {journal.set_aside}; "
-                f"{journal.target} is {'the new one' if journal.new_is_live else 'the old one'}",
+                f"{journal.what_is_live}",
                 hint=f"Remove the cause, then: {self.recover_command(journal.target)}",
             ) from None
         self.console.line("✅ Rollback successful - database restored to pre-restore state")
@@ -2772,9 +2780,8 @@ class Restorer:
         try:
             self.finish_or_undo(journal, project, services)
         except OSError as error:
-            live = "the new one" if journal.new_is_live else "the old one"
             raise RollbackError(
-                f"the recovery cannot go on: {explain(error)}. {target} is {live}",
+                f"the recovery cannot go on: {explain(error)}. {journal.what_is_live}",
                 hint=f"Remove the cause, then: {self.recover_command(target)}",
             ) from None
         self.clear_away(journal)

@@ -279,6 +279,26 @@ def test_folder_that_cannot_be_looked_at_is_no_bug_of_the_program(stage: Stage) 
     assert "Traceback" not in done.err
 
 
+def test_database_that_cannot_be_looked_at_is_not_taken_for_an_exchanged_one(make_shop: MakeShop) -> None:
+    """A restore was killed after its rename, and one of the recovery's looks at the database fails."""
+    stage = make_stage(make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None), "wal")
+    assert stage.restore().code == 0
+    calls = stage.calls()
+    kill = aim(calls, (next(after_rename(stage, calls)), KILL)) or []
+    codes = set()
+    for when in range(1, 8):
+        killed(stage, *kill)
+        hit = Hit("newfstatat", when, "error=EIO", (str(stage.shop.db_path),))
+        done = stage.shop.restore("--recover", wrapper=strace(stage.log, [hit], LOOKING))
+        assert "(INJECTED)" in stage.log.read_text(errors="replace")
+        assert done.code in {0, 3, 20}, done.text
+        assert done.code == 0 or "shop.db: Input/output error" in done.err, done.text
+        codes.add(done.code)
+        assert stage.plain_recover().code == 0
+        assert stage.outcome()
+    assert codes > {0}
+
+
 def test_backup_that_does_not_get_its_name_leaves_no_checksum(stage: Stage) -> None:
     """The checksum gets its name first, so that no backup is ever seen without one."""
     hits = [Hit(call, 2, "error=ENOSPC") for call in ("link", "linkat")]
