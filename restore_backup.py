@@ -124,6 +124,9 @@ MOST_TABLES = 12
 NAME_COLUMNS = 40
 """Longest name of a table in the comparison."""
 
+CHECK_SECONDS = 60.0
+"""How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual."""
+
 CHECK_DISK = "Check the disk: dmesg | tail"
 """What to do about an error of the disk."""
 
@@ -2283,15 +2286,24 @@ class Restorer:
                 f"the database is damaged: {missing:g} pages are missing",
                 hint=another_backup(),
             )
+        seconds = CHECK_SECONDS + image.size / 1e6
+        deadline = time.monotonic() + seconds
         with self.phase("check"), self.console.step("🔎 Integrity check...") as step:
             try:
                 with opened_image(image, self.engine) as connection:
+                    # Also lets a signal through, which Python would hold back until SQLite returns.
+                    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
                     pages = self.beside.submit(check_image_pages, image, self.engine) if image.path else None
                     tables = check_structure(self.engine, connection, image.size)
                     if pages:
                         pages.result()
                     contents = read_contents(connection, self.engine.errors)
             except (*self.engine.errors, MemoryError) as error:
+                self.signals.check()
+                if time.monotonic() > deadline:
+                    raise UnsoundBackupError(
+                        f"the check of the database did not end within {seconds:.0f} s", hint=another_backup()
+                    ) from None
                 raise explain_unreadable(image, self.engine, error) from None
             step.done(f"ok, {plural(tables, 'table')}")
         return contents

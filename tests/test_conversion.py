@@ -28,7 +28,7 @@ from restore_backup import DatabaseImage
 from tests.conftest import MakeShop, StartTerminal
 from tests.support import writer
 from tests.support.keys import Keys, gpg_home
-from tests.support.shop import DB_PASS, Shop, filled_pipe
+from tests.support.shop import DB_PASS, Shop, cpu_time, filled_pipe
 from tests.test_sql_dump import DUMPERS, Table, build, databases, dump_by_shell
 
 MEGABYTE = 1 << 20
@@ -754,12 +754,6 @@ def cpu_time_of(run: Callable[[], object]) -> float:
     run()
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def cpu_time(pid: int) -> float:
-    """Seconds of CPU time that a process has taken so far."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

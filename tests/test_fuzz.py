@@ -211,6 +211,15 @@ def test_what_is_not_mutated_is_accepted(
     restores.check(cipher_database, restores.encrypted)
 
 
+def test_check_has_a_time_limit(restores: Restores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a schema that has SQLite compute; the limit is made shorter here."""
+    monkeypatch.setattr("restore_backup.CHECK_SECONDS", 1.0)
+    path = tmp_path / "slow.db"
+    writer.make_slow_to_check(str(path))
+    with pytest.raises(UnsoundBackupError, match="check of the database did not end within 2 s"):
+        restores.check(path.read_bytes(), restores.plain)
+
+
 # --- the three layers ------------------------------------------------------------------------------------------------
 
 

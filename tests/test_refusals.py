@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import signal
 import time
 import zlib
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeShop
+from tests.support import writer
 from tests.support.keys import GpgHome, Key, Keys
-from tests.support.shop import Completed, FileState, Shop
+from tests.support.shop import Completed, FileState, Shop, cpu_time
 
 PAGE = 4096
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
@@ -471,6 +473,21 @@ def test_view_without_end_is_not_read(make_shop: MakeShop, keys: Keys) -> None:
     done = shop.restore(backup, "--verify-only", "--json", key=keys.rsa)
     assert done.code == 0, done.text
     assert json.loads(done.out)["tables"]["trap"] == {"live": None, "backup": None}
+
+
+def test_check_that_takes_long_can_be_left(make_shop: MakeShop) -> None:
+    """A signal comes through while SQLite computes."""
+    shop = make_shop("sqlite")
+    backup = shop.backups / "slow.db"
+    writer.make_slow_to_check(str(backup))
+    with shop.start_restore(backup, "--force") as process:
+        while cpu_time(process.pid) < 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "ended by SIGINT" in err
 
 
 # --- what is asked of the command line -------------------------------------------------------------------------------

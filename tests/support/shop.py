@@ -311,6 +311,12 @@ def filled_pipe(data: bytes) -> int:
     return reading
 
 
+def cpu_time(pid: int) -> float:
+    """Seconds of CPU time that a process has taken so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def open_way_to_python() -> None:
     """The tests' Python may lie in a folder of the caller's own: let others through, without letting them look."""
     for path in Path(sys.executable).parents:

@@ -25,6 +25,20 @@ def connect(db: str, passphrase: str | None) -> sqlite3.Connection:
     return connection
 
 
+def make_slow_to_check(db: str) -> None:
+    """A database of half a megabyte on which integrity_check takes minutes, for what its schema has it compute.
+
+    Not for SQLCipher's, which leaves the constraints alone in a database that is opened read-only.
+    """
+    connection = connect(db, None)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    connection.execute("CREATE TABLE t (a CHECK (length(replace(hex(zeroblob(300000 + a)), '00', 'xyz')) > a))")
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000) INSERT INTO t SELECT i FROM n"
+    )
+    connection.close()
+
+
 def kill_self() -> None:
     """End as by power loss: no destructor, no checkpoint, no removal of sidecars."""
     os.kill(os.getpid(), signal.SIGKILL)
