@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.needs import require
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ("config.py", "database_backup.py", "restore_backup.py", "drill.py", "conversion.py", "sql_dump.py")
 NOBODY = 65534
@@ -63,6 +65,7 @@ def start_unprivileged(place: Place, *options: str) -> subprocess.Popen[str]:
     environment = {"XDG_RUNTIME_DIR": str(place.ram), "HOME": str(place.home)}
     if os.geteuid() != 0:
         return start(place, *options, **environment)
+    require("mount")
     python, packages = place.program.parent / "python", place.program.parent / "packages"
     executable = python / Path(sys.executable).resolve().relative_to(sys.base_prefix)
     environment |= {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(python / "lib")}
