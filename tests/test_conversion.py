@@ -624,6 +624,7 @@ def check_each_way(tables: list[Table]) -> None:
         assert read(back, None) == before
 
 
+@pytest.mark.deep
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables=databases())
 def test_any_database_comes_through_each_way(tables: list[Table]) -> None:
@@ -729,6 +730,7 @@ def test_restore_of_a_small_bare_dump_with_stop_first(make_shop: MakeShop, mode:
     assert shop.rows() == {"t": [("x",)]}
 
 
+@pytest.mark.deep
 def test_a_signal_while_a_dump_is_loaded_ends_the_run(make_shop: MakeShop, mode: str) -> None:
     """SQLite calls back into Python for each statement, and swallows what a signal raises there."""
     shop = make_shop(mode)

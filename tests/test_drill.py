@@ -208,6 +208,7 @@ PGP_PUBLIC_KEY_BASE64=!!!
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("env_file", [HOSTILE, b"\xff\xfe not text"], ids=["hostile", "broken"])
 def test_settings_of_the_operator_neither_reach_the_drill_nor_are_touched(place: Place, env_file: bytes) -> None:
     (place.program / ".env").write_bytes(env_file)
@@ -283,6 +284,7 @@ SABOTAGES = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) -> None:
     script, code, unproved, words = SABOTAGES[name]
@@ -305,6 +307,7 @@ def sabotage(script: Path, code: str) -> None:
 # --- it leaves nothing behind, however it ends -----------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("proofs", [0, 2, 9])
 def test_killed_drill_of_a_user_leaves_no_file_and_no_process(place: Place, proofs: int) -> None:
     with killed_at_the_end(start_unprivileged(place)) as process:
@@ -321,6 +324,7 @@ def test_killed_drill_of_a_user_leaves_no_file_and_no_process(place: Place, proo
     assert processes_naming(place.ram) == []
 
 
+@pytest.mark.deep
 def test_killed_drill_leaves_no_ram_folder_and_no_agent(place: Place) -> None:
     with killed_at_the_end(start(place)) as process:
         folder = ram_folder(process)
@@ -329,6 +333,7 @@ def test_killed_drill_leaves_no_ram_folder_and_no_agent(place: Place) -> None:
         wait_until_gone(folder, seconds=3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_drill_with_its_code_and_leaves_nothing(place: Place, number: signal.Signals) -> None:
     with killed_at_the_end(start_unprivileged(place)) as process:
