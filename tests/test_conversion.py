@@ -365,6 +365,7 @@ def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["SQLite", "SQLCipher 2", "SQLCipher 3", "SQLCipher 4"])
 @pytest.mark.parametrize("damage", ["page short", "page long", "half a page short"])
 def test_a_database_that_is_not_whole_is_not_converted(name: str, damage: str, ram: RamFolder) -> None:
@@ -459,6 +460,7 @@ LAYOUTS = [
 PATHS = ("0 sqlcipher", "3 sqlite", "3 sqlcipher", "4 sqlite", "4 sqlcipher")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("path", "layout"),
     [(path, layout) for number, path in enumerate(PATHS) for layout in LAYOUTS[number % 2 :: 2]],

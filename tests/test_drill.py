@@ -173,6 +173,7 @@ def test_drill_proves_a_restore_in_both_modes_with_an_empty_environment(place: P
     wait_until_gone(folder, seconds=0.1)
 
 
+@pytest.mark.deep
 def test_drill_works_for_an_unprivileged_user_and_leaves_nothing(place: Place) -> None:
     code, out, err = finish(start_unprivileged(place))
     assert code == 0, err

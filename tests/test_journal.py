@@ -122,6 +122,7 @@ def other(**changes: Any) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | changes)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "spoil",
     [

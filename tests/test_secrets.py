@@ -550,7 +550,9 @@ PLANTED = (
 
 
 @pytest.mark.parametrize("name", [*PLANTED, "names of the safety backup", "checksums of the safety backup"])
-@pytest.mark.parametrize("dangling", [False, True], ids=["existing victim", "dangling"])
+@pytest.mark.parametrize(
+    "dangling", [False, pytest.param(True, marks=pytest.mark.deep)], ids=["existing victim", "dangling"]
+)
 def test_planted_symlink_is_not_followed(
     make_shop: MakeShop, keys: Keys, tmp_path: Path, name: str, dangling: bool
 ) -> None:
