@@ -41,6 +41,7 @@ def waiting(plain_shop: tuple[Shop, Path], terminal: StartTerminal) -> Terminal:
     return started
 
 
+@pytest.mark.needs("root")
 @pytest.mark.parametrize("what", ["restore", "recover"])
 def test_second_run_is_refused_and_told_who_is_at_work_since_when(
     plain_shop: tuple[Shop, Path], waiting: Terminal, what: str
@@ -55,13 +56,14 @@ def test_second_run_is_refused_and_told_who_is_at_work_since_when(
     assert shop.snapshot() == before
 
 
+@pytest.mark.needs("root")
 def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
     shop, backup = plain_shop
     assert shop.restore("--verify-only", backup).code == 0
 
 
 @pytest.mark.deep
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     plain_shop: tuple[Shop, Path], tmp_path: Path, waiting: Terminal
 ) -> None:
@@ -92,6 +94,7 @@ def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     assert "did not say how it ended" in last
 
 
+@pytest.mark.needs("root")
 def test_lock_ends_with_its_process_even_by_sigkill(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
     shop, backup = plain_shop
     waiting.process.kill()
@@ -100,6 +103,7 @@ def test_lock_ends_with_its_process_even_by_sigkill(plain_shop: tuple[Shop, Path
     assert done.code == 0, done.text
 
 
+@pytest.mark.needs("root")
 def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
     shop, _ = plain_shop
     before = sorted(shop.backups.glob("*db_backup*"))

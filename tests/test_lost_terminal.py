@@ -154,6 +154,7 @@ def test_signal_to_the_whole_group_does_not_stop_the_swap(
     assert "Database restored successfully" in log(stage)
 
 
+@pytest.mark.needs("root")
 @ONE_MODE
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)], ids=["TERM", "HUP", "INT"]
@@ -210,6 +211,7 @@ def test_terminal_lost_at_a_prompt_ends_it_though_the_signal_reaches_a_parent_on
     assert "Traceback" not in said
 
 
+@pytest.mark.needs("root")
 @ONE_MODE
 @pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])

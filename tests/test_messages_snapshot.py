@@ -86,6 +86,7 @@ def test_wrong_passphrase(plain: Shop, keys: Keys) -> None:
     judge("wrong_passphrase", done, plain, 4)
 
 
+@pytest.mark.needs("root")
 def test_wrong_passphrase_typed_three_times(plain: Shop, keys: Keys, terminal: StartTerminal) -> None:
     stdin = filled_pipe(keys.rsa.private_b64.encode())
     try:

@@ -16,6 +16,9 @@ from tests.support.keys import GpgHome, Key, Keys
 from tests.support.shop import Shop, filled_pipe
 from tests.support.terminal import Terminal
 
+pytestmark = pytest.mark.needs("root")
+"""Without root nobody can tell who has the database open: without --force it is refused before it asks anything."""
+
 PASTE = "Paste the private key"
 PASSPHRASE = r"🔑 Passphrase[^\n]*: "
 CONFIRM = r"⚠️  Warning: This will restore over production database\. Continue\? \[y/N\] "

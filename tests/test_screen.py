@@ -22,6 +22,7 @@ def shop(make_shop: MakeShop) -> Shop:
     return make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
 
 
+@pytest.mark.needs("root")
 @pytest.mark.parametrize(
     ("locale", "pictures"),
     [

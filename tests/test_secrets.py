@@ -288,7 +288,7 @@ def canary_shop(shop: Shop) -> Shop:
     return shop
 
 
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 @pytest.mark.parametrize("order", ["prepared", "stop first"])
 def test_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path, order: str) -> None:
     canaries = secrets_of(keys.rsa)
@@ -308,7 +308,7 @@ def test_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp
     check_output(canary_shop, trace.done, canaries)
 
 
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     backup = canary_shop.create_backup()
     trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", key=keys.rsa)
@@ -321,7 +321,7 @@ def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, t
 
 
 @pytest.mark.deep
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Counting this full-text index's rows sorts those of its table, and SQLite's cache does not hold them."""
     with closing(canary_shop.connect()) as connection:
@@ -339,7 +339,7 @@ def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_p
     check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
 
 
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """The last byte is wrong: by then all of the content has been decrypted."""
     backup = canary_shop.create_backup()
@@ -356,7 +356,7 @@ def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: K
     )
 
 
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     canary_shop.leave_hot_wal()
     environment = {"DB_PASS": DB_PASS} if canary_shop.mode == "sqlcipher" else {}
@@ -376,7 +376,7 @@ def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_
 
 
 @pytest.mark.deep
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_drill_writes_nothing_of_the_operators(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
     """Its own key and database are thrown away, but they are treated no worse: files in RAM only."""
     shop = make_shop("sqlcipher")
@@ -486,7 +486,7 @@ def test_refusals_show_no_secret_at_debug(canary_shop: Shop, keys: Keys, chatty:
 
 
 @pytest.mark.deep
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_passphrase_command_leaves_the_passphrase_out_of_everything(
     canary_shop: Shop, keys: Keys, tmp_path: Path
 ) -> None:
@@ -506,7 +506,7 @@ def test_passphrase_command_leaves_the_passphrase_out_of_everything(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("strace")
+@pytest.mark.needs("root", "strace")
 def test_files_are_private_from_the_first_byte_whatever_the_umask(
     canary_shop: Shop, keys: Keys, tmp_path: Path
 ) -> None:

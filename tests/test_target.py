@@ -15,10 +15,11 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support.keys import GpgHome, Keys
+from tests.support.needs import require
 from tests.support.shop import Completed, FileState, Shop, filled_pipe
 from tests.support.terminal import Terminal
 
-pytestmark = pytest.mark.needs("root", "mount")
+pytestmark = pytest.mark.needs("root")
 
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 """root as any other user: permissions count, and processes of others cannot be looked at."""
@@ -38,6 +39,7 @@ def ready(make_shop: MakeShop, keys: Keys, gpg: GpgHome) -> Callable[[str], tupl
 
 def in_own_mounts(commands: str) -> tuple[str, ...]:
     """A wrapper that runs shell commands in a mount namespace of its own first."""
+    require("mount")
     return ("unshare", "--mount", "--propagation", "private", "sh", "-euc", f'{commands}; exec "$@"', "sh")
 
 
@@ -290,6 +292,7 @@ def test_owner_that_cannot_be_given_is_a_failure_and_not_a_database_that_the_bot
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[Path, int], None]]:
     """Puts a filesystem of so many bytes over a folder, with what the folder held."""
+    require("mount")
     mounted: list[Path] = []
 
     def mount(folder: Path, size: int) -> None:

@@ -72,7 +72,7 @@ def role(path: str) -> str:
 
 def strace(log: Path, hits: Sequence[Hit] = (), calls: Sequence[str] = CHANGING) -> list[str]:
     """The command to put before the program: its calls go to `log`, and those of `hits` are hit."""
-    require("strace")
+    require("root", "strace")  # the paths behind descriptors: the program lets nobody but root look at its own
     injections = [word for hit in hits for word in ("-e", f"inject={hit.call}:{hit.action}:when={hit.when}")]
     paths = [word for path in {path: None for hit in hits for path in hit.paths} for word in ("-P", path)]
     trace = ["-e", f"trace={','.join(calls)}"]
