@@ -12,7 +12,6 @@ the page size of an unencrypted one is lost on the way there. A dump says nothin
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import sqlite3
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from config import Secret
 from database_backup import (
     CHUNK,
+    DERIVATIONS,
     RAW_KEY,
     SQLITE_MAGIC,
     Engine,
@@ -32,6 +32,9 @@ from database_backup import (
     create_file,
     distrust_schema,
     megabytes,
+    quoted_identifier,
+    quoted_passphrase,
+    raw_key,
     sidecars,
     too_large,
 )
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
 _FIRST_PAGE = 65536  # bytes of the largest there is: what recognising takes
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
 _DEFAULT_PAGES = {1: 1024, 2: 1024, 3: 1024, 4: 4096}
-_DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 1: ("sha1", 4_000)}
 _BOTS_VERSION = 4
 _ROOM = 4 * CHUNK
 _CACHE = "PRAGMA cache_size = -65536"  # 64 MB: with the default, pages are encrypted again and again
@@ -174,7 +176,7 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
             it.execute("PRAGMA schema_version").fetchone()
             return Source("SQLCipher 4", 4, page_size=_DEFAULT_PAGES[4], as_configured=True)
     for secret in filter(None, (backup_pass, engine.db_pass)):
-        for version in _DERIVATIONS:
+        for version in DERIVATIONS:
             key = _raw_key(secret, probe, version)
             for page_size in sorted(_PAGE_SIZES, key=lambda size: size != _DEFAULT_PAGES[version]):
                 usual = page_size == _DEFAULT_PAGES[version]
@@ -186,12 +188,10 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
 def _raw_key(secret: Secret, database: Path, version: int) -> str:
     """Return the key itself as `PRAGMA key` takes it: to derive it anew for each page size would take seconds."""
     if RAW_KEY.fullmatch(secret.reveal()):
-        return _quoted(secret)
-    digest, rounds = _DERIVATIONS[version]
+        return quoted_passphrase(secret)
     with io.FileIO(database) as file:
         salt = file.read(16)
-    key = hashlib.pbkdf2_hmac(digest, secret.reveal_bytes(), salt, rounds, 32)
-    return f"\"x'{key.hex()}{salt.hex()}'\""
+    return raw_key(secret, salt, *DERIVATIONS[version])
 
 
 def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
@@ -262,7 +262,7 @@ def convert(
             else:
                 _write_out(image, old, ram)
                 if engine.db_pass and source.only_key_differs:
-                    done = _rekey(source, engine, old, image.size)
+                    done = _rekey(source, engine.db_pass, old, image.size)
                     old.rename(new)
                 else:
                     done = _export(source, engine, old, new, image.size, limit=limit)
@@ -302,7 +302,7 @@ def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callabl
     image.buffer.seek(0)
     with contextlib.closing(_connect(module, f"{new.as_uri()}?mode=rw", cached_statements=0)) as connection:
         if engine.db_pass:
-            connection.execute(f"PRAGMA key = {_quoted(engine.db_pass)}")
+            connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
         _write_fast(connection)
         loaded = load_sql_dump(
             image.buffer,
@@ -317,14 +317,14 @@ def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callabl
     return Converted(f"{loaded.statements:,} statements of SQL → {_target(engine)}", problems)
 
 
-def _rekey(source: Source, engine: Engine, path: Path, size: int) -> Converted:
+def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
     """Encrypt every page anew; nothing else of the database changes."""
     with contextlib.closing(_open_source(source, path)) as connection:
         _check_source(source, connection, size)
         (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
         _write_fast(connection)
         connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute(f"PRAGMA rekey = {_quoted(engine.db_pass)}")
+        connection.execute(f"PRAGMA rekey = {quoted_passphrase(db_pass)}")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
     return Converted("from the passphrase of the backup to today's DB_PASS")
 
@@ -403,7 +403,8 @@ def _tables_with_rowids(connection: Any) -> list[_Table]:
         taken = {column.lower() for column, _ in columns}
         rowid = next((alias for alias in ("rowid", "oid", "_rowid_") if alias not in taken), None)
         if not without_rowid and rowid:  # else nobody can tell how its rows are numbered
-            found.append(_Table(_name(name), rowid, tuple(_name(column) for column, hidden in columns if not hidden)))
+            names = tuple(quoted_identifier(column) for column, hidden in columns if not hidden)
+            found.append(_Table(quoted_identifier(name), rowid, names))
     return found
 
 
@@ -477,11 +478,3 @@ def _write_fast(connection: Any, schema: str = "") -> None:
 
 def _asker(connection: Any) -> Callable[[str], str]:
     return lambda name: str(connection.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _quoted(secret: Secret | None) -> str:
-    return "'" + (secret.reveal() if secret else "").replace("'", "''") + "'"
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

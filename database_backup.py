@@ -981,6 +981,26 @@ RAW_KEY = re.compile(r"x'(?:[0-9a-f]{64}|[0-9a-f]{96})'", re.IGNORECASE)
 """A SQLCipher passphrase of this form is the key itself, with or without a salt."""
 
 
+DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 1: ("sha1", 4_000)}
+"""How each version of SQLCipher derives a key from a passphrase: PBKDF2 with HMAC of this hash, so many rounds."""
+
+
+def raw_key(passphrase: Secret, salt: bytes, digest: str, rounds: int) -> str:
+    """Return the key that a passphrase gives with a salt, as `PRAGMA key` takes it."""
+    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
+    return f"\"x'{key.hex()}{salt.hex()}'\""
+
+
+def quoted_passphrase(passphrase: Secret) -> str:
+    """Return a passphrase as `PRAGMA key` takes it, which takes no bound parameter."""
+    return "'" + passphrase.reveal().replace("'", "''") + "'"
+
+
+def quoted_identifier(name: str) -> str:
+    """Return the name of a table or column as it stands in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 class Engine:
     """Opens databases: SQLite, or SQLCipher when there is a passphrase."""
 
@@ -1017,7 +1037,6 @@ class Engine:
         immutable: bool = False,
         timeout: float = 5.0,
         key_of: Path | None = None,
-        compatibility: int | None = None,
     ) -> sqlite3.Connection:
         """Open a database.
 
@@ -1025,7 +1044,6 @@ class Engine:
         :param immutable: promise that nobody changes it: no lock, no sidecar, and existing ones are not read.
         :param timeout: seconds to wait for a lock.
         :param key_of: an existing database whose key and salt a new SQLCipher database shall have.
-        :param compatibility: read it as that version of SQLCipher wrote it.
         """
         uri = "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
         connection: sqlite3.Connection = self._module.connect(
@@ -1034,9 +1052,7 @@ class Engine:
         try:
             if self.db_pass:
                 connection.execute("PRAGMA cipher_log_level=NONE")
-                connection.execute(f"PRAGMA key = {self._key(Path(key_of or path), self.db_pass, compatibility)}")
-            if compatibility:
-                connection.execute(f"PRAGMA cipher_compatibility = {compatibility}")
+                connection.execute(f"PRAGMA key = {self._key(Path(key_of or path), self.db_pass)}")
             distrust_schema(self._module, connection)
             connection.execute("PRAGMA temp_store=MEMORY")  # sorting would write rows into files in /var/tmp
         except BaseException:
@@ -1044,7 +1060,7 @@ class Engine:
             raise
         return connection
 
-    def _key(self, path: Path, db_pass: Secret, compatibility: int | None) -> str:
+    def _key(self, path: Path, db_pass: Secret) -> str:
         """Return the value for `PRAGMA key`, which takes no bound parameter.
 
         Each opening by passphrase costs SQLCipher 4 a derivation of 0.15 s (PBKDF2, HMAC-SHA-512, 256,000 rounds, salt
@@ -1053,11 +1069,10 @@ class Engine:
         with io.FileIO(path) as file:
             salt = file.read(16)
         # no salt in a file that is empty; and what looks like a raw key is taken as one by SQLCipher
-        if compatibility or len(salt) < 16 or RAW_KEY.fullmatch(db_pass.reveal()):
-            return "'" + db_pass.reveal().replace("'", "''") + "'"
+        if len(salt) < 16 or RAW_KEY.fullmatch(db_pass.reveal()):
+            return quoted_passphrase(db_pass)
         if salt not in self._keys:
-            key = hashlib.pbkdf2_hmac("sha512", db_pass.reveal_bytes(), salt, 256_000, 32)
-            self._keys[salt] = f"\"x'{key.hex()}{salt.hex()}'\""
+            self._keys[salt] = raw_key(db_pass, salt, *DERIVATIONS[4])
         return self._keys[salt]
 
     def connect_reader(self, path: Path) -> sqlite3.Connection:

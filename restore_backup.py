@@ -84,6 +84,7 @@ from database_backup import (
     outer_layer,
     printable,
     quoted,
+    quoted_identifier,
     recorded_checksum,
     refuse_irregular,
     restore_command,
@@ -359,7 +360,11 @@ def find_holders(database: Path) -> tuple[list[Holder], int]:
 
     Files are compared by device and inode, since inside a container they have other paths.
     """
-    files = {(status.st_dev, status.st_ino) for path in database_files(database) if (status := _stat(path)) is not None}
+    files = {
+        (status.st_dev, status.st_ino)
+        for path in database_files(database)
+        if (status := stat_or_none(path)) is not None
+    }
     holders, hidden = [], 0
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():
@@ -391,7 +396,7 @@ def _identity(descriptor: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def stat_or_none(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):  # any other error does not tell that there is no such file
@@ -886,9 +891,8 @@ def read_contents(connection: sqlite3.Connection, errors: tuple[type[Exception],
     schema = {f"{kind} {name}": str(sql) for kind, name, sql in objects}
     rows: dict[str, int | None] = {}
     for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
-        quoted = name.replace('"', '""')
         try:
-            rows[name] = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()[0]
+            rows[name] = connection.execute(f"SELECT count(*) FROM {quoted_identifier(name)}").fetchone()[0]
         except errors:  # a virtual table whose module is not here, or whose rows come from a view
             rows[name] = None
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
@@ -927,12 +931,10 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     )
 
 
-def _read_page_count(engine: Engine, path: Path, compatibility: int | None = None) -> int | None:
+def _read_page_count(engine: Engine, path: Path) -> int | None:
     """Return the number of pages that a database says it has; None when it cannot be opened."""
     try:
-        with contextlib.closing(
-            engine.connect(path, mode="ro", immutable=True, compatibility=compatibility)
-        ) as connection:
+        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
             connection.execute("PRAGMA writable_schema=ON")  # a damaged schema does not keep it from being opened
             return int(connection.execute("PRAGMA page_count").fetchone()[0])
     except engine.errors:
@@ -1042,7 +1044,7 @@ class Journal:
     @property
     def new_is_live(self) -> bool:
         """Whether the target is the new file."""
-        status = _stat(self.target)
+        status = stat_or_none(self.target)
         return status is not None and status.st_ino == self.new_inode
 
     @property
@@ -1103,7 +1105,7 @@ def fold(engine: Engine, database: Path) -> sqlite3.Connection:
     return connection
 
 
-def set_aside(database: Path, name: Path, *, folded: bool) -> None:
+def link_aside(database: Path, name: Path, *, folded: bool) -> None:
     """Give a database a second name, by link where the filesystem has links; with its sidecars unless it is folded.
 
     Nothing is read, since an unreadable one may lie on a broken disk. The main file comes last, as the sign of a whole.
@@ -1470,15 +1472,15 @@ class Terminal:
         width = len(str(len(choices)))
         lines = [f"{number:>{width}} {text}" for number, text in enumerate(choices, 1)]
         self.say("\n".join([title, *([f"{'':{width}} {heading}"] if heading else []), *lines[:PAGE]]))
-        shown = PAGE
+        visible = PAGE
         while True:
-            more = shown < len(lines)
+            more = visible < len(lines)
             answer = self.ask(f"Number, {'m for older ones, ' if more else ''}or q to leave: ").strip().lower()
             if answer in ("q", ""):
                 return None
             if answer == "m" and more:
-                self.say("\n".join(lines[shown : shown + PAGE]))
-                shown += PAGE
+                self.say("\n".join(lines[visible : visible + PAGE]))
+                visible += PAGE
             if answer.isdecimal() and 1 <= int(answer) <= len(choices):
                 return int(answer) - 1
 
@@ -1847,7 +1849,7 @@ class Restorer:
         target = Path(os.path.realpath(self.options.target_path or self.settings.db_path))
         if not target.parent.is_dir():
             raise RefusedError(f"there is no folder {target.parent}", hint=f"Make it: mkdir -p {quoted(target.parent)}")
-        status = _stat(target)
+        status = stat_or_none(target)
         if status and not stat.S_ISREG(status.st_mode):
             raise RefusedError(f"{target} is not a regular file", hint="Name a database file with --target-path.")
         refuse_irregular(sidecars(target))
@@ -2340,7 +2342,7 @@ class Restorer:
         rows = [("table", "now", "backup", "difference")]
         for name, now, then in differ[:MOST_TABLES]:
             change = f"{then - now:+,}" if now is not None and then is not None else ""
-            rows.append((shortened(name, NAME_COLUMNS), _count(now), _count(then), change))
+            rows.append((shortened(name, NAME_COLUMNS), row_count(now), row_count(then), change))
         more = len(differ) - MOST_TABLES
         rest = [f"{plural(more, 'more table')} with fewer or more rows"] if more > 0 else []
         return [
@@ -2595,7 +2597,7 @@ class Restorer:
                 self.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
                 folded = False
             self.check_users(target, plan.project, ())
-            set_aside(target, name, folded=folded)
+            link_aside(target, name, folded=folded)
             remove_sidecars(target)
             os.rename(candidate, target)
             fsync_folder(target.parent)
@@ -2938,7 +2940,7 @@ def some_of(names: Sequence[str], width: int) -> str:
     return ", ".join(names[:number]) + (f" and {more:,} more" if more else "")
 
 
-def _count(rows: int | None) -> str:
+def row_count(rows: int | None) -> str:
     return "none" if rows is None else f"{rows:,}"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from config import ExitCode, OperatorError
+from database_backup import printable, quoted_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ class DumpError(OperatorError):
         reason = re.sub(r'"(.*)"', lambda quoted: quoted[0] if quoted[1] in text else '"…"', reason, flags=re.DOTALL)
         message = f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else "")
         super().__init__(
-            "".join(char if char.isprintable() else " " for char in message),
+            printable(message),
             hint="This backup cannot be restored as it is; nothing was changed. Choose another one (--list).",
         )
 
@@ -399,8 +400,7 @@ class _Loader:
         self._connection.execute("PRAGMA writable_schema=RESET")
         try:
             for name, _, _ in self._virtual.values():
-                quoted = name.replace('"', '""')
-                self._connection.execute(f'SELECT * FROM "{quoted}" LIMIT 0')
+                self._connection.execute(f"SELECT * FROM {quoted_identifier(name)} LIMIT 0")
         except self._engine_errors() as error:
             raise self._error(f"a virtual table is damaged: {error}") from None
 
