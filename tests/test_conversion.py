@@ -21,10 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlcipher3 import dbapi2 as sqlcipher
 
-import conversion
-from config import ExitCode, OperatorError, Secret
-from database_backup import Engine, RamFolder, UnsoundBackupError
-from restore_backup import DatabaseImage
+from backuplib import conversion
+from backuplib.database import Engine
+from backuplib.errors import ExitCode, OperatorError, UnsoundBackupError
+from backuplib.image import DatabaseImage
+from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
 from tests.conftest import MakeShop, StartTerminal
 from tests.support import writer
 from tests.support.keys import Keys, gpg_home

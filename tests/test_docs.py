@@ -123,7 +123,7 @@ def test_exit_code_stands_in_readme_and_help(readme: str, help_text: str, code: 
 
 
 def test_program_has_no_other_exit_codes() -> None:
-    from config import ExitCode
+    from backuplib.errors import ExitCode
 
     assert sorted(map(int, ExitCode)) == list(EXIT_CODES)
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from config import ExitCode, OperatorError
-from database_backup import printable, quoted_identifier
+from backuplib.database import quoted_identifier
+from backuplib.errors import ExitCode, OperatorError
+from backuplib.formatting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,32 +17,30 @@ import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from config import Secret
-from database_backup import (
-    CHUNK,
+from backuplib.database import (
     DERIVATIONS,
     RAW_KEY,
     SQLITE_MAGIC,
     Engine,
-    RamFolder,
-    RefusedError,
-    UnsoundBackupError,
-    another_backup,
     check_integrity,
-    create_file,
     distrust_schema,
-    megabytes,
     quoted_identifier,
     quoted_passphrase,
     raw_key,
     sidecars,
-    too_large,
 )
-from sql_dump import load_sql_dump, looks_like_sql_dump
+from backuplib.errors import RefusedError, UnsoundBackupError, another_backup
+from backuplib.files import CHUNK, create_file
+from backuplib.formatting import megabytes
+from backuplib.gzip_stream import too_large
+from backuplib.secret import Secret
+from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from backuplib.ram_folder import RamFolder
 
 
 _FIRST_PAGE = 65536  # bytes of the largest there is: what recognising takes

@@ -1,0 +1,1 @@
+"""The parts that backup and restore stand on, one subject a module. Nothing here imports the scripts above."""

@@ -1,0 +1,264 @@
+"""What people read: lines, progress, the log file, and the report of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from backuplib.errors import explain
+from backuplib.files import open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
+
+
+def in_words(text: str, encoding: str) -> str:
+    """Return a text as an encoding can show it: ✅ and ❌ as words, other pictures as nothing."""
+    try:
+        "✅…".encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(WORDS).encode(encoding, "ignore").decode(encoding)
+    return text
+
+
+def shown_encoding(encoding: str) -> str:
+    """Return the encoding in which what is written will be shown.
+
+    In the locale C Python writes UTF-8, and hides the setting from its environment; where none is set, it may be right.
+    """
+    with contextlib.suppress(OSError):
+        settings = dict(item.partition(b"=")[::2] for item in Path("/proc/self/environ").read_bytes().split(b"\0"))
+        locale = next(filter(None, (settings.get(name) for name in (b"LC_ALL", b"LC_CTYPE", b"LANG"))), b"")
+        if locale and not re.search(rb"utf-?8", locale, re.IGNORECASE):
+            return "ascii"
+    return encoding
+
+
+class Unbreakable(io.TextIOBase):
+    """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._encoding = shown_encoding(stream.encoding or "ascii")
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding that its reader has; rich draws with what it can show."""
+        return self._encoding
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor; rich asks it for the width."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        text = in_words(text, self._encoding)
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Console:
+    """Lines for people, on standard error, and in the log file once there is one. Outcomes are on standard output."""
+
+    def __init__(self) -> None:
+        self._stream = Unbreakable(sys.stderr)
+        self._results = Unbreakable(sys.stdout)
+        self._log: io.FileIO | None = None
+
+    def log_to(self, folder: Path) -> Path | None:
+        """Keep a copy of all lines from now on in the log file of a folder; None when that cannot be written."""
+        path = folder / LOG_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+        except OSError as error:
+            self.line(f"⚠️  No log file: {path}: {error.strerror}")
+            return None
+        return path
+
+    def line(self, text: str) -> None:
+        """Print a line, in which nothing steers the terminal."""
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+        self.record(text)
+        print(text, file=self._stream)
+
+    def lines(self, texts: Sequence[str]) -> None:
+        """Print several lines."""
+        for text in texts:
+            self.line(text)
+
+    def result(self, text: str) -> None:
+        """Print a line that belongs to the outcome."""
+        self.record(text)
+        print(text, file=self._results)
+
+    def json(self, data: object) -> None:
+        """Print the JSON object; from the start, --json has made it the only thing on standard output."""
+        print(json.dumps(data), file=self._results)
+
+    def results_to_stderr(self) -> None:
+        """Leave standard output to the JSON object."""
+        self.result = self.line  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def step(self, label: str, total: int | None = None) -> Iterator[Step]:
+        """A step that takes a while: on a terminal with progress while it runs; a line when it is done.
+
+        :param total: bytes to be done, when that is known.
+        """
+        step = Step(label)
+        began = time.monotonic()
+        try:
+            with self._progress(step, total):
+                yield step
+        except BaseException:
+            self.lines(step.notes)
+            self.line(f"{label:<{35 - step.wide}}❌")
+            raise
+        self.lines(step.notes)
+        if step.result:
+            seconds = time.monotonic() - began
+            line = f"{label:<{35 - step.wide}}✅ {step.result}"
+            elapsed = f" ({seconds:.1f} s)"
+            fits = len(line + elapsed) + step.wide + 1 <= 80
+            self.line(line + elapsed if seconds >= 0.1 and fits else line)
+
+    @contextlib.contextmanager
+    def _progress(self, step: Step, total: int | None) -> Iterator[None]:
+        if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
+            yield
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        if total:  # no more than this fits into 80 columns
+            columns += [BarColumn(10), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+        else:
+            columns.append(TimeElapsedColumn())
+        rich_console = RichConsole(file=self._stream)  # type: ignore[arg-type]
+        with Progress(*columns, console=rich_console, transient=True, refresh_per_second=8) as progress:
+            task = progress.add_task(step.label, total=total)
+            step.progress = lambda done: progress.update(task, completed=done)
+            yield
+
+    def record(self, text: str) -> None:
+        """Write a line to the log file only."""
+        if self._log:
+            stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+            with contextlib.suppress(OSError):
+                self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))
+
+    def close(self) -> None:
+        """Make the log durable."""
+        if self._log:
+            with contextlib.suppress(OSError):
+                os.fsync(self._log.fileno())
+            self._log.close()
+            self._log = None
+
+
+class Step:
+    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.result = ""
+        self.notes: list[str] = []
+        """Lines that come before its own one: on a terminal there is room for them only when its progress is gone."""
+        self.progress: Callable[[int], object] = lambda _: None
+
+    def done(self, text: str) -> None:
+        """Say what the step did."""
+        self.result = text
+
+    @property
+    def wide(self) -> int:
+        """Columns that the label takes beyond one a character: a picture takes two, a variation selector none."""
+        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
+
+
+LOG_NAME = "restore.log"
+
+
+OUTCOME = "outcome: "
+
+
+def last_outcome(folder: Path) -> str:
+    """Return how the last restore ended, from the log file; empty when there was none."""
+    try:
+        with open_regular(folder / LOG_NAME) as file:
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"not known, {explain(error)}"
+    found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
+    if found and not found[2].startswith(OUTCOME):
+        return f"{found[1]} did not say how it ended: killed, or the machine went down"
+    return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
+
+
+@dataclass
+class Report:
+    """What happened, for the operator and for --json."""
+
+    backup: str = ""
+    target: str = ""
+    outcome: str = "failed"
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    key_fingerprint: str | None = None
+    database_bytes: int | None = None
+    format: str | None = None
+    conversion: str | None = None
+    tables: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    services: list[str] = field(default_factory=list)
+    downtime_seconds: float | None = None
+    safety_backup: str | None = None
+    log: str | None = None
+    backups: list[dict[str, Any]] = field(default_factory=list)
+    drill: dict[str, object] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    error: dict[str, str] | None = None
+    started: float = field(default_factory=time.monotonic, repr=False)
+
+    def add_phase(self, name: str, began: float) -> None:
+        """Note a phase that ends now; ``began`` is a time of the monotonic clock."""
+        now = time.monotonic()
+        self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(now - began, 3)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as --json shows it: what there is none of is null."""
+        return {name: None if value == "" else value for name, value in asdict(self).items() if name != "started"}

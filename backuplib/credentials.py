@@ -1,0 +1,172 @@
+"""Where the private key and the passphrases come from."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backuplib.errors import CommandError, PassphraseError, RefusedError, explain
+from backuplib.openpgp import decode_private_key
+from backuplib.processes import run_command
+from backuplib.secret import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backuplib.openpgp import ImportedKey, Keyring
+    from backuplib.terminal import Terminal
+
+PASSPHRASE_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Access:
+    """A private key in its keyring, and what calls an attempt to decrypt with the passphrase of that key."""
+
+    keyring: Keyring
+    key: ImportedKey
+    unlock: Callable[[Callable[[Secret | None], None]], None]
+
+
+class Credentials:
+    """Where the private key and its passphrase come from.
+
+    :param key_stdin: the key is on standard input.
+    :param passphrase_fd: descriptor whose first line is the passphrase.
+    :param passphrase_command: command whose first line of output is the passphrase.
+    :param backup_db_pass: ask for the passphrase that the database in the backup was made under.
+    :param backup_db_pass_fd: descriptor whose first line is that passphrase.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        *,
+        key_stdin: bool = False,
+        passphrase_fd: int | None = None,
+        passphrase_command: str | None = None,
+        backup_db_pass: bool = False,
+        backup_db_pass_fd: int | None = None,
+    ) -> None:
+        self._terminal = terminal
+        self._key_stdin = key_stdin
+        self._passphrase_fd = passphrase_fd
+        self._passphrase_command = passphrase_command
+        self._backup_db_pass = backup_db_pass
+        self._backup_db_pass_fd = backup_db_pass_fd
+
+    def private_key(self) -> Secret:
+        """Read the private key.
+
+        :raises RefusedError: when there is no way to ask for it.
+        """
+        if self._key_stdin:
+            return decode_private_key(Secret(sys.stdin.buffer.read()))
+        if not self._terminal.present:
+            raise RefusedError(
+                "there is no terminal to paste the private key into",
+                hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
+            )
+        return decode_private_key(self._terminal.private_key())
+
+    def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
+        """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong."""
+        if not key.protected:
+            attempt(None)
+            return
+        given = self._given_passphrase()
+        if given is not None or not self._terminal.present:
+            if given is None:
+                raise RefusedError(
+                    "the private key has a passphrase, and there is no terminal to ask for it",
+                    hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
+                )
+            attempt(given)
+            return
+        for left in reversed(range(PASSPHRASE_TRIES)):
+            try:
+                attempt(self._terminal.passphrase())
+            except PassphraseError as error:
+                if not left:
+                    raise
+                self._terminal.say(f"❌ {error}; {left} more {'tries' if left > 1 else 'try'}")
+            else:
+                return
+
+    def backup_db_pass(self) -> Secret | None:
+        """Return the passphrase that the database in the backup was made under; None when no option says it differs.
+
+        :raises RefusedError: when there is no way to ask for it.
+        """
+        if self._backup_db_pass_fd is not None:
+            return _from_descriptor(self._backup_db_pass_fd, "--backup-db-pass-fd")
+        if not self._backup_db_pass:
+            return None
+        if not self._terminal.present:
+            raise RefusedError(
+                "there is no terminal to ask for the passphrase of --backup-db-pass",
+                hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
+            )
+        return self._terminal.backup_db_pass()
+
+    def _given_passphrase(self) -> Secret | None:
+        if self._passphrase_fd is not None:
+            return _from_descriptor(self._passphrase_fd, "--passphrase-fd")
+        if self._passphrase_command is not None:
+            return _first_line(_command_output(self._passphrase_command).encode())
+        return None
+
+
+def check_descriptors(given: dict[str, int | None]) -> None:
+    """Refuse descriptors that cannot be read, before one of our own files gets such a number.
+
+    :param given: descriptors by option.
+    :raises RefusedError: naming the option.
+    """
+    for option, number in given.items():
+        if number is not None:
+            try:
+                os.fstat(number)
+                if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                    raise OSError(errno.EBADF, "it is open for writing only")
+            except (OSError, OverflowError) as error:
+                raise _unreadable(number, option, error) from None
+
+
+def _from_descriptor(number: int, option: str) -> Secret:
+    try:
+        # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
+        with os.fdopen(number, "rb", closefd=number > 2) as file:
+            return _first_line(file.read())
+    except OSError as error:
+        raise _unreadable(number, option, error) from None
+
+
+def _unreadable(number: int, option: str, error: Exception) -> RefusedError:
+    return RefusedError(
+        f"cannot read the file descriptor of {option} {number}: {explain(error)}",
+        hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
+    )
+
+
+def _command_output(command: str) -> str:
+    hint = "Give a program with arguments, as a shell would split them: --passphrase-command 'cat /run/secrets/x'"
+    try:
+        argv = shlex.split(command)
+    except ValueError as error:
+        raise RefusedError(f"--passphrase-command cannot be understood: {error}", hint=hint) from None
+    if not argv:
+        raise RefusedError("--passphrase-command is empty", hint=hint)
+    try:
+        return run_command(argv, timeout=120)
+    except CommandError:  # its words would show the arguments, which may be secret
+        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
+
+
+def _first_line(data: bytes) -> Secret:
+    return Secret(data.partition(b"\n")[0].removesuffix(b"\r"))

@@ -1,0 +1,154 @@
+"""Durable files and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import stat
+from pathlib import Path
+
+CHUNK = 1 << 20
+"""Bytes handled at a time by every stream here."""
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_file(path: Path) -> io.FileIO:
+    """Create a new file for reading and writing, mode 0600 from its first byte; never follows or reuses a name.
+
+    :raises FileExistsError: when the name is taken, by a link too.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return io.FileIO(descriptor, "r+")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
+    """Open a file that may have been planted: a named pipe or a device would keep us waiting or never end.
+
+    :param flags: those of open(2); O_CREAT makes it with mode 0600.
+    :raises OSError: also when it is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return io.FileIO(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "a")
+
+
+def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
+    """Write all of the data to an unbuffered file (one write may be short without an error)."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view[: 8 * CHUNK]) :]
+
+
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+"""What link() says on filesystems without hard links."""
+
+
+def name_without_replacing(file: str, name: Path) -> None:
+    """Give a file a name that must be free; its old name may stay, as a second one.
+
+    :raises FileExistsError: when the name is taken.
+    """
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
+        os.rename(file, name)
+
+
+def flock(descriptor: int, operation: int) -> bool:
+    """Take a kernel lock without waiting; False when someone else has it."""
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def open_folder(folder: Path) -> int:
+    """Open a folder, to lock it or to look names up in it, and return the descriptor."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def file_sha256(file: io.FileIO) -> str:
+    """Return the SHA-256 of a file from its beginning, in hexadecimal."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_identity(path: Path | int) -> tuple[int, int, int, int]:
+    """Return what tells whether a path still is the same, unchanged file: device, inode, size, mtime in ns."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names exist and are links to one file."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def stat_or_none(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # any other error does not tell that there is no such file
+        return None
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
+    temporary = target.with_name(target.name + ".restore-new")
+    temporary.unlink(missing_ok=True)
+    try:
+        with source.open("rb") as old, create_file(temporary) as new:
+            shutil.copyfileobj(old, new, CHUNK)
+            copy_metadata(source, new.fileno())
+            os.fsync(new.fileno())
+        temporary.rename(target)
+    except OSError:
+        drop_quietly(temporary)
+        raise
+
+
+def copy_metadata(source: Path, descriptor: int) -> None:
+    """Give an open file the owner, mode and extended attributes (ACL included) of another one.
+
+    :raises OSError: when one cannot be set; without them the bot might not be able to open its database.
+    """
+    status = source.stat()
+    os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        os.setxattr(descriptor, name, os.getxattr(source, name))
+
+
+def drop_quietly(path: Path) -> None:
+    """Remove a file of ours if it is there and that is possible; the next run does it otherwise."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def drop(*paths: Path) -> None:
+    """Remove files that may be there, durably."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    fsync_folder(paths[0].parent)

@@ -1,0 +1,118 @@
+"""Gzip, piece by piece, in both directions."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from backuplib.errors import UnsoundBackupError, another_backup
+from backuplib.files import CHUNK
+from backuplib.formatting import megabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class GzipDecoder:
+    """Decompresses a gzip stream of one or more members, piece by piece.
+
+    :param sink: is given the content.
+    :param limit: bytes of content at which it stops.
+    """
+
+    def __init__(self, sink: Callable[[bytes], object], limit: int) -> None:
+        from isal import isal_zlib
+
+        self._new: Any = lambda: isal_zlib.decompressobj(wbits=31)  # 31: gzip with its header and checksum
+        self._error: Any = isal_zlib.error
+        self._sink = sink
+        self._left = limit
+        self._limit = limit
+        self._member: Any = None
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Decompress a piece.
+
+        :raises UnsoundBackupError: when it is damaged, goes on after its end, or exceeds the limit.
+        """
+        while data:
+            if self._member is None:
+                if self._ended:
+                    data = data.lstrip(b"\0")  # padding, as tapes and some copying tools leave it
+                    if not data:
+                        return
+                    if data[:1] != b"\x1f":
+                        raise _gzip_error("there is something else behind its end")
+                self._member = self._new()
+            data = self._inflate(data)
+
+    def _inflate(self, data: bytes) -> bytes:
+        """Feed the current member and return what is left for the next."""
+        member = self._member
+        while True:
+            try:
+                content = member.decompress(data, CHUNK)
+            except self._error as error:
+                raise _gzip_error(str(error).rpartition(" -")[2] or str(error)) from None
+            self._left -= len(content)
+            if self._left < 0:
+                raise too_large(self._limit)
+            self._sink(content)
+            if member.eof:
+                self._member, self._ended = None, True
+                return bytes(member.unused_data)
+            data = member.unconsumed_tail
+            if not data and len(content) < CHUNK:
+                return b""
+
+    def finish(self) -> None:
+        """Say that the stream has ended.
+
+        :raises UnsoundBackupError: when a member is not complete.
+        """
+        if self._member is not None or not self._ended:
+            raise _gzip_error("it is cut off")
+
+
+def too_large(limit: int) -> UnsoundBackupError:
+    """Return the error for a backup that unpacks to more than a limit in bytes."""
+    return UnsoundBackupError(
+        f"the backup unpacks to more than {megabytes(limit)}, which is all that memory, or MAX_DATABASE_MB, allows",
+        hint="Is it the right file? If it is, raise MAX_DATABASE_MB in .env, or restore on a machine with more memory.",
+    )
+
+
+def _gzip_error(reason: str) -> UnsoundBackupError:
+    return UnsoundBackupError(f"the compressed backup is damaged: {reason}", hint=another_backup())
+
+
+class GzipReader:
+    """Reads a file as a gzip stream.
+
+    :param level: 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L.
+    :param progress: is told how many bytes of the file have been read.
+    """
+
+    def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
+        from isal import isal_zlib
+
+        self._file = file
+        self._progress = progress
+        self._compressor: Any = (
+            isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31) if level else zlib.compressobj(0, zlib.DEFLATED, 31)
+        )
+        self._pending = io.BytesIO()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes of the gzip stream, b"" at its end."""
+        while not (data := self._pending.read(size)) and self._compressor:
+            piece = self._file.read(CHUNK)
+            self._progress(self._file.tell())
+            self._pending = io.BytesIO(self._compressor.compress(piece) if piece else self._compressor.flush())
+            if not piece:
+                self._compressor = None
+        return data

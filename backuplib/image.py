@@ -1,0 +1,197 @@
+"""The restored database in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, check_pages
+from backuplib.errors import UnsoundBackupError, another_backup
+from backuplib.files import CHUNK, create_file, write_all
+from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder, too_large
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
+
+    from backuplib.database import Engine
+
+
+class DatabaseImage:
+    """The restored database as bytes in memory; takes the decrypted stream piece by piece.
+
+    :param limit: bytes at which it refuses more.
+    :param bare: what comes is the database itself: a SQLCipher database may begin like gzip by chance.
+    """
+
+    def __init__(self, limit: int, *, bare: bool = False) -> None:
+        self.buffer = io.BytesIO()
+        self.path: Path | None = None
+        """The file that it went on as, instead of the buffer."""
+        self.header = b""
+        self.size = 0
+        self._limit = limit
+        self._head = b""
+        self._sink: Callable[[bytes], None] | None = self._collect if bare else None
+        self._decoder: GzipDecoder | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of the backup's content, which is gzipped or not."""
+        if self._sink is None:
+            self._head += data
+            if len(self._head) < len(GZIP_MAGIC):
+                return
+            data = self._head
+            self._choose_sink()
+        if self._sink:
+            self._sink(data)
+
+    def finish(self) -> None:
+        """Say that the stream has ended.
+
+        :raises UnsoundBackupError: when it is cut off.
+        """
+        if self._sink is None:
+            self._choose_sink()
+            self._collect(self._head)
+        if self._decoder:
+            self._decoder.finish()
+        with self.buffer.getbuffer() as view:
+            self.header = bytes(view[:100])
+
+    def _choose_sink(self) -> None:
+        if self._head.startswith(GZIP_MAGIC):
+            self._decoder = GzipDecoder(self._collect, self._limit)
+            self._sink = self._decoder.feed
+        else:
+            self._sink = self._collect
+
+    def _collect(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._limit:
+            raise too_large(self._limit)
+        try:
+            self.buffer.write(data)
+        except MemoryError:
+            raise too_large(self.buffer.tell()) from None
+
+    def move_to(self, path: Path) -> None:
+        """Go on as a file in the RAM folder, where SQLCipher can open it, and let go of the buffer."""
+        with create_file(path) as file:
+            self.write_to(file)
+        self.wipe()
+        self.path = path
+
+    def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
+        """Write the database to a file."""
+        for piece in self._pieces(8 * CHUNK):
+            write_all(file, piece)
+            progress(file.tell())
+
+    def is_in(self, file: io.FileIO) -> bool:
+        """Whether a file holds the database, to the byte."""
+        file.seek(0)
+        found = bytearray(CHUNK)
+        for piece in self._pieces(CHUNK):
+            count = file.readinto(memoryview(found)[: len(piece)])
+            if found[:count] != bytes(piece):
+                return False
+        return not file.read(1)
+
+    def _pieces(self, size: int) -> Iterator[bytes | memoryview]:
+        yield self.header  # not from the buffer: a check may have it changed for a moment
+        if self.path:
+            with io.FileIO(self.path) as file:
+                file.seek(len(self.header))
+                yield from iter(lambda: file.read(size), b"")
+        else:
+            with self.buffer.getbuffer() as view:
+                for start in range(len(self.header), len(view), size):
+                    yield view[start : start + size]
+
+    def wipe(self) -> None:
+        """Overwrite the database in memory and let go of it."""
+        if self.path:
+            self.path.unlink()
+            return
+        with self.buffer.getbuffer() as view:
+            ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
+        self.buffer.close()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an unencrypted SQLite database."""
+        return self.header.startswith(SQLITE_MAGIC)
+
+    def missing_pages(self) -> float:
+        """Return how many pages an unencrypted database lacks (SQLite file format, section 1.3; 1 means 65536)."""
+        if not self.plain:
+            return 0
+        page_size = int.from_bytes(self.header[16:18]) if self.header[16:18] != b"\0\1" else 65536
+        return int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
+
+
+SQLITE_DBCONFIG_DEFENSIVE = 1010
+"""From sqlite3.h: no SQL can damage the database file."""
+
+
+@contextlib.contextmanager
+def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[sqlite3.Connection]:
+    """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
+    if image.path:
+        with contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection:
+            yield connection
+        return
+    with contextlib.closing(engine.connect(":memory:")) as connection:
+        if defend := getattr(connection, "setconfig", None):  # Python 3.12 and newer
+            defend(SQLITE_DBCONFIG_DEFENSIVE)
+        with image.buffer.getbuffer() as view:
+            # In memory there is no WAL, so a database with the WAL flag cannot be opened: clear it on the copy only.
+            view[18:20] = b"\1\1"
+            connection.deserialize(view)  # copies
+            view[18:20] = image.header[18:20]
+        yield connection
+
+
+def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
+    """Check the pages of a SQLCipher image, over a connection of its own."""
+    with opened_image(image, engine) as connection:
+        check_pages(connection)
+
+
+def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> UnsoundBackupError:
+    """Say why an image is not a sound database of the configured mode."""
+    hint = another_backup()
+    if not image.path and not image.plain:
+        return UnsoundBackupError(
+            "this is no backup of an SQLite database: it is something else, or a database encrypted with SQLCipher",
+            hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
+            f"--convert --backup-db-pass, which asks for its passphrase. {another_backup()}",
+        )
+    if not image.path:
+        return UnsoundBackupError(f"the database is damaged: {error}", hint=hint)
+    os.truncate(image.path, image.size * 16)  # sparse: one that is too short can be opened then, and tells its length
+    if (pages := _read_page_count(engine, image.path)) is not None:
+        missing = pages - image.size / 4096
+        short = f"{missing:g} pages are missing" if missing > 0 else str(error)
+        return UnsoundBackupError(f"the database is damaged: {short}", hint=hint)
+    return UnsoundBackupError(
+        "DB_PASS does not open the database in the backup: it was made under another passphrase, or is not a "
+        "SQLCipher database",
+        hint="If it was made under another passphrase, add --backup-db-pass, which asks for it. To make that the bot's "
+        "again, set DB_PASS in .env.",
+    )
+
+
+def _read_page_count(engine: Engine, path: Path) -> int | None:
+    """Return the number of pages that a database says it has; None when it cannot be opened."""
+    try:
+        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")  # a damaged schema does not keep it from being opened
+            return int(connection.execute("PRAGMA page_count").fetchone()[0])
+    except engine.errors:
+        return None
