@@ -20,18 +20,17 @@ import tarfile
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from backuplib.backup_file import BACKUP_NAME, BackupInfo, backup_time, check_checksum, checksum_path, outer_layer
+from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
+from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
 from backuplib.errors import (
     BackupError,
-    ExitCode,
-    OperatorError,
+    LockedError,
     RefusedError,
     UnreadableDatabaseError,
     UnsoundBackupError,
-    missing_module,
     restore_command,
 )
 from backuplib.files import (
@@ -44,10 +43,11 @@ from backuplib.files import (
     open_regular,
     write_all,
 )
-from backuplib.formatting import megabytes, quoted, shown
+from backuplib.formatting import plural, quoted, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
+from backuplib.listing import show_backups
 from backuplib.openpgp import Keyring
-from backuplib.processes import harden_process, lock_owner
+from backuplib.processes import Signals, close_streams, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from config import load_settings
 
@@ -131,7 +131,7 @@ class DatabaseBackup:
             except OSError as error:
                 raise BackupError(
                     f"cannot read {self.db_path}: {error.strerror}",
-                    hint=f"Look: ls -l {self.db_path}; dmesg | tail. When it cannot be had any more, restore without "
+                    hint=f"Look: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
                     "keeping it: --skip-backup",
                 ) from None
             return self._store(copy, ".raw.tar", ram, compress=True)
@@ -142,36 +142,26 @@ class DatabaseBackup:
         :raises RefusedError: when the checksum does not match or the file is not there.
         :raises UnsoundBackupError: when an unencrypted backup does not hold a sound database.
         """
-        backup = Path(path)
-        try:
-            file = open_regular(backup)
-        except OSError as error:
-            raise RefusedError(
-                f"cannot read {backup}: {error.strerror}", hint=f"See what is there: {restore_command('--list')}"
-            ) from None
-        with file:
-            checksum = check_checksum(backup, file)
-            file.seek(0)
-            layer = outer_layer(file.read(64), backup.name, os.fstat(file.fileno()).st_size)
-            if layer == "openpgp":
-                command = restore_command("--verify-only", shown(backup))
-                return f"{checksum}; content not checked, since that takes the key: {command}"
+        with contextlib.closing(BackupFile(Path(path))) as backup:
+            checksum = "checksum ok" if backup.verify() else "no checksum beside it"
+            verify_only = restore_command("--verify-only", shown(backup.path))
+            if backup.layer == "openpgp":
+                return f"{checksum}; content not checked, since that takes the key: {verify_only}"
             with RamFolder(CHUNK) as ram:
                 copy = ram.path / "copy.db"
                 with create_file(copy) as target:
                     room = ram.free // 10 * 9
                     decoder = GzipDecoder(target.write, min(room, self._settings.max_database_bytes or room))
-                    feed = decoder.feed if layer == "gzip" else target.write
-                    file.seek(0)
-                    for piece in iter(lambda: file.read(CHUNK), b""):
+                    feed = decoder.feed if backup.layer == "gzip" else target.write
+                    backup.rewind()
+                    for piece in iter(lambda: backup.read(CHUNK), b""):
                         feed(piece)
-                    if layer == "gzip":
+                    if backup.layer == "gzip":
                         decoder.finish()
                 try:
                     return f"{checksum}; {check_database(self._engine, copy)}"
                 except UnsoundBackupError as error:  # an SQL dump, an older SQLCipher: a restore tells what it is
-                    command = restore_command("--verify-only", shown(backup))
-                    error.hint = error.hint or f"If the bot was older then, it may restore all the same: {command}"
+                    error.hint = f"If the bot was older then, it may restore all the same: {verify_only}"
                     raise
 
     def list_backups(self) -> list[BackupInfo]:
@@ -196,13 +186,23 @@ class DatabaseBackup:
         return sorted(found, key=lambda backup: (backup.created, backup.path.name), reverse=True)
 
     def cleanup_old_backups(self, retention_days: int) -> list[Path]:
-        """Remove backups older than that many days and return their paths. The newest one always stays."""
+        """Remove backups older than that many days and return their paths. The newest one always stays.
+
+        :raises RefusedError: when one cannot be removed, saying how many were.
+        """
         limit = time.time() - retention_days * 86400
-        removed = []
+        removed: list[Path] = []
         for backup in self.list_backups()[1:]:
             if backup.created.timestamp() < limit:
-                backup.path.unlink()
-                checksum_path(backup.path).unlink(missing_ok=True)
+                try:
+                    backup.path.unlink()
+                    checksum_path(backup.path).unlink(missing_ok=True)
+                except OSError as error:
+                    raise RefusedError(
+                        f"cannot remove {backup.path}: {error.strerror}",
+                        hint=f"Look: ls -ld {quoted(self.backup_dir)}; or run this as root.",
+                        state=f"{plural(len(removed), 'older backup')} removed before that." if removed else "",
+                    ) from None
                 removed.append(backup.path)
         return removed
 
@@ -212,8 +212,8 @@ class DatabaseBackup:
         folder = open_folder(self.db_path.parent)
         try:
             if not self._locked and not flock(folder, fcntl.LOCK_SH):
-                raise RefusedError(
-                    f"a restore is at work in {self.db_path.parent}: {lock_owner(folder)}",
+                raise LockedError(
+                    f"a restore is running in {self.db_path.parent}: {lock_owner(folder)}",
                     hint="Make the backup when the restore has ended.",
                 )
             yield
@@ -355,52 +355,32 @@ def _command_line() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    open_streams()
     arguments = _command_line().parse_args(argv)
     logging.basicConfig(format="⚠️  %(message)s", level=logging.WARNING)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    harden_process()
-    try:
-        settings = load_settings()
-        if arguments.command == "create":
-            enter_private_mounts()
-        for line in _run(arguments, DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings), settings):
-            _say(line, sys.stdout)
-    except OperatorError as error:
-        _say("\n   ".join([f"❌ {error}", *filter(None, [error.hint])]), sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        refused = missing_module(error)
-        _say(f"❌ {refused}\n   {refused.hint}", sys.stderr)
-        return refused.exit_code
-    except OSError as error:
-        _say(f"❌ {error.filename or 'the backup'}: {error.strerror}", sys.stderr)
-        return ExitCode.NO_SAFETY_BACKUP
-    return ExitCode.DONE
+    signals = Signals()
+    signals.install()
+    report = Report(Console(), signals)
+    with report.failures():
+        harden_process()
+        _run(arguments, report.console)
+    close_streams()
+    return report.exit_code
 
 
-def _run(arguments: argparse.Namespace, backups: DatabaseBackup, settings: Settings) -> Iterator[str]:
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    settings = load_settings()
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
-        yield str(backups.create_backup())
+        enter_private_mounts()
+        console.result(str(backups.create_backup()))
     elif arguments.command == "verify":
-        yield f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}"
+        console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "prune":
         for path in backups.cleanup_old_backups(settings.retention_days):
-            yield f"removed {path}"
+            console.result(f"removed {path}")
     else:
-        for backup in backups.list_backups():
-            encrypted = "encrypted" if backup.encrypted else "NOT encrypted"
-            size, checksum = megabytes(backup.size), backup.checksum_state()
-            yield f"{backup.created:%Y-%m-%d %H:%M:%S}  {size:>9}  {encrypted:13}  checksum {checksum:8}  {backup.path}"
-
-
-def _say(text: str, stream: TextIO) -> None:
-    """Print a text; that it cannot be had (`| head`, a full disk) does not change how the command ends."""
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:  # and Python would try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        show_backups(console, backups.list_backups(), settings.backup_dir)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import math
 import os
 import re
-import stat
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,17 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backuplib.database import SQLITE_MAGIC
-from backuplib.errors import CHECK_DISK, DecryptionError, RefusedError, another_backup, restore_command
-from backuplib.files import CHUNK, file_sha256, open_regular
+from backuplib.errors import (
+    CHECK_DISK,
+    BackupNotFoundError,
+    ChecksumMismatchError,
+    ChecksumUnreadableError,
+    DamagedMessageError,
+    NoMemoryError,
+    OperatorError,
+    RefusedError,
+    WrongPassphraseError,
+    choose_another_backup_hint,
+    restore_command,
+)
+from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_MAGIC
-from backuplib.openpgp import _openpgp_packet
+from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-SQL_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:--|/\*|(?i:BEGIN|CREATE|INSERT|PRAGMA)\b)")
+    from backuplib.console import Step
+
+GZIP_HEAD = GZIP_MAGIC + b"\x08"
+HEAD = 4096
+"""Bytes that tell what a file is."""
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
@@ -37,16 +52,19 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     (4096 bytes is SQLCipher's default, 1024 was until version 3) counts as one only if a public key can open it.
 
     :param size: of the file, in bytes.
-    :raises DecryptionError: when the name says encrypted and the content does not.
+    :raises DamagedMessageError: when the name says encrypted and the content does not.
     """
     like_database = size % 1024 == 0 and not name.endswith(".gpg")
-    if head.startswith(b"-----BEGIN PGP") or _openpgp_packet(head, sure=like_database):
+    if head.startswith(b"-----BEGIN PGP") or begins_like_message(head, sure=like_database):
         return "openpgp"
-    if head.startswith(GZIP_MAGIC + b"\x08"):
+    if head.startswith(GZIP_HEAD):
         return "gzip"
-    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC) and not SQL_BEGINS.match(head):
-        what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
-        raise DecryptionError(f"{name} {what}", hint=f"Take another copy of it. {another_backup()}")
+    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC):
+        from backuplib.sql_dump import looks_like_sql_dump
+
+        if not looks_like_sql_dump(head):
+            what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
+            raise DamagedMessageError(f"{name} {what}", hint=f"Copy it again. {choose_another_backup_hint()}")
     return "database"
 
 
@@ -69,20 +87,20 @@ class BackupInfo:
         :param until: a time of the monotonic clock at which reading ends.
         :param progress: is told the size of each piece that was read.
         """
-        digest = hashlib.sha256()
         try:
-            expected = recorded_checksum(self.path)
-            if expected is None:
-                return "none"
-            with io.FileIO(self.path) as file:
+            with contextlib.closing(BackupFile(self.path)) as file:
+                if file.expected is None:
+                    return "none"
                 while piece := file.read(CHUNK):
                     if time.monotonic() > until:
                         return "not read"
-                    digest.update(piece)
                     progress(len(piece))
-        except (OSError, RefusedError):
+                file.verify()
+        except ChecksumMismatchError:
+            return "MISMATCH"
+        except RefusedError:
             return "unreadable"
-        return "ok" if digest.hexdigest() == expected else "MISMATCH"
+        return "ok"
 
 
 def backup_time(path: Path) -> datetime:
@@ -102,7 +120,7 @@ def checksum_path(backup: Path) -> Path:
 def recorded_checksum(backup: Path) -> str | None:
     """Return the SHA-256 that stands beside a backup, or None when there is none.
 
-    :raises RefusedError: when the checksum file is there and cannot be understood.
+    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
     """
     path = checksum_path(backup)
     try:
@@ -111,60 +129,53 @@ def recorded_checksum(backup: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RefusedError(f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {quoted(path)}") from None
+        raise ChecksumUnreadableError(
+            f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {quoted(path)}"
+        ) from None
     match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
     if not match:
-        raise RefusedError(
+        raise ChecksumUnreadableError(
             f"{path} is not a checksum of sha256sum", hint=f"If you trust the backup without it, move it away: {path}"
         )
     return match[1].lower()
-
-
-def check_checksum(backup: Path, file: io.FileIO) -> str:
-    """Compare a backup with the checksum beside it and say what was found.
-
-    :raises RefusedError: when it does not match.
-    """
-    expected = recorded_checksum(backup)
-    if expected is None:
-        return "no checksum beside it"
-    if file_sha256(file) != expected:
-        raise RefusedError(
-            f"{backup.name} does not match its checksum: the file was damaged or exchanged",
-            hint=f"Copy it again from where it was made, or use another backup. To see: sha256sum {quoted(backup)}",
-        )
-    return "checksum ok"
 
 
 class BackupFile:
     """The backup, opened once and hashed while it is read: what is checked is what is decrypted.
 
     :param limit: bytes that it may have.
+    :raises BackupNotFoundError: when it is not a file that can be read.
+    :raises NoMemoryError: when it is larger than the limit.
     """
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path = path
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._file = open_regular(path)
         except OSError as error:
-            raise RefusedError(
+            raise BackupNotFoundError(
                 f"cannot read the backup {path}: {error.strerror}",
                 hint=f"See what is there: {restore_command('--list')}",
             ) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise RefusedError(f"{path} is not a file", hint=f"See what is there: {restore_command('--list')}")
-        self._file = io.FileIO(descriptor)
-        self.size = os.fstat(descriptor).st_size
+        self.size = os.fstat(self._file.fileno()).st_size
         if self.size > limit:
-            raise too_little_memory(self.size, limit)
+            raise NoMemoryError(
+                f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
+                f"is in memory twice, and {megabytes(available_memory())} are free",
+                hint="End other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
+                "too.",
+            )
         self.created = backup_time(path)
-        self.layer = outer_layer(os.pread(descriptor, 64, 0), path.name, self.size)
         self.progress: Callable[[int], object] = lambda _: None
         self.expected = recorded_checksum(path)
         """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
-        self._unsaid = self.expected is not None
+        self._unreported = self.expected is not None
         self.rewind()
+
+    @functools.cached_property
+    def layer(self) -> str:
+        """What it is, see :func:`outer_layer`."""
+        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
 
     def rewind(self) -> None:
         """Go to the beginning."""
@@ -172,7 +183,10 @@ class BackupFile:
         self._digest = hashlib.sha256()
 
     def read(self, size: int, /) -> bytes:
-        """Read on; empty at the end."""
+        """Read on; empty at the end.
+
+        :raises RefusedError: when the disk fails.
+        """
         try:
             data = self._file.read(size)
         except OSError as error:
@@ -185,29 +199,35 @@ class BackupFile:
         """Read to the end, and compare all that was read since the beginning with the checksum.
 
         :returns: whether that is news: there is a checksum, and nothing was compared with it before.
-        :raises RefusedError: when it does not match.
+        :raises ChecksumMismatchError: when it does not match.
         """
         while self.read(CHUNK):
             pass
         digest = self._digest.hexdigest()
         if self.expected not in (None, digest):
-            raise RefusedError(
-                f"{self.path.name} does not match its checksum: the file is damaged or was exchanged",
+            raise ChecksumMismatchError(
+                f"{self.path.name} does not match its checksum: the file is corrupted or was replaced",
                 hint="Copy it again from where it was made, or use another backup. "
                 f"See: sha256sum {quoted(shown(self.path))}",
             )
-        self.expected, news, self._unsaid = digest, self._unsaid, False
+        self.expected, news, self._unreported = digest, self._unreported, False
         return news
+
+    @contextlib.contextmanager
+    def reading(self, step: Step) -> Iterator[None]:
+        """Read it from its beginning; a checksum that does not match says more than any other error."""
+        self.rewind()
+        self.progress = step.progress
+        try:
+            yield
+        except WrongPassphraseError:  # there may be another try
+            raise
+        except OperatorError:
+            self.verify()
+            raise
+        if self.verify():
+            step.notes.append("✅ Checksum verified")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def too_little_memory(size: int, limit: int) -> RefusedError:
-    """Return the error for a backup that alone has more bytes than a database may have here."""
-    return RefusedError(
-        f"the backup alone has {megabytes(size)}, and the database in it may have {megabytes(limit)}: it is in memory "
-        f"twice, and {megabytes(available_memory())} are free",
-        hint="End other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, too.",
-    )

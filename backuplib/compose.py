@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backuplib.errors import CannotStopError, CommandError, RefusedError, ServicesDownError
+from backuplib.errors import (
+    CannotStopError,
+    CommandError,
+    ComposeFileError,
+    DatabaseInUseError,
+    DockerUnreachableError,
+    MissingProgramError,
+    ServicesDownError,
+    UnsuitableTargetError,
+)
 from backuplib.formatting import quoted
 from backuplib.processes import run_command
 
@@ -101,13 +110,13 @@ def _health_seconds(check: dict[str, Any]) -> float:
 def docker_containers() -> list[Container]:
     """Return all containers of the Docker engine.
 
-    :raises CommandError: when Docker is not installed or does not answer.
+    :raises DockerUnreachableError: when Docker is not installed or does not answer.
     """
     try:
         ids = run_command(["docker", "ps", "-aq", "--no-trunc"], timeout=30).split()
         return [Container.from_inspect(data) for data in json.loads(_inspect(ids))] if ids else []
     except CommandError as error:
-        raise CommandError(
+        raise DockerUnreachableError(
             f"Docker cannot be reached: {error}",
             hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in anew. Is Docker "
             "running? systemctl status docker. When nothing is to be stopped: --no-restart",
@@ -135,7 +144,8 @@ class ComposeProject:
     def find(cls, file: Path) -> ComposeProject:
         """Find the compose command and the project name that a compose file runs under.
 
-        :raises RefusedError: when there is no Compose, the file is invalid, or it runs under two names.
+        :raises ComposeFileError: when the file is invalid, or runs under two names.
+        :raises MissingProgramError: when there is no Compose.
         """
         file = file.resolve()
         command = compose_command()
@@ -143,7 +153,7 @@ class ComposeProject:
         running = {item.project for item in matching if item.running}
         names = running or {item.project for item in matching}
         if len(names) > 1:
-            raise RefusedError(
+            raise ComposeFileError(
                 f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
                 hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {quoted(file)} stop",
             )
@@ -155,12 +165,12 @@ class ComposeProject:
     def services(self) -> list[str]:
         """Return the names of all services of the file.
 
-        :raises RefusedError: when the file is not valid.
+        :raises ComposeFileError: when the file is not valid.
         """
         try:
             return self._run("config", "--services").split()
         except CommandError as error:
-            raise RefusedError(
+            raise ComposeFileError(
                 f"the compose file cannot be used: {error}", hint="Correct it, or name another one with --compose-file."
             ) from None
 
@@ -175,6 +185,46 @@ class ComposeProject:
     def running(self) -> list[str]:
         """Return the names of the services that run now."""
         return sorted({item.service for item in self.containers() if item.active})
+
+    def choose_services(self, wanted: Sequence[str], pending: Sequence[str]) -> tuple[str, ...]:
+        """Return the services to stop and start: those that run now or are pending.
+
+        :param wanted: if any, no others.
+        :param pending: services that a restore before this one stopped, and that have not come up again.
+        :raises ComposeFileError: when a wanted one is not there.
+        """
+        known = {*self.services(), *(item.service for item in self.containers())}  # those in a profile, too
+        if unknown := sorted(set(wanted) - known):
+            raise ComposeFileError(
+                f"no service {', '.join(unknown)} in {self.files[0].name}",
+                hint=f"Its services are: {', '.join(sorted(known))}",
+            )
+        found = {*self.running(), *(known & {*pending})}
+        return tuple(name for name in sorted(found) if not wanted or name in wanted)
+
+    def refuse_strangers(self, database: Path, services: Sequence[str]) -> list[str]:
+        """Refuse when a container can write to a database, except those of the services that will be stopped.
+
+        :returns: the IDs of the latter.
+        :raises DatabaseInUseError: naming the container.
+        :raises UnsuitableTargetError: when the database is mounted as a single file.
+        """
+        containers = docker_containers()
+        stopping = [item.id for item in containers if self.owns(item) and item.service in services]
+        for item in containers:
+            if item.active and any(source == database for source, _ in item.mounts):
+                raise UnsuitableTargetError(
+                    f"{database} is mounted into container {item.name} as a single file: the container would keep the "
+                    "old one",
+                    hint="Mount its folder instead, and create the container anew.",
+                )
+            if item.active and item.writes_into(database.parent) and item.id not in stopping:
+                raise DatabaseInUseError(
+                    f"container {item.name} runs and can write to {database.parent}, and is not among the services to "
+                    f"stop ({', '.join(services) or 'none'})",
+                    hint=f"Stop it (docker stop {item.name}), or name its service or compose file.",
+                )
+        return stopping
 
     def outlook(self, services: Sequence[str]) -> dict[str, str]:
         """Say what will happen to services: an estimate from their health checks and grace periods."""
@@ -223,7 +273,7 @@ class ComposeProject:
             missing = {*services} - {item.service for item in items}
             if missing and now - began > SETTLE_SECONDS:
                 raise ServicesDownError(
-                    f"no container of service {', '.join(sorted(missing))} is there any more",
+                    f"the container of service {', '.join(sorted(missing))} no longer exists",
                     hint=f"Create it: {shlex.join(self._argv('up', '-d', *sorted(missing)))}",
                 )
             for item in items:
@@ -266,7 +316,7 @@ def compose_command() -> tuple[str, ...]:
         with contextlib.suppress(CommandError):
             run_command([*command, "version"], timeout=30)
             return command
-    raise RefusedError(
+    raise MissingProgramError(
         "Docker Compose is not installed",
         hint="Install it (apt-get install docker-compose), or restore without stopping anything: --no-restart",
     )

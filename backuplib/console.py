@@ -9,16 +9,29 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+import traceback
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from backuplib.errors import explain
+from backuplib.errors import (
+    DiskError,
+    EndedBySignalError,
+    ExitCode,
+    MissingPackageError,
+    OperatorError,
+    UnexpectedError,
+    explain,
+)
 from backuplib.files import open_regular
+from backuplib.formatting import printable
+from backuplib.processes import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from backuplib.processes import Signals
 
 WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
 
@@ -80,11 +93,15 @@ class Unbreakable(io.TextIOBase):
 
 
 class Console:
-    """Lines for people, on standard error, and in the log file once there is one. Outcomes are on standard output."""
+    """Lines for people, on standard error, and in the log file once there is one. Results are on standard output.
 
-    def __init__(self) -> None:
+    :param as_json: standard output is left to one JSON object.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
         self._stream = Unbreakable(sys.stderr)
-        self._results = Unbreakable(sys.stdout)
+        self._output = Unbreakable(sys.stdout)
+        self._results = self._stream if as_json else self._output
         self._log: io.FileIO | None = None
 
     def log_to(self, folder: Path) -> Path | None:
@@ -100,9 +117,7 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print a line, in which nothing steers the terminal."""
-        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
-        self.record(text)
-        print(text, file=self._stream)
+        self._print(text, self._stream)
 
     def lines(self, texts: Sequence[str]) -> None:
         """Print several lines."""
@@ -110,17 +125,17 @@ class Console:
             self.line(text)
 
     def result(self, text: str) -> None:
-        """Print a line that belongs to the outcome."""
-        self.record(text)
-        print(text, file=self._results)
+        """Print a line that belongs to the result."""
+        self._print(text, self._results)
 
     def json(self, data: object) -> None:
-        """Print the JSON object; from the start, --json has made it the only thing on standard output."""
-        print(json.dumps(data), file=self._results)
+        """Print the JSON object."""
+        print(json.dumps(data), file=self._output)
 
-    def results_to_stderr(self) -> None:
-        """Leave standard output to the JSON object."""
-        self.result = self.line  # type: ignore[method-assign]
+    def _print(self, text: str, stream: Unbreakable) -> None:
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+        self.record(text)
+        print(text, file=stream)
 
     @contextlib.contextmanager
     def step(self, label: str, total: int | None = None) -> Iterator[Step]:
@@ -230,10 +245,16 @@ def last_outcome(folder: Path) -> str:
     return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
 
 
+RESTORED = "The restored database is live; the services that ran are running."
+"""What state things are in after a failure that comes when the restore is done."""
+
+
 @dataclass
 class Report:
     """What happened, for the operator and for --json."""
 
+    console: Console = field(repr=False)
+    signals: Signals = field(repr=False)
     backup: str = ""
     target: str = ""
     outcome: str = "failed"
@@ -254,11 +275,60 @@ class Report:
     error: dict[str, str] | None = None
     started: float = field(default_factory=time.monotonic, repr=False)
 
-    def add_phase(self, name: str, began: float) -> None:
-        """Note a phase that ends now; ``began`` is a time of the monotonic clock."""
-        now = time.monotonic()
-        self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(now - began, 3)})
-
     def as_dict(self) -> dict[str, Any]:
         """Return the report as --json shows it: what there is none of is null."""
-        return {name: None if value == "" else value for name, value in asdict(self).items() if name != "started"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        return {name: None if value == "" else value for name, value in values.items()}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how long something took: when it began, in seconds since the start, and the seconds it took.
+
+        :raises Interrupted: before it begins, when a signal came that nobody raised.
+        """
+        self.signals.check()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - began
+            self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
+
+    def warn(self, text: str) -> None:
+        """Say something that the operator should know, and note it."""
+        self.warnings.append(text)
+        self.console.line(f"⚠️  {printable(text)}")
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """The one place where errors end: each is told and noted, and gives the exit code."""
+        try:
+            try:
+                yield
+            finally:
+                self.signals.ignore()  # to the last: Python's own end would hand them back to the kernel
+                self.signals.check()
+        except OperatorError as error:
+            self._fail(error)
+        except Interrupted as interrupt:
+            self._fail(EndedBySignalError(interrupt.number))
+        except ModuleNotFoundError as error:
+            self._fail(MissingPackageError(error.name))
+        except OSError as error:
+            self.console.record(traceback.format_exc())
+            self._fail(DiskError(error))
+        except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
+            self.console.line(traceback.format_exc())
+            self._fail(UnexpectedError(f"{type(error).__name__}: {error}"))
+
+    def _fail(self, error: OperatorError) -> None:
+        """Print what happened, what state things are in, and what to do; note it."""
+        self.exit_code = int(error.exit_code)
+        self.error = {"id": error.id, "message": str(error), "hint": error.hint}
+        bug = "This is a bug in the tool. " if error.exit_code == ExitCode.UNEXPECTED else ""
+        state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
+        self.console.line(f"❌ {error}")
+        self.console.line(f"   {bug}{state}")
+        if error.hint:
+            self.console.line(f"   {error.hint}")
+        self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error}")

@@ -15,6 +15,7 @@ import contextlib
 import io
 import sqlite3
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backuplib.database import (
@@ -29,16 +30,14 @@ from backuplib.database import (
     raw_key,
     sidecars,
 )
-from backuplib.errors import RefusedError, UnsoundBackupError, another_backup
+from backuplib.errors import CannotConvertError, ConvertRequiredError, NoMemoryError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
 from backuplib.formatting import megabytes
-from backuplib.gzip_stream import too_large
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from backuplib.ram_folder import RamFolder
 
@@ -127,7 +126,7 @@ def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret 
 
     :param engine: the configured one.
     :param backup_pass: the passphrase that the backup was made under, if the operator gave one.
-    :raises UnsoundBackupError: when that passphrase is none, or does not open the backup.
+    :raises WrongDbPassError: when that passphrase is none, or does not open the backup.
     """
     if backup_pass is not None:
         _check_passphrase(backup_pass)
@@ -146,7 +145,7 @@ def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret 
         found = _recognise_sqlcipher(probe, image.size, engine, backup_pass)
     if found is None and backup_pass is not None:
         both = "neither DB_PASS nor the passphrase of --backup-db-pass opens" if engine.db_pass else ""
-        raise UnsoundBackupError(
+        raise WrongDbPassError(
             f"{both or 'the passphrase of --backup-db-pass does not open'} the database in the backup",
             hint="Run this again with the passphrase that DB_PASS was when the backup was made. If that is what you "
             "gave, the backup is damaged or no SQLCipher database: restore another one (--list).",
@@ -159,10 +158,10 @@ def _check_passphrase(backup_pass: Secret) -> None:
     try:
         text = backup_pass.reveal()
     except UnicodeDecodeError:
-        raise UnsoundBackupError("the passphrase of --backup-db-pass is not UTF-8 text", hint=hint) from None
+        raise WrongDbPassError("the passphrase of --backup-db-pass is not UTF-8 text", hint=hint) from None
     if not text or "\0" in text:
         what = "holds a NUL character" if text else "is empty"
-        raise UnsoundBackupError(f"the passphrase of --backup-db-pass {what}", hint=hint)
+        raise WrongDbPassError(f"the passphrase of --backup-db-pass {what}", hint=hint)
 
 
 def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Secret | None) -> Source | None:
@@ -206,28 +205,28 @@ def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
 # --- converting ----------------------------------------------------------------------------------------------------
 
 
-def refuse_without_leave(source: Source, engine: Engine, *, convert: bool) -> None:
+def require_convert_option(source: Source, engine: Engine, *, convert: bool) -> None:
     """Refuse what the operator has to ask for.
 
     :param convert: whether the operator did.
-    :raises UnsoundBackupError: saying what the backup holds, what the bot has, and the option to type.
+    :raises ConvertRequiredError: saying what the backup holds, what the bot has, and the option to type.
     """
     if convert or source.as_configured or source.is_dump or (engine.db_pass and source.only_key_differs):
         return
     if not source.version:
-        raise UnsoundBackupError(
+        raise ConvertRequiredError(
             "the backup holds an unencrypted SQLite database, but DB_ENCRYPTION is true",
             hint="It was made before encryption was switched on. To restore it encrypted under today's DB_PASS, add "
             "--convert; for a bot without encryption, set DB_ENCRYPTION=false.",
         )
     if not engine.db_pass:
-        raise UnsoundBackupError(
+        raise ConvertRequiredError(
             f"the backup holds a {source.name} database, but DB_ENCRYPTION is false",
             hint="To restore it WITHOUT encryption, add --convert; else set DB_ENCRYPTION=true and DB_PASS in .env.",
         )
     pages = "" if source.version < _BOTS_VERSION else f" with pages of {source.page_size} bytes"
     bots = "" if source.version < _BOTS_VERSION else f" with pages of {_DEFAULT_PAGES[_BOTS_VERSION]}"
-    raise UnsoundBackupError(
+    raise ConvertRequiredError(
         f"the backup holds a {source.name} database{pages}; the bot's are SQLCipher {_BOTS_VERSION}{bots}",
         hint="To restore it in the bot's format, add --convert. The backup file stays as it is.",
     )
@@ -250,7 +249,7 @@ def convert(
     :param limit: bytes of the new database at which it stops.
     :param progress: is told how much of a dump was read.
     :raises UnsoundBackupError: when it is not sound; what was given to the sink is then of no use.
-    :raises RefusedError: when the RAM folder is too small.
+    :raises NoMemoryError: when the RAM folder is too small.
     """
     with _scratch(ram.path / "backup.db") as old, _scratch(ram.path / "converted.db") as new:
         create_file(new).close()
@@ -267,10 +266,8 @@ def convert(
                     old.unlink()
         except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or "is full" in str(error):
-                raise too_large(limit) from None
-            raise UnsoundBackupError(
-                f"the {source.name} in the backup cannot be converted: {error}", hint=another_backup()
-            ) from None
+                raise TooLargeError(limit) from None
+            raise CannotConvertError(f"the {source.name} in the backup cannot be converted: {error}") from None
         with io.FileIO(new) as file:
             for piece in iter(lambda: file.read(CHUNK), b""):
                 sink(piece)
@@ -279,7 +276,7 @@ def convert(
 
 def _write_out(image: Image, path: Path, ram: RamFolder) -> None:
     if ram.free < image.size + _ROOM:
-        raise RefusedError(
+        raise NoMemoryError(
             f"too little room in RAM to convert the database: {megabytes(ram.free)} free in {ram.path}, "
             f"{megabytes(image.size + _ROOM)} needed",
             hint="Use a machine with more memory, or stop the bot first: --stop-first",
@@ -311,7 +308,7 @@ def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callabl
         )
         _release(image)
         connection.execute("PRAGMA journal_mode = WAL")
-    problems = tuple(f"the dump leaves foreign keys that fit nothing: {text}" for text in loaded.foreign_key_problems)
+    problems = tuple(f"the dump leaves foreign key violations: {text}" for text in loaded.foreign_key_problems)
     return Converted(f"{loaded.statements:,} statements of SQL → {_target(engine)}", problems)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backuplib.errors import CommandError, PassphraseError, RefusedError, explain
+from backuplib.errors import CommandError, NoTerminalError, RefusedError, WrongPassphraseError, explain
 from backuplib.openpgp import decode_private_key
 from backuplib.processes import run_command
 from backuplib.secret import Secret
@@ -26,7 +24,7 @@ PASSPHRASE_TRIES = 3
 
 @dataclass(frozen=True)
 class Access:
-    """A private key in its keyring, and what calls an attempt to decrypt with the passphrase of that key."""
+    """A private key in its keyring, and the callback that supplies its passphrase to an attempt to decrypt."""
 
     keyring: Keyring
     key: ImportedKey
@@ -34,13 +32,13 @@ class Access:
 
 
 class Credentials:
-    """Where the private key and its passphrase come from.
+    """Where the private key and the passphrases come from.
 
     :param key_stdin: the key is on standard input.
-    :param passphrase_fd: descriptor whose first line is the passphrase.
-    :param passphrase_command: command whose first line of output is the passphrase.
-    :param backup_db_pass: ask for the passphrase that the database in the backup was made under.
-    :param backup_db_pass_fd: descriptor whose first line is that passphrase.
+    :param passphrase: the key's, when it came through a descriptor.
+    :param passphrase_command: command whose first line of output is the key's passphrase.
+    :param db_pass: the passphrase that the database in the backup was made under, when it came through a descriptor.
+    :param ask_db_pass: ask for that passphrase.
     """
 
     def __init__(
@@ -48,27 +46,27 @@ class Credentials:
         terminal: Terminal,
         *,
         key_stdin: bool = False,
-        passphrase_fd: int | None = None,
+        passphrase: Secret | None = None,
         passphrase_command: str | None = None,
-        backup_db_pass: bool = False,
-        backup_db_pass_fd: int | None = None,
+        db_pass: Secret | None = None,
+        ask_db_pass: bool = False,
     ) -> None:
         self._terminal = terminal
         self._key_stdin = key_stdin
-        self._passphrase_fd = passphrase_fd
+        self._passphrase = passphrase
         self._passphrase_command = passphrase_command
-        self._backup_db_pass = backup_db_pass
-        self._backup_db_pass_fd = backup_db_pass_fd
+        self._db_pass = db_pass
+        self._ask_db_pass = ask_db_pass
 
     def private_key(self) -> Secret:
         """Read the private key.
 
-        :raises RefusedError: when there is no way to ask for it.
+        :raises NoTerminalError: when there is no way to ask for it.
         """
         if self._key_stdin:
             return decode_private_key(Secret(sys.stdin.buffer.read()))
         if not self._terminal.present:
-            raise RefusedError(
+            raise NoTerminalError(
                 "there is no terminal to paste the private key into",
                 hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
             )
@@ -82,7 +80,7 @@ class Credentials:
         given = self._given_passphrase()
         if given is not None or not self._terminal.present:
             if given is None:
-                raise RefusedError(
+                raise NoTerminalError(
                     "the private key has a passphrase, and there is no terminal to ask for it",
                     hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
                 )
@@ -91,7 +89,7 @@ class Credentials:
         for left in reversed(range(PASSPHRASE_TRIES)):
             try:
                 attempt(self._terminal.passphrase())
-            except PassphraseError as error:
+            except WrongPassphraseError as error:
                 if not left:
                     raise
                 self._terminal.say(f"❌ {error}; {left} more {'tries' if left > 1 else 'try'}")
@@ -101,57 +99,41 @@ class Credentials:
     def backup_db_pass(self) -> Secret | None:
         """Return the passphrase that the database in the backup was made under; None when no option says it differs.
 
-        :raises RefusedError: when there is no way to ask for it.
+        :raises NoTerminalError: when there is no way to ask for it.
         """
-        if self._backup_db_pass_fd is not None:
-            return _from_descriptor(self._backup_db_pass_fd, "--backup-db-pass-fd")
-        if not self._backup_db_pass:
-            return None
+        if self._db_pass or not self._ask_db_pass:
+            return self._db_pass
         if not self._terminal.present:
-            raise RefusedError(
+            raise NoTerminalError(
                 "there is no terminal to ask for the passphrase of --backup-db-pass",
                 hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
             )
         return self._terminal.backup_db_pass()
 
     def _given_passphrase(self) -> Secret | None:
-        if self._passphrase_fd is not None:
-            return _from_descriptor(self._passphrase_fd, "--passphrase-fd")
         if self._passphrase_command is not None:
             return _first_line(_command_output(self._passphrase_command).encode())
-        return None
+        return self._passphrase
 
 
-def check_descriptors(given: dict[str, int | None]) -> None:
-    """Refuse descriptors that cannot be read, before one of our own files gets such a number.
+def read_descriptor(number: int | None, option: str) -> Secret | None:
+    """Return the first line of a file descriptor; None when no option gave one.
 
-    :param given: descriptors by option.
-    :raises RefusedError: naming the option.
+    To be called first of all: the next file that is opened could get the number of one that is closed.
+
+    :raises RefusedError: when it cannot be read, naming the option.
     """
-    for option, number in given.items():
-        if number is not None:
-            try:
-                os.fstat(number)
-                if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
-                    raise OSError(errno.EBADF, "it is open for writing only")
-            except (OSError, OverflowError) as error:
-                raise _unreadable(number, option, error) from None
-
-
-def _from_descriptor(number: int, option: str) -> Secret:
+    if number is None:
+        return None
     try:
         # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
-    except OSError as error:
-        raise _unreadable(number, option, error) from None
-
-
-def _unreadable(number: int, option: str, error: Exception) -> RefusedError:
-    return RefusedError(
-        f"cannot read the file descriptor of {option} {number}: {explain(error)}",
-        hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
-    )
+    except (OSError, OverflowError) as error:
+        raise RefusedError(
+            f"cannot read the file descriptor of {option} {number}: {explain(error)}",
+            hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
+        ) from None
 
 
 def _command_output(command: str) -> str:

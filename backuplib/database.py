@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from backuplib.errors import RefusedError, UnsoundBackupError, another_backup
+from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
+from backuplib.formatting import plural
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,11 +44,13 @@ def database_files(database: Path) -> list[Path]:
 def refuse_irregular(files: list[Path]) -> None:
     """Refuse what SQLite would open beside a database and wait for: a named pipe that somebody planted.
 
-    :raises RefusedError: naming the file.
+    :raises UnsuitableTargetError: naming the file.
     """
     for path in files:
         if not path.is_file():
-            raise RefusedError(f"{path} is not a regular file", hint=f"Look who made it, then remove it: ls -l {path}")
+            raise UnsuitableTargetError(
+                f"{path} is not a regular file", hint=f"See who made it, then remove it: ls -l {path}"
+            )
 
 
 RAW_KEY = re.compile(r"x'(?:[0-9a-f]{64}|[0-9a-f]{96})'", re.IGNORECASE)
@@ -196,7 +199,7 @@ def check_database(engine: Engine, path: Path) -> str:
             tables = check_integrity(engine, connection, path.stat().st_size)
     except engine.errors as error:
         raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
-    return f"database ok, {tables} tables"
+    return f"database ok, {plural(tables, 'table')}"
 
 
 def check_integrity(engine: Engine, connection: sqlite3.Connection, size: int | None) -> int:
@@ -226,14 +229,19 @@ def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | 
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
     if size is not None and pages * page_size != size:
         missing = (pages * page_size - size) / page_size
-        what = f"{missing:g} pages are missing" if missing > 0 else f"it is {-missing:g} pages too long"
-        raise UnsoundBackupError(f"the database is not whole: {what}", hint=another_backup())
+        what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
+        raise DamagedDatabaseError(f"the database is incomplete: {what}")
     problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
     if problems != ["ok"]:
-        raise UnsoundBackupError(f"the database is damaged: {problems[0]}", hint=another_backup())
+        raise DamagedDatabaseError(f"the database is damaged: {problems[0]}")
     if not tables:
-        raise UnsoundBackupError("the database holds no table: it is empty", hint=another_backup())
+        raise EmptyBackupError("the database holds no table: it is empty")
     return tables
+
+
+def missing_pages_text(number: float) -> str:
+    """Say how many pages are missing."""
+    return f"{plural(number, 'page')} {'is' if number == 1 else 'are'} missing"
 
 
 def check_pages(connection: sqlite3.Connection) -> None:
@@ -243,4 +251,4 @@ def check_pages(connection: sqlite3.Connection) -> None:
     """
     problems = [str(row[0]) for row in connection.execute("PRAGMA cipher_integrity_check")]
     if problems:
-        raise UnsoundBackupError(f"the database is damaged: {problems[0]}", hint=another_backup())
+        raise DamagedDatabaseError(f"the database is damaged: {problems[0]}")

@@ -1,67 +1,129 @@
-"""What can go wrong, as it is told to the operator, and the exit code of each."""
+"""What can go wrong, as it is told to the operator: each kind has an identity, an exit code, and a hint what to do."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 from enum import IntEnum
 from pathlib import Path
+from typing import ClassVar, Self
 
-from backuplib.formatting import printable, shown
+from backuplib.formatting import megabytes, printable, shown
+
+UNTOUCHED = "Nothing was touched."
 
 
 class ExitCode(IntEnum):
-    """The one registry of exit codes; the README explains each to the operator."""
+    """The one registry of exit codes: each with what it means and the state it leaves, in words for the operator."""
 
-    DONE = 0
-    UNEXPECTED = 1
-    USAGE = 2
-    REFUSED = 3
-    CANNOT_DECRYPT = 4
-    UNSOUND_BACKUP = 5
-    NO_SAFETY_BACKUP = 6
-    CANNOT_STOP = 7
-    ROLLED_BACK = 8
-    ROLLED_BACK_SERVICES_DOWN = 9
-    DECLINED = 10
-    ROLLBACK_FAILED = 20
-    SIGHUP = 129
-    SIGINT = 130
-    SIGTERM = 143
+    meaning: str
+    state: str
+
+    def __new__(cls, code: int, meaning: str, state: str = UNTOUCHED) -> Self:
+        """Make a member: an int with two texts."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning, member.state = meaning, state
+        return member
+
+    DONE = 0, "done", ""
+    UNEXPECTED = 1, "unexpected error (a bug)", "The database is as it was before, or was rolled back to that."
+    USAGE = 2, "usage"
+    REFUSED = 3, "refused: setting, missing file, checksum, space, lock held, Docker, no terminal, database in use"
+    CANNOT_DECRYPT = 4, "cannot decrypt: wrong key or passphrase, damaged or unauthenticated message"
+    UNSOUND_BACKUP = 5, "the backup is not a sound database"
+    NO_SAFETY_BACKUP = 6, "the safety backup could not be made"
+    CANNOT_STOP = (
+        7,
+        "the services could not be stopped",
+        "The database was not touched; the services that ran are running.",
+    )
+    ROLLED_BACK = (
+        8,
+        "failed later; rolled back",
+        "The database is as it was before; the services that ran are running.",
+    )
+    ROLLED_BACK_SERVICES_DOWN = (
+        9,
+        "failed later; rolled back, but the services do not come up",
+        "The database is as it was before, but the services are NOT running.",
+    )
+    DECLINED = 10, "declined at the confirmation"
+    ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
+    SIGHUP = 129, "ended by SIGHUP before the switch"
+    SIGINT = 130, "ended by SIGINT before the switch"
+    SIGTERM = 143, "ended by SIGTERM before the switch"
 
 
 class OperatorError(Exception):
     """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next.
 
-    ``state`` says what state things are in, where the exit code does not tell.
+    Its ``id`` is stable: the name of the class in kebab-case without "Error". ``state`` says what state things are in,
+    where that is not what the exit code says.
     """
 
-    exit_code = ExitCode.REFUSED
+    exit_code: ExitCode = ExitCode.REFUSED
+    id: ClassVar[str]
 
     def __init__(self, message: str, *, hint: str = "", state: str = "") -> None:
         super().__init__(message)
         self.hint = hint
         self.state = state
 
-
-STATE = {
-    ExitCode.UNEXPECTED: "The database is as it was before, or was rolled back to that.",
-    ExitCode.CANNOT_STOP: "The database was not touched; the services that ran are running.",
-    ExitCode.ROLLED_BACK: "The database is as it was before; the services that ran are running.",
-    ExitCode.ROLLED_BACK_SERVICES_DOWN: "The database is as it was before, but the services are NOT running.",
-    ExitCode.ROLLBACK_FAILED: "A PERSON IS NEEDED NOW.",
-}
-"""What state things are in after a failure, by exit code; after all others nothing was touched."""
+    def __init_subclass__(cls) -> None:
+        """Derive the identity."""
+        cls.id = re.sub(r"(?<=.)([A-Z])", r"-\1", cls.__name__.removesuffix("Error")).lower()
 
 
-RESTORED = "The restored database is live; the services that ran are running."
-"""What state things are in after a failure that comes when the restore is done."""
+# --- how a run ends that no other class explains --------------------------------------------------------------------
 
+
+class UnexpectedError(OperatorError):
+    """A bug, told with its traceback."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class EndedBySignalError(OperatorError):
+    """A signal ended the run before the switch."""
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"ended by {name}")
+        self.exit_code = ExitCode[name]
+
+
+# --- hints -------------------------------------------------------------------------------------------------------
 
 CHECK_DISK = "Check the disk: dmesg | tail"
-"""What to do about an error of the disk."""
+
+
+def restore_command(*arguments: str) -> str:
+    """Return a command line for restore_backup.py, to be copied into a shell as it is."""
+    found, own = shutil.which("python"), sys.executable
+    # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
+    on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    python = "python" if on_path else shown(Path(own))
+    return shlex.join([python, shown(Path(__file__).parents[1] / "restore_backup.py"), *arguments])
+
+
+def choose_another_backup_hint() -> str:
+    """Return the hint for a backup that is of no use."""
+    return f"Restore another backup; to see them: {restore_command('--list')}"
+
+
+def explain(error: BaseException) -> str:
+    """Return an error in words for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+# --- usage and preflight: exit codes 2, 3 and 10 -------------------------------------------------------------------
 
 
 class UsageError(OperatorError):
@@ -77,17 +139,81 @@ class DeclinedError(OperatorError):
 
 
 class RefusedError(OperatorError):
-    """Something needed is missing or in the way; nothing was touched."""
-
-    exit_code = ExitCode.REFUSED
+    """Something needed is missing or in the way."""
 
 
-class InUseError(RefusedError):
-    """Some process has the database open."""
+class DiskError(RefusedError):
+    """The disk fails at a place that has no words of its own for it."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(explain(error), hint=CHECK_DISK)
+
+
+class MissingPackageError(RefusedError):
+    """This Python lacks a package."""
+
+    def __init__(self, name: str | None) -> None:
+        package = {"dotenv": "python-dotenv", "gnupg": "python-gnupg", "sqlcipher3": "sqlcipher3-binary"}
+        super().__init__(
+            f"missing Python package {package.get(name or '', name)} in {sys.executable}",
+            hint="Use the Python that has it (. .venv/bin/activate), or install all: pip install -r requirements.txt",
+        )
+
+
+class NoTerminalError(RefusedError):
+    """Something has to be asked for, and there is no terminal."""
+
+
+class BackupNotFoundError(RefusedError):
+    """The backup file is not there, is not a file, or cannot be read."""
+
+
+class ChecksumMismatchError(RefusedError):
+    """The backup is not the file that the checksum was made of."""
+
+
+class ChecksumUnreadableError(RefusedError):
+    """The checksum file cannot be read or understood."""
+
+
+class UnsuitableTargetError(RefusedError):
+    """The target cannot be replaced by a rename."""
+
+
+class DatabaseInUseError(RefusedError):
+    """Some process has the database open, or that cannot be ruled out."""
+
+
+class LockedError(RefusedError):
+    """Another restore or backup is running."""
+
+
+class NoSpaceError(RefusedError):
+    """Too little room on a disk."""
+
+
+class CannotWriteError(RefusedError):
+    """The folder of the database cannot be written."""
+
+
+class NoMemoryError(RefusedError):
+    """Too little memory, or no RAM folder."""
+
+
+class SwapEnabledError(RefusedError):
+    """Decrypted data could be swapped out to a disk."""
+
+
+class ComposeFileError(RefusedError):
+    """The compose file is missing, invalid, or ambiguous, or does not have a service."""
+
+
+class UnfinishedRestoreError(RefusedError):
+    """An interrupted restore cannot be finished or undone without a person: its journal is unreadable or disputed."""
 
 
 class CommandError(OperatorError):
-    """A command that this tool runs is missing, failed or did not end in time.
+    """A command that this tool runs failed or did not end in time.
 
     :param output: what it wrote on standard output all the same.
     """
@@ -97,14 +223,55 @@ class CommandError(OperatorError):
         self.output = output
 
 
+class MissingProgramError(CommandError):
+    """A program that this tool runs is not installed, or cannot be run."""
+
+
+class DockerUnreachableError(CommandError):
+    """Docker does not answer."""
+
+
+# --- decryption: exit code 4 ---------------------------------------------------------------------------------------
+
+
 class DecryptionError(OperatorError):
-    """The backup cannot be decrypted, or its ciphertext is damaged or not authenticated."""
+    """The backup cannot be decrypted."""
 
     exit_code = ExitCode.CANNOT_DECRYPT
 
 
-class PassphraseError(DecryptionError):
+class UnusableKeyError(DecryptionError):
+    """What was given is no private key, or a damaged one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="Export it again: gpg --export-secret-keys KEY-ID | base64 -w0")
+
+
+class KeyHasNoSecretPartError(UnusableKeyError):
+    """What was given is a public key."""
+
+
+class WrongKeyError(DecryptionError):
+    """The message is encrypted to another key."""
+
+
+class WrongPassphraseError(DecryptionError):
     """The passphrase does not open the private key."""
+
+
+class NotEncryptedError(DecryptionError):
+    """The message is not encrypted, or not to a key."""
+
+
+class DamagedMessageError(DecryptionError):
+    """The ciphertext is damaged, incomplete, or no OpenPGP message."""
+
+
+class UnauthenticatedMessageError(DecryptionError):
+    """Nothing in the message shows whether its content was changed."""
+
+
+# --- content: exit code 5 ------------------------------------------------------------------------------------------
 
 
 class UnsoundBackupError(OperatorError):
@@ -113,7 +280,57 @@ class UnsoundBackupError(OperatorError):
     exit_code = ExitCode.UNSOUND_BACKUP
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(printable(message), hint=hint)  # SQLite quotes names from the backup
+        # printable: SQLite quotes names from the backup
+        super().__init__(printable(message), hint=hint or choose_another_backup_hint())
+
+
+class DamagedGzipError(UnsoundBackupError):
+    """The gzip layer is damaged."""
+
+
+class EmptyBackupError(UnsoundBackupError):
+    """The backup holds nothing, or a database without a table."""
+
+
+class NotADatabaseError(UnsoundBackupError):
+    """The backup holds something else."""
+
+
+class DamagedDatabaseError(UnsoundBackupError):
+    """The database in the backup is damaged."""
+
+
+class WrongDbPassError(UnsoundBackupError):
+    """No passphrase that is known opens the database in the backup."""
+
+
+class ConvertRequiredError(UnsoundBackupError):
+    """The backup is not in the configured format, and --convert was not given."""
+
+
+class CannotConvertError(UnsoundBackupError):
+    """The backup is not in the configured format, and the conversion failed."""
+
+
+class CheckTimeoutError(UnsoundBackupError):
+    """The check of the database did not end in time."""
+
+
+class TooLargeError(UnsoundBackupError):
+    """The backup unpacks to more than memory, or MAX_DATABASE_MB, allows.
+
+    :param limit: in bytes.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(
+            f"the backup unpacks to more than {megabytes(limit)}, which is all that memory, or MAX_DATABASE_MB, allows",
+            hint="Is it the right file? If it is, raise MAX_DATABASE_MB in .env, or restore on a machine with more "
+            "memory.",
+        )
+
+
+# --- safety backup: exit code 6 ------------------------------------------------------------------------------------
 
 
 class BackupError(OperatorError):
@@ -126,13 +343,16 @@ class UnreadableDatabaseError(BackupError):
     """The database cannot be opened, so that no consistent copy of it can be made."""
 
 
+# --- switch: exit codes 7, 8, 9 and 20 -----------------------------------------------------------------------------
+
+
 class CannotStopError(OperatorError):
     """The services could not be stopped, or the database is still in use after that."""
 
     exit_code = ExitCode.CANNOT_STOP
 
 
-class SwitchError(OperatorError):
+class RolledBackError(OperatorError):
     """Failed after the services were stopped, and rolled back."""
 
     exit_code = ExitCode.ROLLED_BACK
@@ -144,40 +364,7 @@ class ServicesDownError(OperatorError):
     exit_code = ExitCode.ROLLED_BACK_SERVICES_DOWN
 
 
-class RollbackError(OperatorError):
-    """The rollback itself failed: a person is needed."""
+class RollbackFailedError(OperatorError):
+    """The rollback itself failed: manual intervention required."""
 
     exit_code = ExitCode.ROLLBACK_FAILED
-
-
-class UnreadableError(Exception):
-    """The live database cannot be opened; what is there is kept byte for byte."""
-
-
-def explain(error: BaseException) -> str:
-    """Return an error in words for people."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
-
-
-def restore_command(*arguments: str) -> str:
-    """Return a command line for restore_backup.py, to be copied into a shell as it is."""
-    found, own = shutil.which("python"), sys.executable
-    # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
-    on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
-    python = "python" if on_path else shown(Path(own))
-    return shlex.join([python, shown(Path(__file__).parents[1] / "restore_backup.py"), *arguments])
-
-
-def another_backup() -> str:
-    """Return the hint for a backup that is of no use."""
-    return f"Restore another backup; to see them: {restore_command('--list')}"
-
-
-def missing_module(error: ModuleNotFoundError) -> RefusedError:
-    """Return the refusal for a Python that lacks a package, or a program folder that lacks a file."""
-    return RefusedError(
-        f"{sys.executable} does not have the package {error.name}",
-        hint="Use the Python that has it (. .venv/bin/activate), or install all: pip install -r requirements.txt",
-    )

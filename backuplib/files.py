@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import shutil
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHUNK = 1 << 20
 """Bytes handled at a time by every stream here."""
@@ -87,12 +90,6 @@ def open_folder(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def file_sha256(file: io.FileIO) -> str:
-    """Return the SHA-256 of a file from its beginning, in hexadecimal."""
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def file_identity(path: Path | int) -> tuple[int, int, int, int]:
     """Return what tells whether a path still is the same, unchanged file: device, inode, size, mtime in ns."""
     status = os.stat(path)
@@ -108,25 +105,40 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def stat_or_none(path: Path) -> os.stat_result | None:
+    """Return the status of a file, None when there is none.
+
+    :raises OSError: when that cannot be told.
+    """
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):  # any other error does not tell that there is no such file
         return None
 
 
-def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
-    temporary = target.with_name(target.name + ".restore-new")
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
+    """A new file that takes a name, durably, when the block has written it whole; else it leaves nothing behind.
+
+    :param suffix: added to the name meanwhile.
+    """
+    temporary = path.with_name(path.name + suffix)
     temporary.unlink(missing_ok=True)
     try:
-        with source.open("rb") as old, create_file(temporary) as new:
-            shutil.copyfileobj(old, new, CHUNK)
-            copy_metadata(source, new.fileno())
-            os.fsync(new.fileno())
-        temporary.rename(target)
-    except OSError:
+        with create_file(temporary) as file:
+            yield file
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
         drop_quietly(temporary)
         raise
+    fsync_folder(path.parent)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
+    with source.open("rb") as old, replacing(target, ".restore-new") as new:
+        shutil.copyfileobj(old, new, CHUNK)
+        copy_metadata(source, new.fileno())
 
 
 def copy_metadata(source: Path, descriptor: int) -> None:

@@ -6,9 +6,8 @@ import io
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from backuplib.errors import UnsoundBackupError, another_backup
+from backuplib.errors import DamagedGzipError, TooLargeError
 from backuplib.files import CHUNK
-from backuplib.formatting import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,8 @@ class GzipDecoder:
     def feed(self, data: bytes) -> None:
         """Decompress a piece.
 
-        :raises UnsoundBackupError: when it is damaged, goes on after its end, or exceeds the limit.
+        :raises DamagedGzipError: when it is damaged or goes on after its end.
+        :raises TooLargeError: when it exceeds the limit.
         """
         while data:
             if self._member is None:
@@ -60,7 +60,7 @@ class GzipDecoder:
                 raise _gzip_error(str(error).rpartition(" -")[2] or str(error)) from None
             self._left -= len(content)
             if self._left < 0:
-                raise too_large(self._limit)
+                raise TooLargeError(self._limit)
             self._sink(content)
             if member.eof:
                 self._member, self._ended = None, True
@@ -72,22 +72,14 @@ class GzipDecoder:
     def finish(self) -> None:
         """Say that the stream has ended.
 
-        :raises UnsoundBackupError: when a member is not complete.
+        :raises DamagedGzipError: when a member is not complete.
         """
         if self._member is not None or not self._ended:
-            raise _gzip_error("it is cut off")
+            raise _gzip_error("it is truncated")
 
 
-def too_large(limit: int) -> UnsoundBackupError:
-    """Return the error for a backup that unpacks to more than a limit in bytes."""
-    return UnsoundBackupError(
-        f"the backup unpacks to more than {megabytes(limit)}, which is all that memory, or MAX_DATABASE_MB, allows",
-        hint="Is it the right file? If it is, raise MAX_DATABASE_MB in .env, or restore on a machine with more memory.",
-    )
-
-
-def _gzip_error(reason: str) -> UnsoundBackupError:
-    return UnsoundBackupError(f"the compressed backup is damaged: {reason}", hint=another_backup())
+def _gzip_error(reason: str) -> DamagedGzipError:
+    return DamagedGzipError(f"the compressed backup is damaged: {reason}")
 
 
 class GzipReader:

@@ -9,16 +9,27 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, check_pages
-from backuplib.errors import UnsoundBackupError, another_backup
+from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, check_pages, missing_pages_text
+from backuplib.errors import (
+    DamagedDatabaseError,
+    EmptyBackupError,
+    NoMemoryError,
+    NotADatabaseError,
+    TooLargeError,
+    WrongDbPassError,
+    choose_another_backup_hint,
+)
 from backuplib.files import CHUNK, create_file, write_all
-from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder, too_large
+from backuplib.formatting import megabytes
+from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator
 
     from backuplib.database import Engine
+    from backuplib.errors import UnsoundBackupError
+    from backuplib.ram_folder import RamFolder
 
 
 class DatabaseImage:
@@ -31,7 +42,7 @@ class DatabaseImage:
     def __init__(self, limit: int, *, bare: bool = False) -> None:
         self.buffer = io.BytesIO()
         self.path: Path | None = None
-        """The file that it went on as, instead of the buffer."""
+        """Its spill file in the RAM folder, instead of the buffer."""
         self.header = b""
         self.size = 0
         self._limit = limit
@@ -53,7 +64,7 @@ class DatabaseImage:
     def finish(self) -> None:
         """Say that the stream has ended.
 
-        :raises UnsoundBackupError: when it is cut off.
+        :raises UnsoundBackupError: when it is truncated.
         """
         if self._sink is None:
             self._choose_sink()
@@ -73,14 +84,24 @@ class DatabaseImage:
     def _collect(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._limit:
-            raise too_large(self._limit)
+            raise TooLargeError(self._limit)
         try:
             self.buffer.write(data)
         except MemoryError:
-            raise too_large(self.buffer.tell()) from None
+            raise TooLargeError(self.buffer.tell()) from None
 
-    def move_to(self, path: Path) -> None:
-        """Go on as a file in the RAM folder, where SQLCipher can open it, and let go of the buffer."""
+    def move_into(self, ram: RamFolder) -> None:
+        """Go on as a file in the RAM folder, where SQLCipher can open it, and let go of the buffer.
+
+        :raises NoMemoryError: when there is no room for it.
+        """
+        if ram.free < self.size:
+            raise NoMemoryError(
+                f"too little room in RAM to check the database: {megabytes(ram.free)} free in {ram.path}, "
+                f"{megabytes(self.size)} needed",
+                hint="Use a machine with more memory, or stop the bot first: --stop-first",
+            )
+        path = ram.path / "image.db"
         with create_file(path) as file:
             self.write_to(file)
         self.wipe()
@@ -127,12 +148,21 @@ class DatabaseImage:
         """Whether it is an unencrypted SQLite database."""
         return self.header.startswith(SQLITE_MAGIC)
 
-    def missing_pages(self) -> float:
-        """Return how many pages an unencrypted database lacks (SQLite file format, section 1.3; 1 means 65536)."""
-        if not self.plain:
-            return 0
+    def refuse_incomplete(self) -> None:
+        """Refuse what is too short, before an engine looks at it.
+
+        SQLite file format, section 1.3: page size (1 means 65536) and number of pages stand in the header.
+
+        :raises UnsoundBackupError: saying what it lacks.
+        """
+        if not self.size:
+            raise EmptyBackupError("the backup is empty")
+        if self.size < SMALLEST_PAGE:
+            raise NotADatabaseError(f"the backup does not hold a database, but {self.size} bytes of something else")
         page_size = int.from_bytes(self.header[16:18]) if self.header[16:18] != b"\0\1" else 65536
-        return int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
+        missing = int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
+        if self.plain and missing > 0:
+            raise DamagedDatabaseError(f"the database is damaged: {missing_pages_text(missing)}")
 
 
 SQLITE_DBCONFIG_DEFENSIVE = 1010
@@ -165,21 +195,19 @@ def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
 
 def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> UnsoundBackupError:
     """Say why an image is not a sound database of the configured mode."""
-    hint = another_backup()
     if not image.path and not image.plain:
-        return UnsoundBackupError(
-            "this is no backup of an SQLite database: it is something else, or a database encrypted with SQLCipher",
+        return NotADatabaseError(
+            "not an SQLite database: it is something else, or a database encrypted with SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
-            f"--convert --backup-db-pass, which asks for its passphrase. {another_backup()}",
+            f"--convert --backup-db-pass, which asks for its passphrase. {choose_another_backup_hint()}",
         )
     if not image.path:
-        return UnsoundBackupError(f"the database is damaged: {error}", hint=hint)
+        return DamagedDatabaseError(f"the database is damaged: {error}")
     os.truncate(image.path, image.size * 16)  # sparse: one that is too short can be opened then, and tells its length
     if (pages := _read_page_count(engine, image.path)) is not None:
         missing = pages - image.size / 4096
-        short = f"{missing:g} pages are missing" if missing > 0 else str(error)
-        return UnsoundBackupError(f"the database is damaged: {short}", hint=hint)
-    return UnsoundBackupError(
+        return DamagedDatabaseError(f"the database is damaged: {missing_pages_text(missing) if missing > 0 else error}")
+    return WrongDbPassError(
         "DB_PASS does not open the database in the backup: it was made under another passphrase, or is not a "
         "SQLCipher database",
         hint="If it was made under another passphrase, add --backup-db-pass, which asks for it. To make that the bot's "

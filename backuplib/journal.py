@@ -9,27 +9,18 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backuplib.errors import RefusedError
-from backuplib.files import (
-    CHUNK,
-    create_file,
-    drop_quietly,
-    fsync_folder,
-    open_regular,
-    same_file,
-    stat_or_none,
-    write_all,
-)
+from backuplib.errors import UnfinishedRestoreError, explain
+from backuplib.files import CHUNK, fsync_folder, open_regular, replacing, same_file, stat_or_none, write_all
 from backuplib.formatting import quoted
-from backuplib.target import candidate_path
+from backuplib.target import Target
 
 
 @dataclass
 class Journal:
     """What was begun, beside the target, so that the next run can finish or undo it. Holds no secret.
 
-    States: "switching" (old or new is live), "rolling back" (old is to be live), "committed" (new is live, only the
-    old one is left to be cleared away).
+    States: "begun" (services may be stopped, the database is untouched), "switching" (old or new is live), "rolling
+    back" (old is to be live), "committed" (new is live, only the old one is left to be cleared away).
     """
 
     target: Path
@@ -45,38 +36,30 @@ class Journal:
     unsaved: bool
     started: str
 
-    @staticmethod
-    def path(target: Path) -> Path:
-        """Return where the journal of a target is."""
-        return target.with_name(target.name + ".restore-state.json")
+    @property
+    def _path(self) -> Path:
+        return Target(self.target).journal
 
     def write(self) -> None:
-        """Make the journal durable."""
-        path = self.path(self.target)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            with create_file(temporary) as file:
-                write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except OSError:
-            drop_quietly(temporary)
-            raise
-        fsync_folder(path.parent)
+        """Make the journal durable.
+
+        :raises OSError: when that is not possible; the one before it is still there then.
+        """
+        with replacing(self._path, ".tmp") as file:
+            write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
 
     @classmethod
-    def load(cls, target: Path) -> Journal | None:
-        """Return the journal of a restore that was cut off, if there is one.
+    def load(cls, target: Target) -> Journal | None:
+        """Return the journal of a restore that was interrupted, if there is one.
 
-        :raises RefusedError: when it is there and cannot be read.
+        :raises UnfinishedRestoreError: when it is there and cannot be read.
         """
-        path = cls.path(target)
+        path = target.journal
         try:
             with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
                 data = json.loads(file.read(CHUNK))
-            if data["target"] != str(target):
-                raise RefusedError(
+            if data["target"] != str(target.path):
+                raise UnfinishedRestoreError(
                     f"{path} tells of a restore into {data['target']}: the folder was copied or moved",
                     hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
                     "is to stay, as in section 7 of RUNBOOK.md.",
@@ -90,9 +73,10 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RefusedError(
-                f"{path} cannot be read: {error}",
-                hint=f"It tells of a restore that was cut off. Keep a copy of {target.parent} before anything else.",
+            raise UnfinishedRestoreError(
+                f"{path} cannot be read: {explain(error)}",
+                hint=f"It tells of an interrupted restore. Keep a copy of {quoted(target.path.parent)} before anything "
+                "else.",
             ) from None
         journal.refuse_other_files()
         return journal
@@ -102,19 +86,19 @@ class Journal:
 
         Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
 
-        :raises RefusedError: naming what the journal tells of.
+        :raises UnfinishedRestoreError: naming the journal.
         """
         moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
         own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
-        if not own or self.candidate != candidate_path(self.target):
-            raise RefusedError(
-                f"{self.path(self.target)} names files that are not those of a restore of {self.target}",
+        if not own or self.candidate != Target(self.target).candidate:
+            raise UnfinishedRestoreError(
+                f"{self._path} refers to files that do not belong to a restore of {self.target}",
                 hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
             )
 
     def remove(self) -> None:
         """Say that nothing is unfinished any more."""
-        self.path(self.target).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
         fsync_folder(self.target.parent)
 
     @property
@@ -127,9 +111,9 @@ class Journal:
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            return f"{self.target} is {'the new one' if self.new_is_live else 'the old one'}"
+            return f"{'The new' if self.new_is_live else 'The old'} database is live in {self.target}"
         except OSError as error:
-            return f"{self.target} cannot be looked at ({error.strerror})"
+            return f"Which database is live in {self.target} cannot be told ({error.strerror})"
 
     @property
     def disputed(self) -> bool:

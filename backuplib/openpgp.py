@@ -17,8 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
-from backuplib.errors import BackupError, CommandError, DecryptionError, OperatorError, PassphraseError, RefusedError
-from backuplib.gzip_stream import too_large
+from backuplib.errors import (
+    BackupError,
+    CommandError,
+    DamagedMessageError,
+    KeyHasNoSecretPartError,
+    MissingProgramError,
+    NotEncryptedError,
+    OperatorError,
+    TooLargeError,
+    UnauthenticatedMessageError,
+    UnusableKeyError,
+    WrongKeyError,
+    WrongPassphraseError,
+)
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import _MS_BIND, RamFolder
 from backuplib.secret import Secret
@@ -97,7 +109,7 @@ class Keyring:
     def import_private(self, key: Secret) -> ImportedKey:
         """Import the private key that opens the backup (binary or armored).
 
-        :raises DecryptionError: when it is truncated, a public key only, or no key.
+        :raises UnusableKeyError: when it is truncated, a public key only, or no key.
         """
         result = self._gpg.import_keys(key.reveal_bytes())
         secret = self._gpg.list_keys(secret=True)
@@ -105,15 +117,12 @@ class Keyring:
             self._ask_agent("GETINFO version")  # is it there at all? gpg does not say
         if not result.sec_read or not result.sec_imported or not secret:
             if result.imported and not result.sec_read:
-                what = "it holds a public key only"
-            elif result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
+                raise KeyHasNoSecretPartError("the private key cannot be used: that is a public key")
+            if result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
                 what = "it is truncated or damaged"
             else:
                 what = "it is not an OpenPGP key"
-            raise DecryptionError(
-                f"the private key cannot be used: {what}",
-                hint="Export it again: gpg --export-secret-keys KEY-ID | base64 -w0",
-            )
+            raise UnusableKeyError(f"the private key cannot be used: {what}")
         ids = {str(key["keyid"]) for key in secret} | {str(sub[0]) for key in secret for sub in key["subkeys"]}
         self._own_key_ids = frozenset(ids)
         return ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret))
@@ -126,13 +135,15 @@ class Keyring:
     def _ask_agent(self, command: str) -> str:
         """Give the agent a command and return its answer.
 
-        :raises CommandError: when there is no agent.
+        :raises MissingProgramError: when there is no agent.
         """
         env = child_environment(GNUPGHOME=str(self.home))
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
         except CommandError as error:
-            raise CommandError(f"gpg-agent cannot be used: {error}", hint="Install it: apt-get install gnupg") from None
+            raise MissingProgramError(
+                f"gpg-agent cannot be used: {error}", hint="Install it: apt-get install gnupg"
+            ) from None
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Find out from its beginning whether key and passphrase open a message; its content is thrown away.
@@ -150,11 +161,11 @@ class Keyring:
 
         :param limit: bytes of content at which gpg stops.
         :raises DecryptionError: wrong key or passphrase, damaged, truncated or unauthenticated message.
-        :raises UnsoundBackupError: when there is more content than the limit.
+        :raises TooLargeError: when there is more content than the limit.
         """
         result = self._decrypt(message, passphrase, sink, limit)
         if result.received > limit:
-            raise too_large(limit)
+            raise TooLargeError(limit)
         check_decryption(result.events, result.returncode, self._own_key_ids)
         if result.failure:
             raise result.failure
@@ -238,20 +249,22 @@ class Keyring:
 def passphrase_text(passphrase: Secret | None) -> str | None:
     """Return a passphrase as gpg takes it.
 
-    :raises PassphraseError: when it cannot be one.
+    :raises WrongPassphraseError: when it cannot be one.
     """
     if passphrase is None:
         return None
     again = WRONG_KEY_HINT
     raw = passphrase.reveal_bytes()
     if not raw:
-        raise PassphraseError("the passphrase is empty", hint=again)
+        raise WrongPassphraseError("the passphrase is empty", hint=again)
     if b"\0" in raw or b"\n" in raw:
-        raise PassphraseError("the passphrase holds a NUL or a line break, which gpg does not take", hint=again)
+        raise WrongPassphraseError("the passphrase holds a NUL or a line break, which gpg does not take", hint=again)
     try:
         return passphrase.reveal()
     except UnicodeDecodeError:
-        raise PassphraseError("the passphrase is not UTF-8 text", hint="Use a terminal that is set to UTF-8.") from None
+        raise WrongPassphraseError(
+            "the passphrase is not UTF-8 text", hint="Use a terminal that is set to UTF-8."
+        ) from None
 
 
 class _AsciiLines:
@@ -317,7 +330,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     try:
         return Gpg(gnupghome=str(home), env=env, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RefusedError(f"gpg cannot be run: {error}", hint="Install it: apt-get install gnupg") from None
+        raise MissingProgramError(f"gpg cannot be run: {error}", hint="Install it: apt-get install gnupg") from None
 
 
 WRONG_KEY_HINT = (
@@ -360,35 +373,35 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
         return
     if "DECRYPTION_INFO" not in seen:  # it did not come to the content
         if "MISSING_PASSPHRASE" in seen or bad_passphrase:
-            raise PassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
+            raise WrongPassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
         if HIDDEN_RECIPIENT in recipients and "NO_SECKEY" in seen:  # gpg says the same in both cases
-            raise PassphraseError(
+            raise WrongPassphraseError(
                 "wrong passphrase, or the backup is encrypted to another key (its recipient is hidden)",
                 hint="Try again with the right passphrase, or with the other key.",
             )
         if recipients and not own_key_ids & {*recipients}:
-            raise DecryptionError(
+            raise WrongKeyError(
                 f"this private key does not open the backup: it is encrypted to key ID {', '.join(recipients)}, "
                 f"and the key given has {', '.join(sorted(own_key_ids))}",
                 hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
             )
         if "NEED_PASSPHRASE_SYM" in seen:
-            raise DecryptionError(
+            raise NotEncryptedError(
                 "the backup is encrypted with a passphrase only, not to a key",
-                hint="Such backups are not this tool's: decrypt it by hand with gpg -d in a RAM folder.",
+                hint="Such backups are not supported: decrypt it by hand with gpg -d in a RAM folder.",
             )
         if seen & {"PLAINTEXT", "SIG_ID", "GOODSIG", "ERRSIG", "ONEPASS"}:
-            raise DecryptionError(
+            raise NotEncryptedError(
                 "the message is not encrypted: anybody could have made it",
                 hint="Restore a backup that was encrypted to your key.",
             )
-        raise DecryptionError("the encrypted backup is damaged: gpg cannot read its beginning", hint=again)
+        raise DamagedMessageError("the encrypted backup is damaged: gpg cannot read its beginning", hint=again)
     if unprotected or ("DECRYPTION_OKAY" in seen and not authentic):
-        raise DecryptionError(
+        raise UnauthenticatedMessageError(
             "the encrypted backup is not authenticated (no MDC): its content could have been changed by anybody",
             hint="Restore another backup.",
         )
-    raise DecryptionError("the encrypted backup is damaged or not complete", hint=again)
+    raise DamagedMessageError("the encrypted backup is damaged or incomplete", hint=again)
 
 
 def _key_warnings(keys: Any) -> tuple[str, ...]:
@@ -407,12 +420,11 @@ def _key_warnings(keys: Any) -> tuple[str, ...]:
 def decode_private_key(given: Secret) -> Secret:
     """Return the key as gpg reads it, from base64 of a binary or armored export, or from such an export itself.
 
-    :raises DecryptionError: when it is empty or none of these.
+    :raises UnusableKeyError: when it is empty or none of these.
     """
-    hint = "Export it again: gpg --export-secret-keys KEY-ID | base64 -w0"
     raw = _strip_to_key(given.reveal_bytes())
     if not raw.strip():
-        raise DecryptionError("no private key was given: what came is empty", hint=hint)
+        raise UnusableKeyError("no private key was given: the input is empty")
     if begins_like_key(raw):
         return Secret(raw)
     text = b"".join(raw.split())
@@ -420,7 +432,7 @@ def decode_private_key(given: Secret) -> Secret:
         return Secret(_strip_to_key(base64.b64decode(text, validate=True)))
     except binascii.Error:
         what = "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is not base64, nor an OpenPGP key"
-        raise DecryptionError(f"the private key {what}", hint=hint) from None
+        raise UnusableKeyError(f"the private key {what}") from None
 
 
 def _strip_to_key(raw: bytes) -> bytes:
@@ -456,7 +468,7 @@ OPENPGP_ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
 """Public-key algorithms that encrypt: RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448 (section 9.1)."""
 
 
-def _openpgp_packet(head: bytes, *, sure: bool) -> bool:
+def begins_like_message(head: bytes, *, sure: bool) -> bool:
     """Whether an OpenPGP message may begin here; if `sure`, only one that is encrypted to a public key."""
     if len(head) < 16 or not head[0] & 0x80:
         return False

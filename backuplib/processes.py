@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.errors import CommandError
+from backuplib.errors import CommandError, MissingProgramError
 from backuplib.files import stat_or_none
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def run_command(
             check=False,
         )
     except FileNotFoundError:
-        raise CommandError(f"{argv[0]} is not installed", hint=f"Install the package that has {argv[0]}.") from None
+        raise MissingProgramError(
+            f"{argv[0]} is not installed", hint=f"Install the package that provides {argv[0]}."
+        ) from None
     except OSError as error:
         raise CommandError(f"{argv[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:

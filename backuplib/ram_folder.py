@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import ClassVar, Self
 
-from backuplib.errors import RefusedError
+from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
 from backuplib.formatting import megabytes
 
@@ -79,7 +79,7 @@ class RamFolder:
     /dev/shm. Never on a disk.
 
     :param need: bytes that it has to hold.
-    :raises RefusedError: when there is no RAM folder with that much room.
+    :raises NoMemoryError: when there is no RAM folder with that much room.
     """
 
     private_mounts: ClassVar[bool] = False
@@ -135,7 +135,7 @@ class RamFolder:
             if not reason:
                 return Path(parent)
             refused.append(f"{parent} {reason}")
-        raise RefusedError(
+        raise NoMemoryError(
             f"no RAM folder for {megabytes(need)}: {'; '.join(refused)}",
             hint="Make one larger (as root: mount -o remount,size=90% /dev/shm), or use a machine with more memory. "
             "Decrypted data is never put on a disk.",
@@ -144,7 +144,7 @@ class RamFolder:
     @staticmethod
     def _unfit(folder: Path, need: int) -> str:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            return "is not a folder that can be written"
+            return "is not a writable directory"
         if filesystem_type(folder) not in ("tmpfs", "ramfs"):
             return "is not in RAM"
         if len(os.fsencode(folder)) + len("/restore-backup-12345678/gnupg") > GPG_HOME_LIMIT:

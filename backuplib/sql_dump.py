@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from backuplib.database import quoted_identifier
 from backuplib.errors import ExitCode, OperatorError
-from backuplib.formatting import printable
+from backuplib.formatting import plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -453,7 +453,7 @@ class _Loader:
             if self.out_of_time():
                 self._skip_or_raise(error, b"")
             return (str(error),)  # a key that fits no parent: the database dumped had it, and worked
-        return tuple(f"{child} → {parent}: {number} rows" for (child, parent), number in count.items())
+        return tuple(f"{child} → {parent}: {plural(number, 'row')}" for (child, parent), number in count.items())
 
     def _count_tables(self) -> int:
         (tables,) = self._connection.execute(

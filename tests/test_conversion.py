@@ -244,7 +244,7 @@ def converted(
     if source.as_configured:
         assert image.buffer.getvalue() == data
         return Outcome(source.name, source.plan(engine), None)
-    conversion.refuse_without_leave(source, engine, convert=convert)
+    conversion.require_convert_option(source, engine, convert=convert)
     sink = io.BytesIO()
     result = conversion.convert(image, source, engine, ram, sink.write, limit=limit)
     return Outcome(source.name, source.plan(engine), sink.getvalue(), result.warnings)

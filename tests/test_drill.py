@@ -225,7 +225,7 @@ TOUCH_FIRST = """
 real_decrypt = Restorer.decrypt_and_decompress
 
 def touch_first(self, plan, ram):
-    os.utime(plan.target)
+    os.utime(plan.target.path)
     return real_decrypt(self, plan, ram)
 
 Restorer.decrypt_and_decompress = touch_first

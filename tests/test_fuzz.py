@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from backuplib.backup_file import outer_layer
 from backuplib.console import Console, Report
+from backuplib.credentials import Credentials
 from backuplib.errors import DecryptionError, UnsoundBackupError
 from backuplib.gzip_stream import GzipDecoder
 from backuplib.image import DatabaseImage
@@ -153,7 +154,7 @@ class Restores:
         image.feed(content)
         image.finish()
         if restorer.engine.db_pass:
-            restorer.move_into_ram_folder(image, self.ram)
+            image.move_into(self.ram)
         try:
             restorer.check_integrity(image)
         finally:
@@ -169,10 +170,9 @@ def restores(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         return Restorer(
             load_settings(folder, {"RUNTIME_ENVIRONMENT": "TEST", **environ}),
             Options(),
-            console=Console(),
             terminal=Terminal(),
-            signals=Signals(),
-            report=Report(),
+            credentials=Credentials(Terminal()),
+            report=Report(Console(), Signals()),
         )
 
     with RamFolder(LIMIT) as ram:
