@@ -227,8 +227,8 @@ class Switch:
         :raises OperatorError: when somebody has.
         """
         journal = self.journal
-        if self.project and (running := [name for name in self.project.running() if name in journal.services]):
-            self.project.stop(running)
+        if self.project:
+            self.project.stop(journal.services)
         holders = find_holders(database_files(journal.target))[0]
         if holders:  # one that is idle, and not in WAL mode, shows in no lock
             raise DatabaseInUseError(f"{journal.target} is in use by {', '.join(map(str, holders))}")
