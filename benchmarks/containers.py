@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
 import subprocess
-import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE = "restore-benchmark-bot"
+from tests.support.containers import IMAGE, Compose, NotAvailable, compose_v1, compose_v2, import_image
+
 COMPOSE = """\
 services:
   bot:
@@ -26,8 +25,8 @@ services:
 """
 
 
-class NoDockerError(Exception):
-    """Docker, Compose or a static busybox is missing: downtime cannot be measured here."""
+NoDockerError = NotAvailable
+"""Docker, Compose or a static busybox is missing: downtime cannot be measured here."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def running_bot(folder: Path) -> Iterator[Bot]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
-    environment = _environment(folder)
-    compose = _compose(environment)
-    _image()
+    import_image()
+    compose = _compose(Path(tempfile.mkdtemp(prefix="docker-config-", dir=folder)))
+    environment = os.environ | compose.env
     file = folder / "docker-compose.prod.yml"
     file.write_text(COMPOSE.format(image=IMAGE))
-    command = (*compose, "-f", str(file))
+    command = (*compose.command, "-f", str(file))
     subprocess.run([*command, "up", "-d"], env=environment, check=True, capture_output=True)
     try:
         container = subprocess.check_output([*command, "ps", "-q", "bot"], env=environment, text=True).strip()
@@ -90,38 +89,9 @@ def running_bot(folder: Path) -> Iterator[Bot]:
         subprocess.run([*command, "down", "-t", "2"], env=environment, check=False, capture_output=True)
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """COMPOSE_V2_PLUGIN may name a plugin that is not installed where Docker looks for it."""
-    plugin = os.environ.get("COMPOSE_V2_PLUGIN")
-    if not plugin:
-        return dict(os.environ)
-    plugins = folder / "docker-config" / "cli-plugins"
-    plugins.mkdir(parents=True, exist_ok=True)
-    link = plugins / "docker-compose"
-    link.unlink(missing_ok=True)
-    link.symlink_to(plugin)
-    return os.environ | {"DOCKER_CONFIG": str(plugins.parent)}
-
-
-def _compose(environment: dict[str, str]) -> tuple[str, ...]:
-    for command in (("docker", "compose"), ("docker-compose",)):
-        if shutil.which(command[0]):
-            done = subprocess.run([*command, "version"], env=environment, check=False, capture_output=True)
-            if not done.returncode:
-                return command
-    raise NoDockerError("no Docker Compose")
-
-
-def _image() -> None:
-    """Make the image from the machine's own static busybox: nothing is pulled."""
-    if subprocess.run(["docker", "image", "inspect", IMAGE], check=False, capture_output=True).returncode == 0:
-        return
-    busybox = shutil.which("busybox")
-    if not busybox:
-        raise NoDockerError("no busybox (apt-get install busybox-static)")
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        tar.add(os.path.realpath(busybox), "bin/busybox")
-    done = subprocess.run(["docker", "import", "-", IMAGE], input=archive.getvalue(), check=False, capture_output=True)
-    if done.returncode:
-        raise NoDockerError(done.stderr.decode().strip())
+def _compose(folder: Path) -> Compose:
+    """Compose 2, or else Compose 1; its settings go to the folder."""
+    try:
+        return compose_v2(folder)
+    except NotAvailable:
+        return compose_v1(folder)

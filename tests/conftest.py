@@ -5,19 +5,24 @@
     make_shop        make_shop(mode, **settings) -> Shop with sample data; settings go to .env, None takes one out
     shop             make_shop(mode)
     terminal         terminal(shop, *args, stdin=None, env=None, pass_fds=()) -> Terminal running restore_backup.py
-    docker           the image's name; skips, or fails in CI, when no engine answers
+    docker           the image's name; needs a Docker engine that answers
     compose          Compose "v1" and "v2", in turn
     make_bot_shop    make_bot_shop(mode, compose, Bot(...), **settings) -> BotShop, not started; removed afterwards
     bot_shop         make_bot_shop(mode, compose), up and writing: both modes, both Composes
+    prepare          prepare(mode, compose, Bot(...), services=("bot",), **settings) -> Scene: a bot, and its backup
+    make_host        make_host(shop) -> Host, reached as `ssh host`; host is one with plain SQLite
+    ssh_terminal     ssh_terminal(host, "-t", command) -> Terminal running the client
 
+A test that needs more than Python, GnuPG and coreutils asks for it: @pytest.mark.needs("strace"), see support/needs.py.
 In CI the variable SQLCIPHER4 names a `sqlcipher` program of version 4, to prove files with something not ours.
 
-What the objects can do stands in support/shop.py, support/terminal.py, support/containers.py, support/keys.py.
+What the objects can do stands in the module of support/ that their class is in.
 """
 
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
@@ -30,19 +35,23 @@ from tests.support.containers import (
     Bot,
     BotShop,
     Compose,
-    NotAvailable,
-    check_engine,
     compose_v1,
     compose_v2,
     import_image,
 )
 from tests.support.keys import GpgHome, Keys, gpg_home, make_keys
+from tests.support.needs import require
+from tests.support.scene import Scene
 from tests.support.shop import DB_PASS, Shop, copy_program, fill_with_sample_data
+from tests.support.ssh import Host, set_up_host
 from tests.support.terminal import Terminal
 
 MakeShop = Callable[..., Shop]
 MakeBotShop = Callable[..., BotShop]
 StartTerminal = Callable[..., Terminal]
+MakeHost = Callable[[Shop], Host]
+SshTerminal = Callable[..., Terminal]
+Prepare = Callable[..., Scene]
 AnyShop = TypeVar("AnyShop", bound=Shop)
 
 
@@ -53,8 +62,16 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-# --- a skip is a failure in CI ---------------------------------------------------------------------------------------
+# --- what a test needs ---------------------------------------------------------------------------------------
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test for what its `needs` marks name and this machine does not have, before any fixture is made."""
+    for mark in item.iter_markers("needs"):
+        require(*mark.args)
+
+
+# A skip is a failure in CI.
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -173,23 +190,18 @@ def terminal() -> Iterator[StartTerminal]:
 
 @pytest.fixture(scope="session")
 def docker() -> str:
-    """A Docker engine answers and has the image, whose name this is."""
-    try:
-        check_engine()
-        return import_image()
-    except NotAvailable as missing:
-        pytest.skip(str(missing))
+    """A Docker engine answers and has the image, whose name this is. Root, who can read the containers' folders."""
+    require("root", "docker", "busybox")
+    return import_image()
 
 
 @pytest.fixture(params=["v1", "v2"])
 def compose(request: pytest.FixtureRequest, docker: str, tmp_path: Path) -> Compose:
     """Both flavours in turn; each is the only one that a program finds."""
+    require({"v1": "docker-compose", "v2": "docker compose"}[request.param])
     folder = tmp_path / "docker-config"
     folder.mkdir()
-    try:
-        return {"v1": compose_v1, "v2": compose_v2}[request.param](folder)
-    except NotAvailable as missing:
-        pytest.skip(str(missing))
+    return {"v1": compose_v1, "v2": compose_v2}[request.param](folder)
 
 
 @pytest.fixture
@@ -214,3 +226,60 @@ def bot_shop(make_bot_shop: MakeBotShop, mode: str, compose: Compose) -> BotShop
     shop.up()
     shop.wait_rows()
     return shop
+
+
+@pytest.fixture
+def prepare(make_bot_shop: MakeBotShop, keys: Keys) -> Prepare:
+    """prepare(mode, compose, Bot(...), services=("bot",)): a Scene; the services run, or those named."""
+
+    def build(
+        mode: str,
+        compose: Compose,
+        bot: Bot | None = None,
+        services: tuple[str, ...] = ("bot",),
+        **settings: str | None,
+    ) -> Scene:
+        settings = {"PGP_PUBLIC_KEY_BASE64": keys.open.public_b64, **settings}
+        shop = make_bot_shop(mode, compose, bot or Bot(health=True), **settings)
+        expected = shop.rows()
+        backup = shop.create_backup()
+        shop.change_data()
+        if services:
+            shop.up(*services)
+            if "bot" in services:
+                shop.wait_rows()
+                if shop.bot.health:
+                    shop.wait_health("healthy")
+        return Scene(shop, keys.open, backup, expected, time.time())
+
+    return build
+
+
+# --- over SSH --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, keys: Keys) -> Iterator[MakeHost]:
+    """make_host(shop): its machine runs sshd, and the shop has changed since its backup BACKUP was made."""
+    require("root", "sshd", "ssh", "ssh-keygen")
+    with ExitStack() as cleanup:
+        yield lambda shop: set_up_host(tmp_path / "ssh", shop, keys.rsa, cleanup)
+
+
+@pytest.fixture
+def host(make_host: MakeHost, make_shop: MakeShop) -> Host:
+    """A host whose shop has plain SQLite and no Docker; the backup is encrypted."""
+    return make_host(make_shop("sqlite"))
+
+
+@pytest.fixture
+def ssh_terminal() -> Iterator[SshTerminal]:
+    """ssh_terminal(host, "-t", remote command): the client on a terminal of its own, ended afterwards."""
+    with ExitStack() as running:
+
+        def start(host: Host, option: str, remote: str) -> Terminal:
+            started = Terminal(["ssh", option, "host", remote], cwd=host.folder / "away", env=host.away())
+            running.callback(started.end)
+            return started
+
+        yield start

@@ -3,7 +3,6 @@
 import gzip
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from tests.support.shop import DB_PASS, ROOT, Completed, Shop
 
 NAME = re.compile(r"db_backup_\d{8}_\d{6}\.db\.gz\.gpg")
 CANARY = "canary-row-" + "0123456789" * 4
-
-needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
 BUSY = """
 import sys
@@ -173,6 +170,7 @@ def pipeline(home: GpgHome, backup: Path, database: Path, key: Key) -> str:
     ).stdout
 
 
+@pytest.mark.needs("sqlite3")
 def test_gpg_gunzip_and_sqlite3_read_the_backup(make_shop: MakeShop, keys: Keys) -> None:
     shop = make_shop("sqlite")
     backup = shop.create_backup()
@@ -289,7 +287,7 @@ def test_without_public_key_the_backup_is_gzipped_private_and_warned_about(shop:
 # --- cut off ---------------------------------------------------------------------------------------------------------
 
 
-@needs_strace
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["fsync:when=1", "fsync:when=2", "link:when=1", "link:when=2", "fsync:when=3"])
 def test_killed_backup_is_whole_or_absent_and_the_next_one_clears_up(shop: Shop, keys: Keys, call: str) -> None:
     name, when = call.split(":")
@@ -313,7 +311,7 @@ def test_killed_backup_is_whole_or_absent_and_the_next_one_clears_up(shop: Shop,
         assert shop.sha256sum_accepts(shop.backups / name)
 
 
-@needs_strace
+@pytest.mark.needs("strace")
 def test_clearing_up_spares_the_backup_that_another_process_is_making(shop: Shop, keys: Keys) -> None:
     slow = (
         "strace",

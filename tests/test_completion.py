@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,24 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeShop
+from tests.support.needs import require
 from tests.support.shop import Shop
-from tests.support.terminal import Terminal
+from tests.support.terminal import COMPLETION, Terminal
 
 START = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "--no-rcs", "--no-globalrcs", "-i"],
-}
-SET_UP = {
-    "bash": 'eval "$(activate-global-python-argcomplete --dest=-)"',
-    "zsh": 'autoload -U compinit && compinit -u && eval "$(activate-global-python-argcomplete --dest=-)"',
 }
 
 
 @pytest.fixture(params=["bash", "zsh"])
 def shell_name(request: pytest.FixtureRequest) -> str:
     """Both shells in turn."""
-    if not shutil.which(request.param):
-        pytest.skip(f"{request.param} is not installed")
+    require(request.param)
     return str(request.param)
 
 
@@ -54,7 +49,7 @@ def shell(shop: Shop, shell_name: str) -> Iterator[Callable[[], Terminal]]:
             started = Terminal(START[shell_name], cwd=shop.path, env=env)
             running.callback(started.end)
             started.expect("ready> ")
-            started.send(f"{SET_UP[shell_name]}; echo set-''up $?\n")
+            started.send(f"{COMPLETION[shell_name]}; echo set-''up $?\n")
             started.expect("set-up 0")
             started.expect("ready> ")
             return started

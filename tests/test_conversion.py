@@ -28,10 +28,10 @@ from backuplib.image import DatabaseImage
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from tests.conftest import MakeShop, StartTerminal
-from tests.support import writer
+from tests.support import needs, writer
+from tests.support.dumps import DUMPERS, Table, build, databases, dump_by_shell
 from tests.support.keys import Keys, gpg_home
 from tests.support.shop import DB_PASS, Shop, cpu_time, filled_pipe
-from tests.test_sql_dump import DUMPERS, Table, build, databases, dump_by_shell
 
 MEGABYTE = 1 << 20
 OLD_PASS = """the "old" one, it's ö"""
@@ -72,11 +72,6 @@ CREATE INDEX expression ON many (n * 2);
 """
 
 
-def sqlcipher_4() -> str | None:
-    """A `sqlcipher` program of version 4, which CI has; elsewhere the Python package writes such files."""
-    return os.environ.get("SQLCIPHER4") or None
-
-
 @dataclass(frozen=True)
 class Made:
     """How a database is made: what comes before its content."""
@@ -107,11 +102,13 @@ def database(made: Made, passphrase: str = OLD_PASS, script: str = SAMPLE) -> by
     """A database file by the sqlite3 shell, by Debian's sqlcipher 3.4.1, or by SQLCipher 4."""
     key = "PRAGMA key = '" + passphrase.replace("'", "''") + "';\n" if made.version else ""
     sql = key + made.settings + script + (NEWER if made.newer and script is SAMPLE else "")
-    program = {0: "sqlite3", 4: sqlcipher_4()}.get(made.version, "sqlcipher")
+    program = tool(made.version)
     with tempfile.TemporaryDirectory(prefix="made-") as folder:
         path = Path(folder, "made.db")
         if program is None:
-            with closing(sqlcipher.connect(str(path), isolation_level=None)) as connection:
+            with closing(
+                (sqlcipher if made.version else sqlite3).connect(str(path), isolation_level=None)
+            ) as connection:
                 connection.executescript(sql)
         else:
             subprocess.run(
@@ -121,13 +118,20 @@ def database(made: Made, passphrase: str = OLD_PASS, script: str = SAMPLE) -> by
         return path.read_bytes()
 
 
-def test_the_other_tools_are_what_they_should_be() -> None:
-    def version(program: str) -> str:
-        command = [program, "-batch", ":memory:", "PRAGMA cipher_version"]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+def tool(version: int) -> str | None:
+    """What writes databases of this version; without a tool of the newest formats, the Python package does."""
+    if version == 0:
+        return needs.find("sqlite3")
+    if version == 4:
+        return needs.sqlcipher_program(4)
+    needs.require("sqlcipher 3")
+    return needs.sqlcipher_program(3)
 
-    assert version("sqlcipher").startswith("3."), "Debian's"
-    assert not sqlcipher_4() or version(str(sqlcipher_4())).startswith("4.")
+
+@pytest.mark.needs("sqlite3", "sqlcipher 3", "sqlcipher 4")
+def test_the_databases_are_made_by_other_tools() -> None:
+    """In CI, which has all of them."""
+    assert [program for program in map(tool, (0, 1, 2, 3, 4)) if program is None] == []
 
 
 # --- what is compared ------------------------------------------------------------------------------------------------
@@ -481,6 +485,7 @@ def test_layout_survives(path: str, layout: tuple[str, int, int, str], ram: RamF
     assert read(outcome.data, TARGETS[target]) == expected
 
 
+@pytest.mark.needs("sqlite3")
 def test_reserved_bytes_of_a_plain_database_stay_where_sqlcipher_has_no_say(ram: RamFolder, tmp_path: Path) -> None:
     path = tmp_path / "reserved.db"
     subprocess.run(
@@ -842,6 +847,7 @@ def test_options_that_exclude_each_other(options: list[str], make_shop: MakeShop
     assert make_shop("sqlite").restore("x", *options).code == ExitCode.USAGE
 
 
+@pytest.mark.needs("strace")
 def test_nothing_is_written_outside_ram_but_the_target(make_shop: MakeShop, tmp_path: Path) -> None:
     """Neither SQLite's temporary files nor the plain pages of the backup come near a disk."""
     shop = make_shop("sqlcipher")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.needs import require
 from tests.support.shop import copy_program
 
 NOBODY = 65534
@@ -62,6 +63,7 @@ def start_unprivileged(place: Place, *options: str) -> subprocess.Popen[str]:
     environment = {"XDG_RUNTIME_DIR": str(place.ram), "HOME": str(place.home)}
     if os.geteuid() != 0:
         return start(place, *options, **environment)
+    require("mount")
     python, packages = place.program.parent / "python", place.program.parent / "packages"
     executable = python / Path(sys.executable).resolve().relative_to(sys.base_prefix)
     environment |= {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(python / "lib")}

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from tests.conftest import MakeShop
-from tests.support.strace import Call, Stage, make_stage, role, touching
-from tests.test_kill_matrix import fail_after_rename
+from tests.support.strace import Call, Stage, fail_after_rename, make_stage, role, touching
+
+pytestmark = pytest.mark.needs("strace")
 
 WRITES = ("write", "pwrite64", "ftruncate", "fallocate", "sendfile", "copy_file_range", "fchown", "fchmod")
 SYNCS = ("fsync", "fdatasync")

@@ -5,16 +5,16 @@ In CI a sample; all faults: pytest -m long tests/test_fault_matrix.py -s (POINTS
 
 import os
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeShop
+from tests.support.matrix import EVERY, Tally
 from tests.support.shop import Completed, Shop
 from tests.support.strace import (
     CHANGING,
@@ -23,14 +23,21 @@ from tests.support.strace import (
     Call,
     Hit,
     Stage,
+    after_rename,
     aim,
+    fail_after_rename,
+    killed,
     make_stage,
     role,
     spread,
     strace,
     touching,
 )
-from tests.test_kill_matrix import EVERY, after_rename, fail_after_rename, killed
+
+pytestmark = pytest.mark.needs("strace")
+
+REAL_DISK = pytest.mark.needs("root", "mount", "acl")
+"""A file system of its own, and a database with an owner and an ACL."""
 
 FAULTS = {
     "write": ("ENOSPC", "EIO", "EDQUOT", "EROFS"),
@@ -50,22 +57,6 @@ FAULTS = {
 """What each call can fail with."""
 
 JOURNAL = ".restore-state.json"
-
-
-@dataclass
-class Tally:
-    """What came of all the faults of one test."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def report(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
-        """Print the numbers, and fail if anything was lost or told wrong."""
-        total = self.outcomes.total() + len(self.failures)
-        with capsys.disabled():
-            print(f"\n{name}: {total} faults: {dict(self.outcomes)}, failed: {len(self.failures)}")
-        assert total
-        assert not self.failures, "\n\n".join(self.failures)
 
 
 Fault = tuple[str, list[Hit], set[int]]
@@ -127,15 +118,13 @@ def judge(stage: Stage, done: Completed, allowed: set[int], *, whole_at_once: bo
 
 def run_faults(stage: Stage, chosen: Sequence[Fault], calls: Sequence[str] = CHANGING) -> Tally:
     """Run a restore with each fault."""
-    tally = Tally()
+    tally = Tally("faults")
     for label, hits, codes in chosen:
         stage.reset()
         done = stage.restore(*hits, calls=calls)
-        try:
+        with tally.judging(label):
             assert "(INJECTED)" in stage.log.read_text(errors="replace"), f"nothing was hit by {hits}"
             tally.outcomes[judge(stage, done, codes)] += 1
-        except AssertionError as error:
-            tally.failures.append(f"{label}: {error}")
     return tally
 
 
@@ -225,7 +214,7 @@ def recovery_faults(stage: Stage, calls: Sequence[Call]) -> list[Fault]:
 
 def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
     """Kill a restore before and after the rename, and let the recovery fail at its calls; then recover again."""
-    tally = Tally()
+    tally = Tally("faults")
     assert stage.restore().code == 0
     calls = stage.calls()
     rename = next(
@@ -238,7 +227,7 @@ def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
         for label, hits, codes in spread(recovery_faults(stage, stage.calls()), count):
             killed(stage, *kill)
             done = stage.recover(*hits)
-            try:
+            with tally.judging(f"killed at {calls[index]}, recovery: {label}"):
                 assert done.code in codes, f"exit code {done.code}: {done.text}"
                 assert done.code == 0 or "--recover" in done.text, done.text
                 assert rows_now(stage) in {"old", "new"}, f"the rows are {rows_now(stage)}: {done.text}"
@@ -246,8 +235,6 @@ def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
                 outcome = stage.outcome()
                 assert outcome == "old" or stage.keeps_old(), "the old rows are in no backup"
                 tally.outcomes[f"exit {done.code}, {outcome}"] += 1
-            except AssertionError as error:
-                tally.failures.append(f"killed at {calls[index]}, recovery: {label}: {error}")
     return tally
 
 
@@ -375,14 +362,14 @@ def leave_free(folder: Path, size: int) -> None:
 def changed_shop(make_shop: MakeShop, mode: str) -> tuple[Shop, Path]:
     """A shop with a backup and other rows than in it; owner, mode, attributes and ACL of the database's own."""
     shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
-    backup = shop.create_backup()
-    shop.change_data()
+    backup = shop.back_up_then_change()
     shop.db_path.chmod(0o640)
     os.chown(shop.db_path, 1000, 1000)
     subprocess.run(["setfacl", "-m", "u:1234:r", str(shop.db_path)], check=True)
     return shop, backup
 
 
+@REAL_DISK
 @pytest.mark.parametrize("free", [0, 160 * 1024])
 def test_full_data_folder_is_refused_and_stays_as_it_is(
     make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None], free: int
@@ -397,6 +384,7 @@ def test_full_data_folder_is_refused_and_stays_as_it_is(
     assert shop.snapshot() == before
 
 
+@REAL_DISK
 def test_full_backup_folder_stops_the_restore_before_anything_is_touched(
     make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None]
 ) -> None:
@@ -413,6 +401,7 @@ def test_full_backup_folder_stops_the_restore_before_anything_is_touched(
     )
 
 
+@REAL_DISK
 def test_no_room_to_fold_the_wal_loses_nothing(
     make_shop: MakeShop, mode: str, put_on_tmpfs: Callable[[Path, int], None]
 ) -> None:

@@ -197,9 +197,9 @@ def cipher_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def messages(gpg: GpgHome, keys: Keys, database: bytes) -> list[bytes]:
     """The same backup as the program makes it, armored, and compressed by gpg."""
     content = gzip.compress(database, mtime=0)
-    to = ("--trust-model", "always", "--recipient", keys.open.fingerprint)
+    to = ("--recipient", keys.open.fingerprint)
     ways = (("-z", "0"), ("--armor", "-z", "0"), ("-z", "9"))
-    return [gpg.run(*way, *to, "--encrypt", stdin=content) for way in ways]
+    return [gpg.encrypt(content, *way, *to) for way in ways]
 
 
 def test_what_is_not_mutated_is_accepted(

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support.strace import KILL, Hit, Stage, aim, make_stage
 
+pytestmark = pytest.mark.needs("strace")
+
 
 @pytest.fixture
 def stage(make_shop: MakeShop, mode: str) -> Stage:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.containers import call
 from tests.support.keys import PASSPHRASE, GpgHome, Key, Keys, gpg_home
+from tests.support.needs import require
 from tests.support.shop import Completed, Shop, filled_pipe
 from tests.support.terminal import Terminal
 
@@ -39,13 +39,6 @@ class Case:
     passphrase: str | None
     message: bytes
     words: str = ""
-
-
-def content_of(shop: Shop) -> bytes:
-    """The database as a file, complete."""
-    with closing(shop.connect()) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return shop.db_path.read_bytes()
 
 
 def hand_over(shop: Shop, private: bytes, passphrase: bytes | None, *args: object) -> Completed:
@@ -90,17 +83,12 @@ def export(home: GpgHome, passphrase: str, *which: str, command: str = "--export
     return home.run("--armor", "--passphrase-fd", "0", command, *which, stdin=passphrase.encode())
 
 
-def encrypt(home: GpgHome, content: bytes, *options: str) -> bytes:
-    """A message."""
-    return home.run("--trust-model", "always", *options, "--encrypt", stdin=content)
-
-
 def by_gnupg(primary: str, encryption: str, passphrase: str) -> Callable[[GpgHome, bytes], Case]:
     """A key of GnuPG's with these algorithms."""
 
     def make(home: GpgHome, content: bytes) -> Case:
         fingerprint = quick_key(home, primary, encryption, passphrase)
-        message = encrypt(home, content, "--recipient", fingerprint)
+        message = home.encrypt(content, "--recipient", fingerprint)
         return Case(export(home, passphrase, fingerprint), passphrase or None, message)
 
     return make
@@ -114,7 +102,7 @@ def with_several_subkeys(home: GpgHome, content: bytes) -> Case:
     for algorithm, usage in (("rsa2048", "encrypt"), ("cv25519", "encrypt"), ("ed25519", "sign")):
         add = ("--quick-add-key", fingerprint, algorithm, usage, "never")
         home.run("--passphrase-fd", "0", *add, stdin=b"one of many")
-    message = encrypt(home, content, "--recipient", f"{oldest}!")
+    message = home.encrypt(content, "--recipient", f"{oldest}!")
     return Case(export(home, "one of many", fingerprint), "one of many", message)
 
 
@@ -122,14 +110,14 @@ def expired(home: GpgHome, content: bytes) -> Case:
     """The key expired years ago; the backup is older still."""
     past = "--faked-system-time=20200101T000000!"
     fingerprint = quick_key(home, "ed25519", "cv25519", "old", past, expire="30d")
-    message = encrypt(home, content, past, "--recipient", fingerprint)
+    message = home.encrypt(content, past, "--recipient", fingerprint)
     return Case(export(home, "old", fingerprint), "old", message, words="expired")
 
 
 def revoked(home: GpgHome, content: bytes) -> Case:
     """The operator has revoked the key after the backup was made."""
     fingerprint = quick_key(home, "ed25519", "cv25519", "gone")
-    message = encrypt(home, content, "--recipient", fingerprint)
+    message = home.encrypt(content, "--recipient", fingerprint)
     certificate = (home.path / f"openpgp-revocs.d/{fingerprint}.rev").read_text().replace(":-----BEGIN", "-----BEGIN")
     home.run("--import", stdin=certificate.encode())
     return Case(export(home, "gone", fingerprint), "gone", message, words="revoked")
@@ -138,21 +126,21 @@ def revoked(home: GpgHome, content: bytes) -> Case:
 def several_in_one_export(home: GpgHome, content: bytes) -> Case:
     """All keys of the operator in one export, the one that counts in the middle; all under one passphrase."""
     fingerprints = [quick_key(home, "ed25519", "cv25519", "same for all") for _ in range(3)]
-    message = encrypt(home, content, "--recipient", fingerprints[1])
+    message = home.encrypt(content, "--recipient", fingerprints[1])
     return Case(export(home, "same for all", *fingerprints), "same for all", message)
 
 
 def subkeys_only(home: GpgHome, content: bytes) -> Case:
     """The primary key stays in the safe: a stub stands for it."""
     fingerprint = quick_key(home, "rsa2048", "rsa2048", "subkeys")
-    message = encrypt(home, content, "--recipient", fingerprint)
+    message = home.encrypt(content, "--recipient", fingerprint)
     return Case(export(home, "subkeys", fingerprint, command="--export-secret-subkeys"), "subkeys", message)
 
 
 def one_subkey_alone(home: GpgHome, content: bytes) -> Case:
     """Only the subkey that decrypts was exported (KEY-ID!)."""
     fingerprint = quick_key(home, "ed25519", "cv25519", "alone")
-    message = encrypt(home, content, "--recipient", fingerprint)
+    message = home.encrypt(content, "--recipient", fingerprint)
     listing = home.run("--with-colons", "--list-keys", fingerprint).decode()
     subkey = next(x.split(":")[4] for x in listing.splitlines() if x.startswith("sub:"))
     return Case(export(home, "alone", f"{subkey}!", command="--export-secret-subkeys"), "alone", message)
@@ -162,6 +150,7 @@ def by_sequoia(suite: str, passphrase: str | None) -> Callable[[GpgHome, bytes],
     """A key that Sequoia made, and a message by Sequoia to it."""
 
     def make(home: GpgHome, content: bytes) -> Case:
+        require("sq")
         key, certificate = home.path / "sq.key", home.path / "sq.pgp"
         command = ["sq", "key", "generate", "--cipher-suite", suite, "--userid", "sq@example.org", "--export", str(key)]
         if passphrase is None:
@@ -210,7 +199,7 @@ MATRIX: dict[str, Callable[[GpgHome, bytes], Case]] = {
 @pytest.mark.parametrize("name", MATRIX)
 def test_key_opens_its_backup_and_a_wrong_passphrase_does_not(plain_shop: Shop, name: str) -> None:
     with gpg_home() as home:
-        case = MATRIX[name](home, content_of(plain_shop))
+        case = MATRIX[name](home, plain_shop.content())
     rows = plain_shop.rows()
     (plain_shop.backups / NAME).write_bytes(case.message)
     plain_shop.change_data()
@@ -230,7 +219,7 @@ def test_key_opens_its_backup_and_a_wrong_passphrase_does_not(plain_shop: Shop, 
 
 
 def test_superfluous_passphrase_does_no_harm(plain_shop: Shop, gpg: GpgHome, keys: Keys) -> None:
-    message = encrypt(gpg, content_of(plain_shop), "--recipient", keys.open.fingerprint)
+    message = gpg.encrypt(plain_shop.content(), "--recipient", keys.open.fingerprint)
     (plain_shop.backups / NAME).write_bytes(message)
     done = hand_over(plain_shop, keys.open.private_armor.encode(), b"not needed", "--verify-only")
     assert done.code == 0, done.text
@@ -244,7 +233,7 @@ def backup(plain_shop: Shop, gpg: GpgHome, keys: Keys) -> Path:
     """A backup for keys.rsa and keys.open."""
     to = ("--recipient", keys.rsa.fingerprint, "--recipient", keys.open.fingerprint)
     path = plain_shop.backups / NAME
-    path.write_bytes(encrypt(gpg, content_of(plain_shop), *to))
+    path.write_bytes(gpg.encrypt(plain_shop.content(), *to))
     return path
 
 
@@ -343,7 +332,7 @@ def test_what_is_no_usable_key_is_refused_in_its_own_words(
     assert plain_shop.snapshot() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+@pytest.mark.needs("root", "mount")
 def test_missing_agent_is_not_taken_for_a_damaged_key(plain_shop: Shop, keys: Keys, backup: Path) -> None:
     """As after `apt-get install --no-install-recommends gpg`."""
     agent = call("gpgconf", "--list-components").split("gpg-agent:")[1].splitlines()[0].rpartition(":")[2]

@@ -6,43 +6,37 @@ In CI a sample of points; all of them: pytest -m long tests/test_kill_matrix.py 
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from random import Random
 
 import pytest
 
 from tests.conftest import MakeShop
-from tests.support.strace import KILL, Call, Hit, Stage, aim, make_stage, random_hits, spread, touching
+from tests.support.matrix import EVERY, Tally
+from tests.support.strace import (
+    KILL,
+    Call,
+    Hit,
+    Stage,
+    aim,
+    fail_after_rename,
+    killed,
+    make_stage,
+    random_hits,
+    spread,
+    touching,
+)
+
+pytestmark = pytest.mark.needs("strace")
 
 SAMPLE = 5
 """Points of each test in CI."""
 
-EVERY = int(os.environ.get("POINTS", "0")) or None
-"""Points of each long test; all of them when not set."""
 
-
-@dataclass
-class Tally:
-    """What came of all the kills of one test."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, stage: Stage, number: int, label: str) -> None:
-        """Recover from a kill, every fourth time by a whole new restore, and judge."""
-        try:
-            self.outcomes[restored_anew(stage) if number % 4 == 3 else recovered(stage)] += 1
-        except AssertionError as error:
-            self.failures.append(f"{label}: {error}")
-
-    def report(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
-        """Print the numbers, and fail if anything was lost."""
-        total = self.outcomes.total() + len(self.failures)
-        with capsys.disabled():
-            print(f"\n{name}: {total} kill points: {dict(self.outcomes)}, failed: {len(self.failures)}")
-        assert total
-        assert not self.failures, "\n\n".join(self.failures)
+def judge(tally: Tally, stage: Stage, number: int, label: str) -> None:
+    """Recover from a kill, every fourth time by a whole new restore, and judge."""
+    with tally.judging(label):
+        tally.outcomes[restored_anew(stage) if number % 4 == 3 else recovered(stage)] += 1
 
 
 def recovered(stage: Stage) -> str:
@@ -66,13 +60,6 @@ def restored_anew(stage: Stage) -> str:
     assert stage.outcome() == "new"
     assert stage.backup_leftovers() == [], f"after a new restore: {stage.backup_leftovers()}"
     return "new, by a new restore"
-
-
-def killed(stage: Stage, *hits: Hit) -> None:
-    """Start from the first state and restore until killed."""
-    stage.reset()
-    done = stage.restore(*hits)
-    assert done.code == -9, f"not killed by {hits}: {done.code} {done.text}"
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -112,44 +99,21 @@ def rollback_points(stage: Stage) -> list[Point]:
     return points
 
 
-def fail_after_rename(stage: Stage, failing: str) -> list[Call]:
-    """The calls of a restore whose first call of that name fails after the new database took the name."""
-    stage.reset()
-    done = stage.restore()
-    assert done.code == 0, done.text
-    calls = stage.calls()
-    hits = aim(calls, (next(i for i in after_rename(stage, calls) if calls[i].name == failing), "error=EIO"))
-    assert hits
-    stage.reset()
-    done = stage.restore(*hits)
-    assert done.code == 8, done.text
-    return stage.calls()
-
-
-def after_rename(stage: Stage, calls: Sequence[Call]) -> Iterator[int]:
-    """The calls that change something after the new database took the name."""
-    new = f"{stage.shop.db_path}.restore-new"
-    rename = next(
-        i for i, call in enumerate(calls) if call.name == "rename" and call.paths == (new, str(stage.shop.db_path))
-    )
-    return (i for i in touching(calls, stage.folders) if i > rename)
-
-
 # --- the tests -------------------------------------------------------------------------------------------------------
 
 
 def run_points(stage: Stage, points: Sequence[Point], count: int | None) -> Tally:
     """Kill a restore at each point."""
-    tally = Tally()
+    tally = Tally("kill points")
     for number, (label, hits) in enumerate(spread(points, count)):
         killed(stage, *hits)
-        tally.add(stage, number, label)
+        judge(tally, stage, number, label)
     return tally
 
 
 def run_recovery_points(stage: Stage, bases: Sequence[Point], count: int | None) -> Tally:
     """Kill a restore, then the recovery from it at each of its points, and recover again."""
-    tally = Tally()
+    tally = Tally("kill points")
     for base, hits in bases:
         killed(stage, *hits)
         done = stage.recover()
@@ -158,7 +122,7 @@ def run_recovery_points(stage: Stage, bases: Sequence[Point], count: int | None)
             killed(stage, *hits)
             stopped = stage.recover(*again)
             assert stopped.code == -9, f"{base}, recovery not {label}: {stopped.code} {stopped.text}"
-            tally.add(stage, number, f"{base}, recovery {label}")
+            judge(tally, stage, number, f"{base}, recovery {label}")
     return tally
 
 

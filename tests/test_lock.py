@@ -60,6 +60,7 @@ def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Termina
     assert shop.restore("--verify-only", backup).code == 0
 
 
+@pytest.mark.needs("strace")
 def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     plain_shop: tuple[Shop, Path], tmp_path: Path, waiting: Terminal
 ) -> None:
@@ -111,6 +112,7 @@ def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiti
     assert shop.run("database_backup.py", "create").code == 0
 
 
+@pytest.mark.needs("strace")
 def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
     slow = strace(tmp_path / "log", [Hit(call, 1, "delay_enter=4s") for call in ("link", "linkat")])
@@ -124,6 +126,7 @@ def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_p
     assert shop.backup_rows(shop.path / out.strip(), None) == shop.rows()
 
 
+@pytest.mark.needs("strace")
 def test_of_two_restores_at_the_same_moment_exactly_one_wins(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
     new = shop.backup_rows(backup, None)
@@ -187,10 +190,10 @@ def unprivileged(shop: Shop, *args: object) -> tuple[int, str]:
     return done.code, done.text
 
 
+@pytest.mark.needs("root")
 def test_unprivileged_user_does_not_claim_that_nobody_has_it_open(nobodys_shop: tuple[Shop, Path]) -> None:
     """--force also answers the question, so it is a terminal's user who is refused here."""
     shop, backup = nobodys_shop
-    assert os.geteuid() == 0, "needs root: processes of another user must exist that cannot be looked at"
     before = shop.snapshot()
     wrapper = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", str(backup)]
@@ -204,6 +207,7 @@ def test_unprivileged_user_does_not_claim_that_nobody_has_it_open(nobodys_shop: 
     assert shop.snapshot() == before
 
 
+@pytest.mark.needs("root")
 def test_unprivileged_user_takes_the_risk_with_force_unless_a_holder_is_seen(nobodys_shop: tuple[Shop, Path]) -> None:
     shop, backup = nobodys_shop
     with shop.db_path.open("rb") as database:

@@ -15,9 +15,8 @@ from tests.conftest import MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import Keys
 from tests.support.shop import ROOT, filled_pipe
-from tests.support.strace import Hit, Stage, aim, make_stage, strace
+from tests.support.strace import Hit, Stage, after_rename, aim, make_stage, strace
 from tests.support.terminal import Terminal
-from tests.test_kill_matrix import after_rename
 
 StartSlow = Callable[..., Terminal]
 
@@ -92,6 +91,7 @@ def log(stage: Stage) -> str:
     return (stage.shop.backups / "restore.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.needs("strace")
 def test_terminal_lost_during_the_swap(stage: Stage, slow: StartSlow) -> None:
     started = slow(delayed_swap(stage))
     swap_begun(stage)
@@ -101,6 +101,7 @@ def test_terminal_lost_during_the_swap(stage: Stage, slow: StartSlow) -> None:
     assert "Database restored successfully" in log(stage)
 
 
+@pytest.mark.needs("strace")
 def test_terminal_lost_during_the_rollback(stage: Stage, slow: StartSlow) -> None:
     started = slow(*failing_swap(stage))
     started.expect("Rolling back")
@@ -110,6 +111,7 @@ def test_terminal_lost_during_the_rollback(stage: Stage, slow: StartSlow) -> Non
     assert "Rollback successful" in log(stage)
 
 
+@pytest.mark.needs("strace")
 def test_ctrl_c_again_and_again_does_not_stop_the_swap(stage: Stage, slow: StartSlow) -> None:
     started = slow(delayed_swap(stage))
     swap_begun(stage)
@@ -119,6 +121,7 @@ def test_ctrl_c_again_and_again_does_not_stop_the_swap(stage: Stage, slow: Start
     assert stage.outcome() == "new"
 
 
+@pytest.mark.needs("strace")
 def test_ctrl_c_again_and_again_does_not_stop_the_rollback(stage: Stage, slow: StartSlow) -> None:
     started = slow(*failing_swap(stage))
     started.expect("Rolling back")
@@ -129,6 +132,7 @@ def test_ctrl_c_again_and_again_does_not_stop_the_rollback(stage: Stage, slow: S
     assert stage.outcome() == "old"
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signal_to_the_whole_group_does_not_stop_the_swap(
     stage: Stage, slow: StartSlow, number: signal.Signals
@@ -254,7 +258,9 @@ def closed_pipe() -> int:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
-@pytest.mark.parametrize("fails", [False, True], ids=["done", "rolled back"])
+@pytest.mark.parametrize(
+    "fails", [False, pytest.param(True, marks=pytest.mark.needs("strace"))], ids=["done", "rolled back"]
+)
 def test_pipe_whose_reader_has_gone_changes_nothing(stage: Stage, stream: str, *, fails: bool) -> None:
     hits = failing_swap(stage)[:1] if fails else []
     gone = closed_pipe()

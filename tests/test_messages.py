@@ -17,6 +17,7 @@ from isal import isal_zlib
 
 from tests.conftest import MakeShop
 from tests.support.keys import ECC, GpgHome, Key, Keys, with_system_settings
+from tests.support.needs import require
 from tests.support.shop import Completed, Shop
 
 CANNOT_DECRYPT, UNSOUND = 4, 5
@@ -29,11 +30,9 @@ def plain_shop(make_shop: MakeShop) -> Shop:
     return make_shop("sqlite")
 
 
-def content_of(shop: Shop) -> bytes:
+def packed(shop: Shop) -> bytes:
     """What a backup of the shop holds inside of its encryption."""
-    with closing(shop.connect()) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return gzip.compress(shop.db_path.read_bytes(), 1)
+    return gzip.compress(shop.content(), 1)
 
 
 def place(shop: Shop, message: bytes, name: str = NAME) -> Path:
@@ -69,11 +68,6 @@ def key_ids(gpg: GpgHome, key: Key) -> list[str]:
     return [f[4] for f in (line.split(":") for line in listing.splitlines()) if f[0] == "sub" and "e" in f[11]]
 
 
-def encrypt(gpg: GpgHome, content: bytes, *options: str) -> bytes:
-    """Encrypt with gpg; the options say to whom."""
-    return gpg.run("--trust-model", "always", *options, "--encrypt", stdin=content)
-
-
 # --- sound messages, however they are made ---------------------------------------------------------------------------
 
 
@@ -81,17 +75,17 @@ def ways_to_encrypt(gpg: GpgHome, keys: Keys) -> dict[str, Callable[[bytes], byt
     """Messages to keys.open that gpg makes."""
     to = ("--recipient", keys.open.fingerprint)
     return {
-        "binary": lambda data: encrypt(gpg, data, *to),
-        "armored": lambda data: encrypt(gpg, data, "--armor", *to),
-        "armored with comments and CRLF": lambda data: encrypt(
-            gpg, data, "--armor", "--comment", "backup of the shop", *to
+        "binary": lambda data: gpg.encrypt(data, *to),
+        "armored": lambda data: gpg.encrypt(data, "--armor", *to),
+        "armored with comments and CRLF": lambda data: gpg.encrypt(
+            data, "--armor", "--comment", "backup of the shop", *to
         ).replace(b"\n", b"\r\n"),
-        "compressed by gpg": lambda data: encrypt(gpg, data, "-z", "9", *to),
-        "signed": lambda data: encrypt(gpg, data, "--sign", "--local-user", keys.other.fingerprint, *to),
-        "several recipients": lambda data: encrypt(gpg, data, "--recipient", keys.rsa.fingerprint, *to),
-        "hidden recipient": lambda data: encrypt(gpg, data, "--hidden-recipient", keys.open.fingerprint),
-        "hidden among others": lambda data: encrypt(
-            gpg, data, "--recipient", keys.rsa.fingerprint, "--hidden-recipient", keys.open.fingerprint
+        "compressed by gpg": lambda data: gpg.encrypt(data, "-z", "9", *to),
+        "signed": lambda data: gpg.encrypt(data, "--sign", "--local-user", keys.other.fingerprint, *to),
+        "several recipients": lambda data: gpg.encrypt(data, "--recipient", keys.rsa.fingerprint, *to),
+        "hidden recipient": lambda data: gpg.encrypt(data, "--hidden-recipient", keys.open.fingerprint),
+        "hidden among others": lambda data: gpg.encrypt(
+            data, "--recipient", keys.rsa.fingerprint, "--hidden-recipient", keys.open.fingerprint
         ),
         "recipient and passphrase": lambda data: gpg.run(
             "--trust-model", "always", *to, "--passphrase", "symmetric", "--symmetric", "--encrypt", stdin=data
@@ -123,7 +117,7 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS)
 def test_sound_message_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop, way: str) -> None:
-    restored(plain_shop, ways_to_encrypt(gpg, keys)[way](content_of(plain_shop)), keys.open)
+    restored(plain_shop, ways_to_encrypt(gpg, keys)[way](packed(plain_shop)), keys.open)
 
 
 @pytest.mark.parametrize("compression", ["none", "zip", "zlib", "bzip2"])
@@ -132,7 +126,7 @@ def test_message_by_sequoia_restores(keys: Keys, plain_shop: Shop, tmp_path: Pat
     certificate = tmp_path / "certificate.pgp"
     certificate.write_bytes(keys.open.public_binary)
     command = ["sq", "encrypt", "--compression", compression, "--recipient-cert", str(certificate)]
-    message = subprocess.run(command, input=content_of(plain_shop), capture_output=True, check=True, timeout=60).stdout
+    message = subprocess.run(command, input=packed(plain_shop), capture_output=True, check=True, timeout=60).stdout
     restored(plain_shop, message, keys.open)
 
 
@@ -140,7 +134,7 @@ def test_message_by_sequoia_restores(keys: Keys, plain_shop: Shop, tmp_path: Pat
 
 
 def test_wrong_key_is_named_beside_the_one_it_takes(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    message = encrypt(gpg, content_of(plain_shop), "--recipient", keys.rsa.fingerprint)
+    message = gpg.encrypt(packed(plain_shop), "--recipient", keys.rsa.fingerprint)
     done = refused(plain_shop, message, keys.open)
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.open)):
         assert key_id in done.text
@@ -148,13 +142,13 @@ def test_wrong_key_is_named_beside_the_one_it_takes(gpg: GpgHome, keys: Keys, pl
 
 def test_all_recipients_are_named_when_the_key_is_none_of_them(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     both = ("--recipient", keys.rsa.fingerprint, "--recipient", keys.other.fingerprint)
-    done = refused(plain_shop, encrypt(gpg, content_of(plain_shop), *both), keys.open)
+    done = refused(plain_shop, gpg.encrypt(packed(plain_shop), *both), keys.open)
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.other)):
         assert key_id in done.text
 
 
 def test_hidden_recipient_that_is_another_one(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    message = encrypt(gpg, content_of(plain_shop), "--hidden-recipient", keys.other.fingerprint)
+    message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.other.fingerprint)
     done = refused(plain_shop, message, keys.open)
     assert "damaged" not in done.text  # it may be whole: this key does not open it
     assert "key" in done.text
@@ -162,7 +156,7 @@ def test_hidden_recipient_that_is_another_one(gpg: GpgHome, keys: Keys, plain_sh
 
 
 def test_hidden_recipient_with_a_wrong_passphrase(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    message = encrypt(gpg, content_of(plain_shop), "--hidden-recipient", keys.rsa.fingerprint)
+    message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.rsa.fingerprint)
     wrong = Key(**{**vars(keys.rsa), "passphrase": "wrong"})
     assert "passphrase" in refused(plain_shop, message, wrong).text
 
@@ -184,24 +178,23 @@ def test_message_not_encrypted_to_a_key_is_refused(
     gpg: GpgHome, keys: Keys, plain_shop: Shop, options: tuple[str, ...], words: str
 ) -> None:
     signer = ("--local-user", keys.other.fingerprint) if "--sign" in options else ()
-    assert words in refused(plain_shop, gpg.run(*signer, *options, stdin=content_of(plain_shop)), keys.open).text
+    assert words in refused(plain_shop, gpg.run(*signer, *options, stdin=packed(plain_shop)), keys.open).text
 
 
 def without_mdc(gpg: GpgHome, key: Key, content: bytes) -> bytes:
     """A message that nothing protects against changes, as PGP wrote them until 2000."""
-    return encrypt(gpg, content, "--rfc2440", "--disable-mdc", "--cipher-algo", "3DES", "--recipient", key.fingerprint)
+    return gpg.encrypt(content, "--rfc2440", "--disable-mdc", "--cipher-algo", "3DES", "--recipient", key.fingerprint)
 
 
 def test_message_without_mdc_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    done = refused(plain_shop, without_mdc(gpg, keys.open, content_of(plain_shop)), keys.open)
+    done = refused(plain_shop, without_mdc(gpg, keys.open, packed(plain_shop)), keys.open)
     assert "authentic" in done.text
 
 
 @pytest.fixture
 def careless_system(tmp_path: Path) -> list[str]:
     """A command to run another one under: in its mount namespace /etc/gnupg/gpg.conf ignores MDC errors."""
-    if os.geteuid() != 0:
-        pytest.skip("a mount namespace needs root")
+    require("root", "mount")
     return with_system_settings(tmp_path, "ignore-mdc-error")
 
 
@@ -218,10 +211,10 @@ def test_system_that_ignores_mdc_errors_believes_a_message_without_mdc(
 def test_system_wide_gpg_settings_do_not_soften_the_check(
     gpg: GpgHome, keys: Keys, plain_shop: Shop, careless_system: list[str], damage: str
 ) -> None:
-    content = content_of(plain_shop)
+    content = packed(plain_shop)
     message = without_mdc(gpg, keys.open, content)
     if damage != "no MDC":
-        message = flip(encrypt(gpg, content, "--recipient", keys.open.fingerprint), -5)
+        message = flip(gpg.encrypt(content, "--recipient", keys.open.fingerprint), -5)
     refused(plain_shop, message, keys.open, wrapper=careless_system)
 
 
@@ -238,7 +231,7 @@ def flip(message: bytes, position: int, mask: int = 1) -> bytes:
 @pytest.fixture
 def message(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> bytes:
     """A sound message to keys.open, in binary, as the program makes them."""
-    return encrypt(gpg, content_of(plain_shop), "-z", "0", "--recipient", keys.open.fingerprint)
+    return gpg.encrypt(packed(plain_shop), "-z", "0", "--recipient", keys.open.fingerprint)
 
 
 @pytest.mark.parametrize("position", [-1, -10, -20], ids=["last byte", "mid MDC", "MDC start"])
@@ -267,7 +260,7 @@ def test_two_messages_in_a_file_are_refused(keys: Keys, plain_shop: Shop, messag
 
 
 def test_two_armored_messages_in_a_file_are_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    armored = encrypt(gpg, content_of(plain_shop), "--armor", "--recipient", keys.open.fingerprint)
+    armored = gpg.encrypt(packed(plain_shop), "--armor", "--recipient", keys.open.fingerprint)
     refused(plain_shop, armored + armored, keys.open)
 
 
@@ -275,14 +268,14 @@ def test_literal_message_before_an_encrypted_one_is_refused(
     gpg: GpgHome, keys: Keys, plain_shop: Shop, message: bytes
 ) -> None:
     """The content of the first, which anybody can write, must not pass for that of the second."""
-    forged = gpg.run("--store", "-z", "0", stdin=content_of(plain_shop))
+    forged = gpg.run("--store", "-z", "0", stdin=packed(plain_shop))
     refused(plain_shop, forged + message, keys.open)
     refused(plain_shop, message + forged, keys.open)
 
 
 def test_armor_header_that_is_no_text_does_not_break_the_reading(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     """gpg repeats the header's bytes on standard error, where its status lines are read."""
-    armored = encrypt(gpg, content_of(plain_shop), "--armor", "--recipient", keys.open.fingerprint)
+    armored = gpg.encrypt(packed(plain_shop), "--armor", "--recipient", keys.open.fingerprint)
     rows = plain_shop.rows()
     for header in (b"\xff\xfe\xcb: x", b"Comm\xc2nt x", b"\xe2\x80\xa8[GNUPG:] GOODMDC\xe2\x80\xa8"):
         message = armored.replace(b"\n\n", b"\n" + header + b"\n\n", 1)
@@ -297,7 +290,7 @@ def test_file_name_in_a_message_cannot_pass_for_what_gpg_says(gpg: GpgHome, keys
     lines = ("ENC_TO 0 18 0", "BEGIN_DECRYPTION", "DECRYPTION_INFO 2 9 0", "DECRYPTION_OKAY", "GOODMDC")
     for end in ("\u2028", "\u0085", "\n", "\r", "\x0b", "\x1e"):
         name = f"x{end}".encode() + b"".join(f"[GNUPG:] {line}{end}".encode() for line in lines)
-        body = b"b" + bytes([len(name)]) + name + bytes(4) + content_of(plain_shop)
+        body = b"b" + bytes([len(name)]) + name + bytes(4) + packed(plain_shop)
         refused(plain_shop, b"\xcb\xff" + len(body).to_bytes(4) + body, keys.open)
 
 
@@ -400,8 +393,7 @@ class SmallMachine:
 @pytest.fixture
 def small_machine(tmp_path: Path) -> SmallMachine:
     """96 MB are available, so that a database of about 43 MB is the largest that can be restored."""
-    if os.geteuid() != 0:
-        pytest.skip("a mount namespace needs root")
+    require("root", "mount")
     meminfo, peak_file = tmp_path / "meminfo", tmp_path / "peak"
     lines = Path("/proc/meminfo").read_text().splitlines()
     meminfo.write_text("\n".join("MemAvailable: 98304 kB" if x.startswith("MemAvail") else x for x in lines) + "\n")
@@ -426,7 +418,7 @@ def zeros(size: int) -> Iterator[bytes]:
 
 
 def test_openpgp_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
-    bomb = encrypt(gpg, b"".join(zeros(200 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
+    bomb = gpg.encrypt(b"".join(zeros(200 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
     assert len(bomb) < 300_000
     done = refused(plain_shop, bomb, keys.open, UNSOUND, wrapper=small_machine.wrapper)
     assert "memory" in done.text
@@ -439,7 +431,7 @@ def test_gzip_bomb_is_stopped(
 ) -> None:
     bomb = gzip_of(zeros((400 << 20) // members)) * members
     assert len(bomb) < 12_000_000
-    message = encrypt(gpg, bomb, "-z", "0", "--recipient", keys.open.fingerprint)
+    message = gpg.encrypt(bomb, "-z", "0", "--recipient", keys.open.fingerprint)
     done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
     assert "memory" in done.text
     assert small_machine.peak() < ROOM
@@ -457,7 +449,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
 
 def test_bomb_inside_a_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     """A gzip bomb that gpg compressed once more: neither layer may be unpacked whole."""
-    message = encrypt(gpg, gzip_of(zeros(2000 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
+    message = gpg.encrypt(gzip_of(zeros(2000 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
     done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
     assert "memory" in done.text
     assert small_machine.peak() < ROOM
@@ -470,7 +462,7 @@ def test_database_that_just_fits_is_restored_on_the_small_machine(
     with closing(plain_shop.connect()) as connection:
         connection.execute("INSERT INTO customers (name, photo) VALUES ('large', randomblob(30000000))")
         rows = connection.execute("SELECT count(*) FROM customers").fetchone()
-    message = encrypt(gpg, content_of(plain_shop), "-z", "0", "--recipient", keys.open.fingerprint)
+    message = gpg.encrypt(packed(plain_shop), "-z", "0", "--recipient", keys.open.fingerprint)
     plain_shop.change_data()
     done = plain_shop.restore(
         place(plain_shop, message), "--force", "--skip-backup", key=keys.open, wrapper=small_machine.wrapper
@@ -514,20 +506,20 @@ DAMAGES = tuple(gzip_damages(gzip.compress(b"names only")))
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_gzip_in_a_sound_message_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop, damage: str) -> None:
-    content = gzip_damages(content_of(plain_shop))[damage]
-    message = encrypt(gpg, content, "-z", "0", "--recipient", keys.open.fingerprint)
+    content = gzip_damages(packed(plain_shop))[damage]
+    message = gpg.encrypt(content, "-z", "0", "--recipient", keys.open.fingerprint)
     refused(plain_shop, message, keys.open, UNSOUND)
 
 
 def test_gzip_of_several_members_and_with_padding_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    database = gzip.decompress(content_of(plain_shop))
+    database = gzip.decompress(packed(plain_shop))
     content = gzip.compress(database[:5000]) + gzip.compress(database[5000:]) + bytes(512)
-    restored(plain_shop, encrypt(gpg, content, "--recipient", keys.open.fingerprint), keys.open)
+    restored(plain_shop, gpg.encrypt(content, "--recipient", keys.open.fingerprint), keys.open)
 
 
 def test_database_without_gzip_in_a_message_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    content = gzip.decompress(content_of(plain_shop))
-    restored(plain_shop, encrypt(gpg, content, "--recipient", keys.open.fingerprint), keys.open)
+    content = gzip.decompress(packed(plain_shop))
+    restored(plain_shop, gpg.encrypt(content, "--recipient", keys.open.fingerprint), keys.open)
 
 
 # --- the checks of the key that encrypted ----------------------------------------------------------------------------
@@ -538,6 +530,6 @@ def test_message_whose_key_has_since_expired_restores_with_a_warning(gpg: GpgHom
     parameters = f"{ECC}Name-Real: past\nName-Email: past@example.org\nExpire-Date: 30d\n%no-protection\n%commit\n"
     gpg.run(past, "--generate-key", stdin=parameters.encode())
     key = gpg.export("past", None)
-    message = encrypt(gpg, content_of(plain_shop), past, "--recipient", key.fingerprint)
+    message = gpg.encrypt(packed(plain_shop), past, "--recipient", key.fingerprint)
     done = restored(plain_shop, message, key)
     assert "expired" in done.text

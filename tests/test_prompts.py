@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import os
-import shutil
 import termios
 import time
 from collections.abc import Callable
@@ -30,11 +29,8 @@ def ready(make_shop: MakeShop, keys: Keys, gpg: GpgHome) -> Ready:
 
     def make(key: Key, mode: str = "sqlite", **settings: str | None) -> tuple[Shop, Path]:
         shop = make_shop(mode, **settings)
-        content = gzip.compress(shop.db_path.read_bytes())
-        backup = shop.backups / "db_backup_20250130_120000.db.gz.gpg"
-        backup.write_bytes(gpg.run("--trust-model", "always", "-r", key.fingerprint, "--encrypt", stdin=content))
-        shop.change_data()
-        return shop, backup
+        message = gpg.encrypt(gzip.compress(shop.db_path.read_bytes()), "--recipient", key.fingerprint)
+        return shop, shop.back_up_then_change(message)
 
     return make
 
@@ -51,11 +47,6 @@ def with_key_piped(terminal: StartTerminal) -> Callable[..., Terminal]:
             os.close(stdin)
 
     return start
-
-
-def is_restored(shop: Shop) -> bool:
-    """Whether the database is the backup's (300 orders) and not the one before (fewer)."""
-    return len(shop.rows()["orders"]) == 300
 
 
 def modes(terminal: Terminal) -> list[object]:
@@ -132,7 +123,7 @@ def test_key_is_pasted_without_echo_and_the_terminal_is_as_before(
     assert modes(at) == before
     at.send("y\n")
     assert at.wait() == 0, at.output
-    assert is_restored(shop)
+    assert shop.is_restored()
     assert keys.rsa.passphrase not in at.output
     assert not any(line in at.output for line in paste.split("\n") if len(line) > 20)
 
@@ -160,7 +151,7 @@ def test_key_that_does_not_fit_is_refused_before_a_passphrase_is_asked_for(
     at = terminal(shop, backup)
     type_secret(at, PASTE, keys.other.private_b64 + "\n")
     assert at.wait() == 4, at.output
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
 # --- the passphrase --------------------------------------------------------------------------------------------------
@@ -174,7 +165,7 @@ def test_wrong_passphrase_may_be_corrected_twice(
     for passphrase in ("wrong", "", keys.rsa.passphrase):
         type_secret(at, PASSPHRASE, f"{passphrase}\n")
     assert at.wait() == 0, at.output
-    assert is_restored(shop)
+    assert shop.is_restored()
 
 
 def test_third_wrong_passphrase_ends_it_with_4(
@@ -211,7 +202,7 @@ def test_passphrase_from_elsewhere_is_not_asked_for(
     at.expect(CONFIRM)
     at.send("y\n")
     assert at.wait() == 0, at.output
-    assert is_restored(shop)
+    assert shop.is_restored()
 
 
 # --- the confirmation ------------------------------------------------------------------------------------------------
@@ -227,7 +218,7 @@ def test_only_yes_is_yes(
     at.expect(CONFIRM)
     at.send(answer if answer == "\x04" else f"{answer}\n")
     assert at.wait() == code, at.output
-    assert is_restored(shop) == (code == 0)
+    assert shop.is_restored() == (code == 0)
     if code:
         assert shop.snapshot() == before
         assert [path.name for path in shop.backups.glob("db_backup_*")] == [backup.name]
@@ -244,7 +235,7 @@ def test_yes_that_was_typed_ahead_does_not_count(
     assert at.process.poll() is None, at.output
     at.send("\n")
     assert at.wait() == 10, at.output
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
 def test_stop_first_asks_before_anything_is_stopped_or_decrypted(
@@ -256,7 +247,7 @@ def test_stop_first_asks_before_anything_is_stopped_or_decrypted(
     assert "Decrypting" not in at.output
     at.send("n\n")
     assert at.wait() == 10
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
 def test_another_target_is_asked_about_only_if_it_exists(
@@ -279,7 +270,7 @@ def test_verify_only_asks_for_nothing(ready: Ready, with_key_piped: Callable[...
     at = with_key_piped(shop, keys.open, backup, "--verify-only")
     assert at.wait() == 0, at.output
     assert "[y/N]" not in at.output
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
 # --- leaving at a prompt ---------------------------------------------------------------------------------------------
@@ -360,7 +351,7 @@ def test_menu_offers_the_backups_newest_first_and_takes_a_number(
     at.expect(CONFIRM)
     at.send("y\n")
     assert at.wait() == 0, at.output
-    assert is_restored(shop)
+    assert shop.is_restored()
 
 
 def test_menu_shows_the_table_of_list_with_the_state_of_each_checksum(
@@ -454,7 +445,7 @@ def test_compose_menu_goes_on_without_docker(ready: Ready, with_key_piped: Calla
     at.expect(CONFIRM)
     at.send("y\n")
     assert at.wait() == 0, at.output
-    assert is_restored(shop)
+    assert shop.is_restored()
 
 
 def test_compose_menu_comes_also_when_the_file_is_missing_and_can_be_left(
@@ -481,7 +472,7 @@ def test_compose_menu_takes_a_path_and_refuses_one_that_is_not_there(
     at.send("no/such/compose.yml\n")
     assert at.wait() == 3, at.output
     assert "no/such/compose.yml" in at.output
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
 # --- standard input is a pipe, prompts are not -----------------------------------------------------------------------
@@ -497,7 +488,7 @@ def test_key_comes_from_the_pipe_while_passphrase_and_confirmation_come_from_the
     at.send("y\n")
     at.expect("✅ Database restored successfully")
     assert at.wait() == 0
-    assert is_restored(shop)
+    assert shop.is_restored()
     assert PASTE not in at.output
 
 
@@ -527,10 +518,10 @@ def test_piped_key_is_never_taken_for_the_passphrase(ready: Ready, keys: Keys) -
     stdin = f"{keys.rsa.private_b64}\n{keys.rsa.passphrase}\ny\n".encode()
     done = shop.restore(backup, "--key-stdin", "--force", stdin=stdin, timeout=20)
     assert done.code in (3, 4), done.text
-    assert not is_restored(shop)
+    assert not shop.is_restored()
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.needs("strace")
 def test_prompt_can_be_left_after_a_restore_that_was_cut_off_is_undone(
     ready: Ready, keys: Keys, terminal: StartTerminal
 ) -> None:
@@ -543,4 +534,4 @@ def test_prompt_can_be_left_after_a_restore_that_was_cut_off_is_undone(
     at.expect("Paste the private key")
     at.send("\x03")
     assert at.wait(20) == 130, at.output
-    assert not is_restored(shop)
+    assert not shop.is_restored()

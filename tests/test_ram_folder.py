@@ -18,13 +18,15 @@ from backuplib.errors import RefusedError
 from backuplib.ram_folder import GPG_HOME_LIMIT, RamFolder, filesystem_type, swap_on_disk
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.keys import Keys
+from tests.support.needs import find, require, skip
 from tests.support.shop import Shop
 
 REFUSED = 3
 PREFIX = "restore-backup-"
 NOBODY = 65534
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, swap and users of other names need root")
+needs_root = pytest.mark.needs("root", "mount")
+"""Mounts, swap and users of other names."""
 
 # As root, but without the right to mount: then the folder is in /dev/shm.
 WITHOUT_MOUNTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
@@ -489,8 +491,10 @@ def test_swap_is_read_from_what_the_kernel_writes(name: str) -> None:
     assert swap_on_disk(text) is expected
 
 
+@pytest.mark.needs("swapon")
 def test_swap_of_this_machine_is_what_swapon_says() -> None:
-    shown = subprocess.run(["swapon", "--show=NAME", "--noheadings"], capture_output=True, text=True, check=True).stdout
+    swapon = str(find("swapon"))
+    shown = subprocess.run([swapon, "--show=NAME", "--noheadings"], capture_output=True, text=True, check=True).stdout
     names = [line for line in shown.splitlines() if "zram" not in line]
     assert swap_on_disk() == bool(names)
 
@@ -501,8 +505,7 @@ def swap_wrapper(tmp_path: Path) -> list[str]:
 
     Real swap is the whole machine's, and tests that run beside this one would see it: see the long form.
     """
-    if os.geteuid() != 0:
-        pytest.skip("a mount namespace needs root")
+    require("root", "mount")
     listing = tmp_path / "swaps"
     listing.write_text(SWAPS["file"][0])
     return ["unshare", "--mount", "sh", "-c", f'mount --bind {listing} /proc/swaps && exec "$@"', "sh"]
@@ -510,6 +513,7 @@ def swap_wrapper(tmp_path: Path) -> list[str]:
 
 @pytest.mark.long
 @needs_root
+@pytest.mark.needs("mkswap", "swapon")
 def test_real_swap_file_is_seen_and_refused(shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """With swapon; in the long form only, since swap is the whole machine's and other tests would see it."""
     backup = shop.create_backup()
@@ -519,7 +523,7 @@ def test_real_swap_file_is_seen_and_refused(shop: Shop, keys: Keys, tmp_path: Pa
     subprocess.run(["mkswap", str(file)], check=True, capture_output=True)
     switched = subprocess.run(["swapon", str(file)], capture_output=True, text=True, check=False)
     if switched.returncode != 0:
-        pytest.skip(f"the kernel lets us have no swap: {switched.stderr.strip()}")
+        skip("swap")  # in a container, or on a file system that takes no swap file
     try:
         assert swap_on_disk()
         refused = shop.restore(backup, "--verify-only", key=keys.rsa, wrapper=WITHOUT_MOUNTS)
@@ -588,6 +592,7 @@ def test_with_swap_the_operator_is_asked_on_a_terminal(
 
 
 @needs_root
+@pytest.mark.needs("strace")
 def test_kernel_that_does_not_know_noswap_gets_a_folder_in_shm(shop: Shop, keys: Keys) -> None:
     """Before Linux 6.4 the mount fails: strace makes it fail here."""
     backup = shop.create_backup()

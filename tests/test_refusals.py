@@ -17,10 +17,9 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support import writer
 from tests.support.keys import GpgHome, Key, Keys
-from tests.support.shop import Completed, FileState, Shop, cpu_time
+from tests.support.shop import BACKUP, Completed, FileState, Shop, cpu_time
 
 PAGE = 4096
-BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
 
 
 @dataclass

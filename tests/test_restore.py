@@ -24,7 +24,7 @@ DONE = "✅ Database restored successfully"
 
 def encrypted(gpg: GpgHome, key: Key, content: bytes, *options: str) -> bytes:
     """A message by the real gpg."""
-    return gpg.run("--trust-model", "always", "-r", key.fingerprint, *options, "--encrypt", stdin=content)
+    return gpg.encrypt(content, "--recipient", key.fingerprint, *options)
 
 
 def saved(shop: Shop) -> list[Path]:
@@ -274,6 +274,7 @@ def test_missing_checksum_is_said_and_no_obstacle(shop: Shop, keys: Keys) -> Non
     assert "Checksum verified" not in done.err
 
 
+@pytest.mark.needs("strace")
 def test_a_backup_is_read_once_when_its_key_is_piped(shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Hashed, decrypted and decompressed in one pass; 64 bytes tell what it is."""
     backup = shop.create_backup()
@@ -347,7 +348,7 @@ def test_sidecars_of_a_database_that_is_gone_never_reach_the_new_file(shop: Shop
     assert not Path(f"{shop.db_path}-wal").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
+@pytest.mark.needs("root")
 def test_absent_target_is_created_with_the_owner_of_its_folder(shop: Shop, keys: Keys) -> None:
     backup = shop.create_backup()
     database = shop.decrypted(backup, keys.rsa)

@@ -56,6 +56,7 @@ def test_hot_journal_takes_the_changes_back_and_without_it_they_show(shop: Shop)
         assert shop.rows() != before
 
 
+@pytest.mark.needs("root")
 def test_snapshot_sees_owner_mode_attributes_names_and_bytes(shop: Shop) -> None:
     seen = [shop.snapshot()]
     changes: tuple[Callable[[], None], ...] = (

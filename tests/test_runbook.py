@@ -15,18 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeShop, StartTerminal
+from tests.conftest import MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
 from tests.support.keys import GpgHome, Keys, gpg_home
-from tests.support.shop import DB_PASS, ROOT, Completed
-from tests.test_completion import SET_UP
-from tests.test_ssh import BACKUP, CONFIRM, MENU, Host, SshTerminal, host, make_host, ssh_terminal
-
-__all__ = ["host", "make_host", "ssh_terminal"]  # fixtures
+from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed
+from tests.support.ssh import CONFIRM, MENU, Host
+from tests.support.terminal import COMPLETION
 
 SAFETY = "backups/db_backup_20250130_153045"
 NOT_RUN = ("python3 -m venv", "$ python restore_backup.py")
-RUN_ELSEWHERE = {f"ssh -t host '{MENU}'", *SET_UP.values()}
+RUN_ELSEWHERE = {f"ssh -t host '{MENU}'", *COMPLETION.values()}
 """Blocks of README.md that test_ssh.py and test_completion.py run, on terminals."""
 
 

@@ -288,6 +288,7 @@ def canary_shop(shop: Shop) -> Shop:
     return shop
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("order", ["prepared", "stop first"])
 def test_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path, order: str) -> None:
     canaries = secrets_of(keys.rsa)
@@ -307,6 +308,7 @@ def test_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp
     check_output(canary_shop, trace.done, canaries)
 
 
+@pytest.mark.needs("strace")
 def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     backup = canary_shop.create_backup()
     trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", key=keys.rsa)
@@ -318,6 +320,7 @@ def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, t
     check_output(canary_shop, trace.done, secrets_of(keys.rsa))
 
 
+@pytest.mark.needs("strace")
 def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Counting this full-text index's rows sorts those of its table, and SQLite's cache does not hold them."""
     with closing(canary_shop.connect()) as connection:
@@ -335,6 +338,7 @@ def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_p
     check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
 
 
+@pytest.mark.needs("strace")
 def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """The last byte is wrong: by then all of the content has been decrypted."""
     backup = canary_shop.create_backup()
@@ -351,6 +355,7 @@ def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: K
     )
 
 
+@pytest.mark.needs("strace")
 def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     canary_shop.leave_hot_wal()
     environment = {"DB_PASS": DB_PASS} if canary_shop.mode == "sqlcipher" else {}
@@ -369,6 +374,7 @@ def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_
     check_output(canary_shop, trace.done, canaries)
 
 
+@pytest.mark.needs("strace")
 def test_drill_writes_nothing_of_the_operators(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
     """Its own key and database are thrown away, but they are treated no worse: files in RAM only."""
     shop = make_shop("sqlcipher")
@@ -476,6 +482,7 @@ def test_refusals_show_no_secret_at_debug(canary_shop: Shop, keys: Keys, chatty:
     check_output(canary_shop, done, secrets_of(keys.rsa) | secrets_of(keys.other))
 
 
+@pytest.mark.needs("strace")
 def test_passphrase_command_leaves_the_passphrase_out_of_everything(
     canary_shop: Shop, keys: Keys, tmp_path: Path
 ) -> None:
@@ -495,6 +502,7 @@ def test_passphrase_command_leaves_the_passphrase_out_of_everything(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("strace")
 def test_files_are_private_from_the_first_byte_whatever_the_umask(
     canary_shop: Shop, keys: Keys, tmp_path: Path
 ) -> None:
@@ -673,6 +681,7 @@ def test_exchanged_backup_is_not_believed(canary_shop: Shop, keys: Keys) -> None
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("prlimit")
 def test_backup_that_crashes_leaves_no_core(canary_shop: Shop, tmp_path: Path) -> None:
     """It holds DB_PASS and decrypted pages; gpg is where it is stopped, and the limit is one that it inherits."""
     gpg = tmp_path / "gpg"
@@ -685,6 +694,7 @@ def test_backup_that_crashes_leaves_no_core(canary_shop: Shop, tmp_path: Path) -
     assert re.search(r"Max core file size\s+0\s+0\s", (tmp_path / "limits").read_text())
 
 
+@pytest.mark.needs("root")
 def test_process_leaves_no_core_and_locks_its_memory(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Seen from outside while it waits for the passphrase."""
     backup = canary_shop.create_backup()

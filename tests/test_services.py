@@ -11,24 +11,20 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from config import Environment
-from tests.conftest import MakeBotShop, StartTerminal
+from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support import writer
 from tests.support.containers import (
     IMAGE,
     PROJECT_LABEL,
     Bot,
-    BotShop,
     Compose,
-    State,
     call,
     compose_v1,
     compose_v2,
@@ -36,187 +32,26 @@ from tests.support.containers import (
     wait_until,
 )
 from tests.support.keys import Key, Keys
-from tests.support.shop import DB_PASS, ROOT, Completed, Rows
+from tests.support.scene import (
+    BOTH_COMPOSES,
+    KEEP_TRUTH,
+    LIVE_ROW,
+    LONG,
+    ONE_COMPOSE,
+    Scene,
+    alternating,
+    check_clean,
+    check_code,
+    check_old,
+    check_restored,
+    check_writing_to_the_live_file,
+    intercept,
+    report_of,
+    untouched,
+)
+from tests.support.shop import DB_PASS, ROOT, Completed
 
 pytestmark = pytest.mark.docker
-
-LONG = pytest.mark.long
-BOTH_COMPOSES = pytest.mark.parametrize(
-    ("mode", "compose"),
-    [
-        ("sqlite", "v2"),
-        ("sqlcipher", "v1"),
-        pytest.param("sqlite", "v1", marks=LONG),
-        pytest.param("sqlcipher", "v2", marks=LONG),
-    ],
-    indirect=True,
-)
-"""Each Compose and each mode once; all four combinations in the long form."""
-
-ONE_COMPOSE = pytest.mark.parametrize(
-    ("mode", "compose"),
-    [
-        ("sqlite", "v2"),
-        pytest.param("sqlcipher", "v1", marks=LONG),
-        pytest.param("sqlite", "v1", marks=LONG),
-        pytest.param("sqlcipher", "v2", marks=LONG),
-    ],
-    indirect=True,
-)
-"""Compose 2 alone; all four combinations in the long form."""
-
-
-def alternating(name: str, *values: str) -> pytest.MarkDecorator:
-    """Each value once, Compose 2 with SQLite and Compose 1 with SQLCipher in turn; all of them in the long form."""
-    short = (("sqlite", "v2"), ("sqlcipher", "v1"))
-    return pytest.mark.parametrize(
-        (name, "mode", "compose"),
-        [
-            pytest.param(value, mode, compose, marks=() if (mode, compose) == short[number % 2] else LONG)
-            for number, value in enumerate(values)
-            for mode in ("sqlite", "sqlcipher")
-            for compose in ("v1", "v2")
-        ],
-        indirect=["mode", "compose"],
-    )
-
-
-LIVE_ROW = "SELECT 1 FROM customers WHERE name = 'came after the backup'"
-"""Gives a row in the live database (Shop.change_data), none in what is restored."""
-
-
-# --- a running shop and its backup -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Scene:
-    """A shop whose bot writes, a backup from before, and what that backup holds, to the row."""
-
-    shop: BotShop
-    key: Key
-    backup: Path
-    expected: Rows
-    began: float
-
-    def restore(self, *args: object, key: Key | None = None, **options: Any) -> Completed:
-        """The restore, not asked for confirmation."""
-        return self.shop.restore(self.backup, "--force", *args, key=key or self.key, **options)
-
-    @property
-    def truth(self) -> Path:
-        """The copy of the old database that `intercept(shop, stop=KEEP_TRUTH)` makes once the bot has stopped."""
-        return self.shop.path / "truth" / self.shop.db_path.name
-
-
-Prepare = Callable[..., Scene]
-
-
-@pytest.fixture
-def prepare(make_bot_shop: MakeBotShop, keys: Keys) -> Prepare:
-    """prepare(mode, compose, Bot(...), services=("bot",)): a Scene; the services run, or those named."""
-
-    def build(
-        mode: str,
-        compose: Compose,
-        bot: Bot | None = None,
-        services: tuple[str, ...] = ("bot",),
-        **settings: str | None,
-    ) -> Scene:
-        settings = {"PGP_PUBLIC_KEY_BASE64": keys.open.public_b64, **settings}
-        shop = make_bot_shop(mode, compose, bot or Bot(health=True), **settings)
-        expected = shop.rows()
-        backup = shop.create_backup()
-        shop.change_data()
-        if services:
-            shop.up(*services)
-            if "bot" in services:
-                shop.wait_rows()
-                if shop.bot.health:
-                    shop.wait_health("healthy")
-        return Scene(shop, keys.open, backup, expected, time.time())
-
-    return build
-
-
-def intercept(shop: BotShop, **scripts: str) -> dict[str, str]:
-    """An environment in which a shell script runs instead of Compose's `stop` and `start`.
-
-    In it `real "$@"` is what Compose would have done, $SHOP is the shop's folder, $PPID the restore, and `nth` counts
-    the calls of this command, beginning with 1. All other commands go through.
-    """
-    folder = shop.path / "bin"
-    folder.mkdir(exist_ok=True)
-    name = shop.compose.command[0]
-    real = shutil.which(name, path=shop.environment()["PATH"])
-    cases = "\n".join(f"{command}) {script}\n;;" for command, script in scripts.items())
-    wrapper = folder / name
-    wrapper.write_text(
-        f'#!/bin/sh\nSHOP={shop.path}\nreal() {{ {real} "$@"; }}\n'
-        'nth() { echo >>"$SHOP/bin/$word.calls"; wc -l <"$SHOP/bin/$word.calls"; }\n'
-        f'for word in "$@"; do case "$word" in\n{cases}\nesac; done\nexec {real} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return {"PATH": f"{folder}:{shop.environment()['PATH']}"}
-
-
-KEEP_TRUTH = 'real "$@"; code=$?; [ -e $SHOP/truth ] || cp -a "$SHOP/data" "$SHOP/truth"; exit $code'
-
-
-def report_of(done: Completed) -> dict[str, Any]:
-    """What --json printed: one object, alone on standard output."""
-    report: dict[str, Any] = json.loads(done.out)
-    return report
-
-
-def check_code(done: Completed, code: int) -> None:
-    """The exit code, and words that fit it."""
-    assert done.code == code, done.text
-    assert "Traceback" not in done.text, done.text
-
-
-def check_restored(scene: Scene) -> None:
-    """The live database holds the backup's rows and nothing else but what the bot wrote since."""
-    rows = scene.shop.rows_in_place()
-    since = [row for row in rows.pop("bot_log", []) if row not in scene.expected.get("bot_log", [])]
-    assert rows == {name: found for name, found in scene.expected.items() if name != "bot_log"}
-    assert all(at > scene.began for _, at, _ in since)
-
-
-def check_old(scene: Scene) -> None:
-    """The live database is the old one, with every row that it had when the bot stopped, and the bot's since."""
-    old, live = scene.shop.rows(scene.truth), scene.shop.rows_in_place()
-    assert ("came after the backup",) in [row[1:2] for row in live["customers"]]
-    assert set(old.pop("bot_log")) <= set(live.pop("bot_log"))
-    assert live == old
-
-
-def check_clean(shop: BotShop) -> None:
-    """Nothing lies about beside the database."""
-    known = {f"{shop.db_path.name}{suffix}" for suffix in ("", "-wal", "-shm")}
-    assert {path.name for path in shop.db_path.parent.iterdir()} <= known
-
-
-def check_writing_to_the_live_file(shop: BotShop) -> None:
-    """The bot's next rows land in the file that has the path now, which the bot has open."""
-    shop.wait_rows(2)
-    described = shop.inspect()
-    assert described
-    descriptors = Path(f"/proc/{described['State']['Pid']}/fd").iterdir()
-    assert shop.db_path.stat().st_ino in [status.st_ino for path in descriptors if (status := stat_of(path))]
-
-
-def untouched(before: State, after: State) -> bool:
-    """Whether nobody stopped or started a container; its health may come and go on a busy machine."""
-    return replace(after, health=before.health) == before
-
-
-def stat_of(path: Path) -> os.stat_result | None:
-    """None when it has gone in the meantime."""
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
 
 # --- restore under a busy bot ----------------------------------------------------------------------------------------
 

@@ -17,18 +17,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeBotShop, StartTerminal
+from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
-from tests.support.shop import Completed, Rows, filled_pipe
-from tests.support.strace import KILL as KILL_SIGNAL
-from tests.support.strace import Hit, random_hits, strace
-from tests.test_services import (
+from tests.support.scene import (
     KEEP_TRUTH,
     LIVE_ROW,
     LONG,
     ONE_COMPOSE,
-    Prepare,
     Scene,
     alternating,
     check_clean,
@@ -37,11 +33,11 @@ from tests.test_services import (
     check_restored,
     check_writing_to_the_live_file,
     intercept,
-    prepare,
     untouched,
 )
-
-__all__ = ["prepare"]  # a fixture: pytest finds it by its name here
+from tests.support.shop import Completed, Rows, filled_pipe
+from tests.support.strace import KILL as KILL_SIGNAL
+from tests.support.strace import Hit, random_hits, strace
 
 pytestmark = pytest.mark.docker
 

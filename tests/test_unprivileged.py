@@ -21,7 +21,7 @@ from tests.support.shop import Completed, Shop, open_way_to_python
 UID = 50000 + os.getpid() % 10000
 """Of nobody: no name, no home, no group that has files; and no other test process has it."""
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+pytestmark = pytest.mark.needs("root")
 
 AS_USER = ["env", "--unset=HOME", "setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs"]
 
@@ -91,6 +91,7 @@ def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
     assert user_shop.backup_rows(safety, keys.rsa) == changed
 
 
+@pytest.mark.needs("mount")
 def test_system_wide_gpg_settings_are_not_read(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Those that say dry-run would let gpg import no key."""
     backup = backup_of(user_shop)
@@ -247,12 +248,13 @@ def test_memory_cannot_be_looked_into_by_the_same_user(user_shop: Shop, keys: Ke
     assert running.returncode == 4
 
 
+@pytest.mark.needs("prlimit")
 def test_small_limit_of_locked_memory_does_no_harm(user_shop: Shop, keys: Keys) -> None:
     """Users may lock 64 kB or 8 MB: locking more must not make the restore fail."""
     backup = backup_of(user_shop)
     with closing(user_shop.connect()) as connection:
         connection.execute("SELECT 1")
     for limit in (0, 65536, 8 << 20):
-        wrapper = [shutil.which("prlimit") or "prlimit", f"--memlock={limit}:{limit}", *AS_USER]
+        wrapper = ["prlimit", f"--memlock={limit}:{limit}", *AS_USER]
         done = user_shop.restore(backup, "--verify-only", "--allow-swap", key=keys.rsa, wrapper=wrapper)
         assert done.code == 0, f"{limit}: {done.text}"

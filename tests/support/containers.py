@@ -16,22 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import writer
+from tests.support.needs import compose_plugin, is_there
 from tests.support.shop import Shop
 
 IMAGE = "restore-backup-tests:1"
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
-PLUGIN_FOLDERS = (
-    "~/.docker/cli-plugins",
-    "/usr/local/lib/docker/cli-plugins",
-    "/usr/local/libexec/docker/cli-plugins",
-    "/usr/lib/docker/cli-plugins",
-    "/usr/libexec/docker/cli-plugins",
-)
 
 
 class NotAvailable(Exception):  # noqa: N818 - no error: a part that this machine does not have
-    """A part that the tests need is not on this machine; the message names it."""
+    """This machine does not have it; the message is its name, as in support/needs.py."""
 
 
 def call(*argv: str, timeout: float = 60, **options: Any) -> str:
@@ -53,17 +47,6 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) 
 # --- engine, image, Compose ------------------------------------------------------------------------------------------
 
 
-def check_engine() -> None:
-    """NotAvailable when no engine answers, or when we are not root (then folders of containers cannot be read)."""
-    if os.geteuid() != 0:
-        raise NotAvailable("docker tests need root")
-    if not shutil.which("docker"):
-        raise NotAvailable("docker is not installed")
-    done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode != 0 or "Server Version" not in done.stdout:
-        raise NotAvailable(f"no Docker engine answers: {done.stderr.strip()}")
-
-
 def import_image(name: str = IMAGE, programs: dict[str, str] | None = None, *changes: str) -> str:
     """The name of an image with a static busybox, imported when the engine does not have it (nothing is pulled).
 
@@ -73,7 +56,7 @@ def import_image(name: str = IMAGE, programs: dict[str, str] | None = None, *cha
         return name
     busybox = shutil.which("busybox")
     if not busybox:
-        raise NotAvailable("busybox-static is not installed")
+        raise NotAvailable("busybox")
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(os.path.realpath(busybox), "bin/busybox")
@@ -115,9 +98,8 @@ class Compose:
 def compose_v1(folder: Path) -> Compose:
     """docker-compose 1.x, in an environment where `docker compose` does not exist."""
     env = {"DOCKER_CONFIG": str(folder)}
-    done = subprocess.run(["docker-compose", "version", "--short"], capture_output=True, text=True, check=False)
-    if not done.stdout.startswith("1."):
-        raise NotAvailable("docker-compose 1.x is not installed")
+    if not is_there("docker-compose"):
+        raise NotAvailable("docker-compose")
     if (
         subprocess.run(
             ["docker", "compose", "version"], env=os.environ | env, capture_output=True, check=False
@@ -141,12 +123,10 @@ def hide_compose_plugin(folder: Path) -> Path:
 
 
 def compose_v2(folder: Path) -> Compose:
-    """`docker compose`: the plugin that COMPOSE_V2_PLUGIN names, or the one installed, or the one .ci/run fetched."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "restore-backup-ci/docker/cli-plugins")
-    places = [os.environ.get("COMPOSE_V2_PLUGIN", ""), *(f"{p}/docker-compose" for p in (*PLUGIN_FOLDERS, cache))]
-    plugin = next((p for p in map(os.path.expanduser, places) if os.path.isfile(p)), None)
+    """`docker compose`, and nothing else."""
+    plugin = compose_plugin()
     if plugin is None:
-        raise NotAvailable("the Compose v2 plugin is not installed (COMPOSE_V2_PLUGIN can name it)")
+        raise NotAvailable("docker compose")
     (folder / "cli-plugins").mkdir()
     (folder / "cli-plugins/docker-compose").symlink_to(plugin)
     return Compose("v2", ("docker", "compose"), {"DOCKER_CONFIG": str(folder)})

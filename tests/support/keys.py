@@ -56,6 +56,10 @@ class GpgHome:
         command = ["gpg", "--homedir", str(self.path), "--batch", "--yes", "--no-tty", "--pinentry-mode", "loopback"]
         return subprocess.run([*command, *args], input=stdin, capture_output=True, check=True, timeout=60).stdout
 
+    def encrypt(self, content: bytes, *options: str) -> bytes:
+        """A message; the options say to whom."""
+        return self.run("--trust-model", "always", *options, "--encrypt", stdin=content)
+
     def generate(self, algorithm: str, name: str, passphrase: str | None, extra: str = "Expire-Date: 0\n") -> Key:
         """A new key. `extra`: more lines of gpg's unattended parameter file, such as the expiry."""
         protection = "%no-protection\n" if passphrase is None else f"Passphrase: {passphrase}\n"

@@ -31,6 +31,9 @@ SETTINGS = (
     "DB_BACKUP_RETENTION_DAYS",
     "PGP_PUBLIC_KEY_BASE64",
 )
+BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
+"""A backup of a name that does not change, in the shop's folder."""
+
 DB_PASS = """it's "quoted" pässwörd"""
 SIDECARS = ("-wal", "-shm", "-journal")
 PIPE_ROOM = 65536
@@ -146,6 +149,16 @@ class Shop:
             connection.execute("INSERT INTO customers (name) VALUES ('came after the backup')")
             connection.execute("DELETE FROM orders WHERE id % 7 = 0")
 
+    def is_restored(self) -> bool:
+        """Whether it holds what it was made with, as its backup does (300 orders), and not what `change_data` left."""
+        return len(self.rows()["orders"]) == 300
+
+    def content(self) -> bytes:
+        """The database as one file, complete."""
+        with closing(self.connect()) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return self.db_path.read_bytes()
+
     def snapshot(self) -> dict[str, FileState]:
         """Everything in the data folder that a refused restore must leave alone; compare with ==."""
         folder = self.db_path.parent
@@ -211,6 +224,24 @@ class Shop:
         done = self.run("database_backup.py", "create")
         assert done.code == 0, done.text
         return self.path / done.out.strip()
+
+    def back_up_then_change(self, message: bytes | None = None) -> Path:
+        """A backup named BACKUP with its checksum, and rows that have changed since.
+
+        `message`: what is in the backup, without a checksum; otherwise `database_backup.py create` makes it.
+        """
+        backup = self.path / BACKUP
+        if message is None:
+            made = self.create_backup()
+            backup = made.rename(backup.with_suffix("") if made.suffix == ".gz" else backup)
+            checksum = Path(f"{made}.sha256")
+            Path(f"{backup}.sha256").write_text(checksum.read_text().replace(made.name, backup.name))
+            checksum.unlink()
+        else:
+            backup.write_bytes(message)
+            backup.chmod(0o600)
+        self.change_data()
+        return backup
 
     def decrypted(self, backup: Path, key: Key | None) -> bytes:
         """The database in a backup, got with gpg and gzip alone. No key: the backup is not encrypted."""

@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from random import Random
 from typing import TypeVar
 
 from tests.support.keys import Key
+from tests.support.needs import require
 from tests.support.shop import SIDECARS, Completed, Rows, Shop
 
 CHANGING = (
@@ -71,6 +72,7 @@ def role(path: str) -> str:
 
 def strace(log: Path, hits: Sequence[Hit] = (), calls: Sequence[str] = CHANGING) -> list[str]:
     """The command to put before the program: its calls go to `log`, and those of `hits` are hit."""
+    require("strace")
     injections = [word for hit in hits for word in ("-e", f"inject={hit.call}:{hit.action}:when={hit.when}")]
     paths = [word for path in {path: None for hit in hits for path in hit.paths} for word in ("-P", path)]
     trace = ["-e", f"trace={','.join(calls)}"]
@@ -279,3 +281,36 @@ def make_stage(shop: Shop, state: str, key: Key | None = None) -> Stage:
     assert warm.code == 0, warm.text
     stage.reset()
     return stage
+
+
+# --- restores that are cut off or fail --------------------------------------------------------------------------------
+
+
+def killed(stage: Stage, *hits: Hit) -> None:
+    """Start from the first state and restore until killed."""
+    stage.reset()
+    done = stage.restore(*hits)
+    assert done.code == -9, f"not killed by {hits}: {done.code} {done.text}"
+
+
+def fail_after_rename(stage: Stage, failing: str) -> list[Call]:
+    """The calls of a restore whose first call of that name fails after the new database took the name."""
+    stage.reset()
+    done = stage.restore()
+    assert done.code == 0, done.text
+    calls = stage.calls()
+    hits = aim(calls, (next(i for i in after_rename(stage, calls) if calls[i].name == failing), "error=EIO"))
+    assert hits
+    stage.reset()
+    done = stage.restore(*hits)
+    assert done.code == 8, done.text
+    return stage.calls()
+
+
+def after_rename(stage: Stage, calls: Sequence[Call]) -> Iterator[int]:
+    """The calls that change something after the new database took the name."""
+    new = f"{stage.shop.db_path}.restore-new"
+    rename = next(
+        i for i, call in enumerate(calls) if call.name == "rename" and call.paths == (new, str(stage.shop.db_path))
+    )
+    return (i for i in touching(calls, stage.folders) if i > rename)

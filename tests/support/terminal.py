@@ -12,6 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+COMPLETION = {
+    "bash": 'eval "$(activate-global-python-argcomplete --dest=-)"',
+    "zsh": 'autoload -U compinit && compinit -u && eval "$(activate-global-python-argcomplete --dest=-)"',
+}
+"""README.md's commands that set up completion in a shell."""
+
 
 class Terminal:
     """One program on its own terminal. `output` is all that it has shown so far."""

@@ -1,0 +1,149 @@
+"""A host of the operator's: Debian's sshd on a loopback port, its client, and the commands that README.md names."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import needs
+from tests.support.containers import wait_until
+from tests.support.keys import Key
+from tests.support.shop import BACKUP, Completed, Shop
+
+RESTORE = f"cd shopbot && python restore_backup.py {BACKUP}"
+MENU = "cd shopbot && python restore_backup.py"
+CONFIRM = r"Continue\? \[y/N\] "
+
+SSHD = """\
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/operator.pub
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+ForceCommand {folder}/login
+SetEnv "PATH={path}" LC_ALL=C.UTF-8 HOME={folder}/home
+"""
+
+CLIENT = """\
+Host host
+HostName 127.0.0.1
+Port {port}
+User root
+IdentityFile {folder}/operator
+IdentitiesOnly yes
+UserKnownHostsFile {folder}/known_hosts
+BatchMode yes
+LogLevel ERROR
+"""
+
+# Where an operator lands: in a home folder that has the shop in it.
+LOGIN = '#!/bin/bash\ncd {folder}/home && exec /bin/bash -c "$SSH_ORIGINAL_COMMAND"\n'
+
+
+@dataclass
+class Host:
+    """A machine with a shop in ~/shopbot, reached as `ssh host`; `folder/bin` comes first in its PATH."""
+
+    folder: Path
+    shop: Shop
+    key: Key
+
+    def type(self, script: str, timeout: float = 60) -> Completed:
+        """What an operator types at home, run by bash; key.b64 and passphrase lie in the folder. No terminal."""
+        done = subprocess.run(
+            ["/bin/bash", "-c", script],
+            cwd=self.folder / "away",
+            env=self.away(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            encoding="utf-8",
+            check=False,
+            start_new_session=True,
+        )
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def away(self) -> dict[str, str]:
+        """The environment at the operator's own machine."""
+        return {**os.environ, "PATH": f"{self.folder}/away/bin:{os.environ['PATH']}"}
+
+    def slow_down(self, program: str, script: str) -> None:
+        """Put a script before a program of the host; it ends with the program itself."""
+        path = self.folder / "bin" / program
+        real = sys.executable if program == "python" else shutil.which(program)
+        path.write_text(f"#!/bin/sh\n{script.format(folder=self.folder, real=real)}\n")
+        path.chmod(0o755)
+
+    def is_restored(self) -> bool:
+        """Whether the database is the backup's (300 orders) and not the one before (fewer)."""
+        return self.shop.is_restored()
+
+    def log(self) -> str:
+        """The log of restores; empty when there is none."""
+        path = self.shop.backups / "restore.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def ended(self) -> str:
+        """Wait until the log says how the run ended; returns what `--list` says of it over a new connection."""
+        wait_until(lambda: "outcome: " in self.log(), "the log says how it ended", 60)
+        wait_until(lambda: not list(self.shop.db_path.parent.glob("*.restore-*")), "nothing is left over")
+        done = self.type("ssh host 'cd shopbot && python restore_backup.py --list'")
+        assert done.code == 0, done.text
+        return next(line for line in done.out.splitlines() if line.startswith("last restore: "))
+
+
+def set_up_host(folder: Path, shop: Shop, key: Key, cleanup: ExitStack) -> Host:
+    """A machine that runs sshd, whose shop has changed since its backup BACKUP was made."""
+    shop.back_up_then_change()
+    for name in ("bin", "home", "away/bin"):
+        (folder / name).mkdir(parents=True)
+    (folder / "home/shopbot").symlink_to(shop.path)
+    (folder / "away/key.b64").write_text(key.private_b64)
+    (folder / "away/passphrase").write_text(f"{key.passphrase}\n")
+    wrapper = folder / "away/bin/ssh"
+    wrapper.write_text(f'#!/bin/sh\nexec {needs.find("ssh")} -F {folder}/client "$@"\n')
+    wrapper.chmod(0o755)
+    start_sshd(folder, cleanup)
+    return Host(folder, shop, key)
+
+
+def start_sshd(folder: Path, cleanup: ExitStack) -> None:
+    """Own host key, own configuration, own authorized key; ended by its process id."""
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when it is root, and no init has made it here
+    for name in ("host", "operator"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(command, check=True, timeout=30)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    python = Path(sys.executable).parent
+    values = {"folder": folder, "port": port, "path": f"{folder}/bin:{python}:{needs.PATH}"}
+    for name, text in {"sshd_config": SSHD, "client": CLIENT, "login": LOGIN}.items():
+        (folder / name).write_text(text.format(**values))
+    (folder / "login").chmod(0o755)
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    with (folder / "sshd.log").open("wb") as log:
+        server = subprocess.Popen(
+            [str(needs.find("sshd")), "-D", "-e", "-f", str(folder / "sshd_config")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    cleanup.callback(server.wait, 30)
+    cleanup.callback(server.terminate)
+
+    def listens() -> bool:
+        assert server.poll() is None, (folder / "sshd.log").read_text()
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+        return False
+
+    wait_until(listens, "sshd listens")
