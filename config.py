@@ -4,22 +4,17 @@ Settings come from the environment first, then from ``.env`` beside this file; r
 file's folder. Importing the module reads nothing: call :func:`load_settings`.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backuplib.errors import OperatorError
 from backuplib.secret import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # --- exit codes and errors ---------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,17 +47,13 @@ from backuplib.files import (
 from backuplib.formatting import plural, quoted, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups
-from backuplib.openpgp import Keyring
+from backuplib.openpgp import Keyring, Readable
 from backuplib.processes import Signals, close_streams, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
-from config import load_settings
+from config import Settings, load_settings
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
-
-    from backuplib.openpgp import Readable
-    from config import Settings
 
 logger = logging.getLogger(__name__)
 

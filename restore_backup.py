@@ -9,8 +9,6 @@ Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integr
 6 cleanup and restart. Read :meth:`Restorer.restore` first: it is the table of contents.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import inspect
@@ -19,15 +17,16 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from backuplib import __version__
 from backuplib.backup_file import BackupFile
-from backuplib.comparison import differing, read_contents, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, read_contents, read_live, row_comparison, tables_of
 from backuplib.compose import ComposeProject, compose_command, docker_containers
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.credentials import Access, Credentials, read_descriptor
@@ -60,19 +59,12 @@ from backuplib.listing import choose_backup, named_backup, show_backups, show_la
 from backuplib.openpgp import Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
+from backuplib.secret import Secret
 from backuplib.switch import Switch
-from backuplib.target import Target
+from backuplib.target import Candidate, Target
 from backuplib.terminal import Terminal
-from config import Environment, load_settings
+from config import Environment, Settings, load_settings
 from database_backup import DatabaseBackup
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from backuplib.comparison import Contents
-    from backuplib.secret import Secret
-    from backuplib.target import Candidate
-    from config import Settings
 
 CHECK_SECONDS = 60.0
 """How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual."""

@@ -1,7 +1,5 @@
 """Backup files: their names, checksums and outermost layer."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -9,11 +7,12 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.errors import (
     CHECK_DISK,
@@ -33,11 +32,6 @@ from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_MAGIC
 from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from backuplib.console import Step
 
 GZIP_HEAD = GZIP_MAGIC + b"\x08"
 HEAD = 4096

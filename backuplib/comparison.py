@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.database import database_files, quoted_identifier, sidecars
+from backuplib.database import Engine, database_files, quoted_identifier, sidecars
 from backuplib.files import drop
 from backuplib.formatting import aligned, plural, row_count, shortened
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
+from backuplib.ram_folder import RamFolder
 
 if TYPE_CHECKING:
     import sqlite3
-
-    from backuplib.database import Engine
-    from backuplib.ram_folder import RamFolder
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import contextlib
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backuplib.errors import (
     CannotStopError,
@@ -22,9 +23,6 @@ from backuplib.errors import (
 )
 from backuplib.formatting import quoted
 from backuplib.processes import run_command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SETTLE_SECONDS = 5.0
 """How long a service without a health check must run without a restart to count as up."""

@@ -10,10 +10,11 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from backuplib.errors import (
     DiskError,
@@ -26,12 +27,7 @@ from backuplib.errors import (
 )
 from backuplib.files import open_regular
 from backuplib.formatting import printable
-from backuplib.processes import Interrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from backuplib.processes import Signals
+from backuplib.processes import Interrupted, Signals
 
 WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
 

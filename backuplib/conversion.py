@@ -9,14 +9,13 @@ the WAL flag. What cannot: a SQLCipher database has the bot's page size (4096) a
 the page size of an unencrypted one is lost on the way there. A dump says nothing of WAL: the bot's mode is set.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from backuplib.database import (
     DERIVATIONS,
@@ -33,14 +32,9 @@ from backuplib.database import (
 from backuplib.errors import CannotConvertError, ConvertRequiredError, NoMemoryError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
 from backuplib.formatting import megabytes
+from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from backuplib.ram_folder import RamFolder
-
 
 _FIRST_PAGE = 65536  # bytes of the largest there is: what recognising takes
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes

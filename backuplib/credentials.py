@@ -1,23 +1,16 @@
 """Where the private key and the passphrases come from."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from backuplib.errors import CommandError, NoTerminalError, RefusedError, WrongPassphraseError, explain
-from backuplib.openpgp import decode_private_key
+from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import run_command
 from backuplib.secret import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from backuplib.openpgp import ImportedKey, Keyring
-    from backuplib.terminal import Terminal
+from backuplib.terminal import Terminal
 
 PASSPHRASE_TRIES = 3
 

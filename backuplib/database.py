@@ -14,11 +14,10 @@ from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.formatting import plural
+from backuplib.secret import Secret
 
 if TYPE_CHECKING:
     import sqlite3
-
-    from backuplib.secret import Secret
 
 SIDECARS = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database; the -wal and -journal hold data of it, the -shm does not."""

@@ -17,11 +17,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backuplib.backup_file import checksum_path
+from backuplib.console import Console
 from backuplib.database import Engine, check_database
 from backuplib.errors import ExitCode, OperatorError
 from backuplib.files import create_file
@@ -31,9 +33,6 @@ from backuplib.secret import Secret
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
-
-    from backuplib.console import Console
 
 
 ROOM = 64 << 20

@@ -1,7 +1,5 @@
 """What can go wrong, as it is told to the operator: each kind has an identity, an exit code, and a hint what to do."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Durable files and locks."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -9,11 +7,8 @@ import io
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CHUNK = 1 << 20
 """Bytes handled at a time by every stream here."""

@@ -1,15 +1,10 @@
 """Sizes, times, names and tables as people read them."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def printable(text: str) -> str:

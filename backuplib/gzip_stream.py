@@ -1,16 +1,12 @@
 """Gzip, piece by piece, in both directions."""
 
-from __future__ import annotations
-
 import io
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from backuplib.errors import DamagedGzipError, TooLargeError
 from backuplib.files import CHUNK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 GZIP_MAGIC = b"\x1f\x8b"
 

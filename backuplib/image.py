@@ -6,30 +6,28 @@ import contextlib
 import ctypes
 import io
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, check_pages, missing_pages_text
+from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, Engine, check_pages, missing_pages_text
 from backuplib.errors import (
     DamagedDatabaseError,
     EmptyBackupError,
     NoMemoryError,
     NotADatabaseError,
     TooLargeError,
+    UnsoundBackupError,
     WrongDbPassError,
     choose_another_backup_hint,
 )
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.formatting import megabytes
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
+from backuplib.ram_folder import RamFolder
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
-
-    from backuplib.database import Engine
-    from backuplib.errors import UnsoundBackupError
-    from backuplib.ram_folder import RamFolder
 
 
 class DatabaseImage:

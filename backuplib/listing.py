@@ -1,23 +1,17 @@
 """The backups as people see them: the menu and --list."""
 
-from __future__ import annotations
-
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from backuplib.console import last_outcome
+from backuplib.backup_file import BackupInfo
+from backuplib.console import Console, last_outcome
 from backuplib.errors import BackupNotFoundError, DeclinedError, NoTerminalError, restore_command
 from backuplib.formatting import age, aligned, megabytes, plural, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from backuplib.backup_file import BackupInfo
-    from backuplib.console import Console
-    from backuplib.target import Target
-    from backuplib.terminal import Terminal
+from backuplib.target import Target
+from backuplib.terminal import Terminal
 
 MENU_SECONDS = 3.0
 """How long the menu may be kept waiting by checksums."""

@@ -1,7 +1,5 @@
 """OpenPGP through gpg, in a throwaway keyring; what a key or a message begins with."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import contextlib
@@ -13,9 +11,10 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from backuplib.errors import (
     BackupError,
@@ -34,9 +33,6 @@ from backuplib.errors import (
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import _MS_BIND, RamFolder
 from backuplib.secret import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Readable(Protocol):

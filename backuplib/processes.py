@@ -1,7 +1,5 @@
 """Commands that are run, this process itself, and who has a file open."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import io
@@ -11,17 +9,14 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
 
 from backuplib.errors import CommandError, MissingProgramError
 from backuplib.files import stat_or_none
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import FrameType
 
 
 def child_environment(**extra: str) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """A private folder in RAM, gone with all it holds when its process ends, however it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

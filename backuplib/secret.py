@@ -1,7 +1,5 @@
 """Values that must not be shown."""
 
-from __future__ import annotations
-
 
 class Secret:
     """Bytes that must not be shown: ``repr`` and ``str`` say ``***``; :meth:`wipe` overwrites this copy.

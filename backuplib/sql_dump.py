@@ -11,17 +11,15 @@ import resource
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from backuplib.database import quoted_identifier
 from backuplib.errors import ExitCode, OperatorError
 from backuplib.formatting import plural, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 _CHUNK = 1 << 20
 _GROUP = 1 << 14  # bytes of rows that become one statement; larger ones compile to more than the CPU caches hold

@@ -9,10 +9,13 @@ import contextlib
 import os
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.database import SIDECARS, check_integrity, database_files, sidecars
+from backuplib.compose import ComposeProject
+from backuplib.console import Report
+from backuplib.database import SIDECARS, Engine, check_integrity, database_files, sidecars
 from backuplib.errors import (
     CHECK_DISK,
     CannotWriteError,
@@ -27,17 +30,12 @@ from backuplib.errors import (
 )
 from backuplib.files import NO_HARD_LINKS, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
+from backuplib.journal import Journal
 from backuplib.processes import find_holders
+from backuplib.target import Candidate
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
-
-    from backuplib.compose import ComposeProject
-    from backuplib.console import Report
-    from backuplib.database import Engine
-    from backuplib.journal import Journal
-    from backuplib.target import Candidate
 
 
 class UnreadableError(Exception):

@@ -11,10 +11,10 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backuplib.database import database_files, refuse_irregular, sidecars
 from backuplib.errors import (
@@ -38,12 +38,8 @@ from backuplib.files import (
     stat_or_none,
 )
 from backuplib.formatting import megabytes, plural, quoted
+from backuplib.image import DatabaseImage
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from backuplib.image import DatabaseImage
 
 
 @dataclass(frozen=True)

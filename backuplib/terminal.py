@@ -1,20 +1,15 @@
 """The terminal that the operator sits at."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 from backuplib.console import in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted
 from backuplib.secret import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 PAGE = 15
 """Lines of a menu at a time; a terminal has 24."""
