@@ -504,7 +504,8 @@ class Restorer:
         facts.extend(plan.outlook.items())
         rows = row_comparison(self.report.tables) if live else ["there is no live database to compare with"]
         # the facts last, so that they are still there when the question comes
-        self.console.lines([f"   {line}" for line in [*rows, *aligned(facts)]])
+        for line in [*rows, *aligned(facts)]:
+            self.console.line(f"   {line}")
 
     def confirm(self, plan: Plan) -> None:
         """Ask before anything is touched.
@@ -626,7 +627,7 @@ class Restorer:
         return Switch(
             journal,
             engine=self.engine,
-            project=project,
+            project=project if journal.services else None,
             report=self.report,
             back_up=self.back_up,
             recover_command=restore_command("--recover", *target_options(journal.target, self.settings, self.options)),

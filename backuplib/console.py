@@ -10,13 +10,14 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib.errors import (
+    RUNNING,
     DiskError,
     EndedBySignalError,
     ExitCode,
@@ -57,14 +58,11 @@ def shown_encoding(encoding: str) -> str:
 class Unbreakable(io.TextIOBase):
     """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended."""
 
+    encoding = ""  # rich draws with what this can show
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._encoding = shown_encoding(stream.encoding or "ascii")
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The encoding that its reader has; rich draws with what it can show."""
-        return self._encoding
+        self.encoding = shown_encoding(stream.encoding or "ascii")
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
@@ -78,14 +76,33 @@ class Unbreakable(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write what can be written."""
-        text = in_words(text, self._encoding)
+        text = in_words(text, self.encoding)
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
             self._stream.flush()
         return len(text)
 
-    def flush(self) -> None:
-        """Nothing is held back."""
+
+class Step:
+    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.result = ""
+        self.notes: list[str] = []  # printed before the result line: on a terminal, when its progress is gone
+        self.progress: Callable[[int], object] = lambda _: None
+
+    def done(self, text: str) -> None:
+        """Say what the step did."""
+        self.result = text
+
+    @property
+    def wide(self) -> int:
+        """Display width of the label beyond len(): a picture takes two columns, a variation selector none."""
+        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
+
+
+LOG_NAME, OUTCOME = "restore.log", "outcome: "
 
 
 class Console:
@@ -95,8 +112,7 @@ class Console:
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
-        self._stream = Unbreakable(sys.stderr)
-        self._output = Unbreakable(sys.stdout)
+        self._stream, self._output = Unbreakable(sys.stderr), Unbreakable(sys.stdout)
         self._results = self._stream if as_json else self._output
         self._log: io.FileIO | None = None
 
@@ -114,11 +130,6 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line, in which nothing steers the terminal."""
         self._print(text, self._stream)
-
-    def lines(self, texts: Sequence[str]) -> None:
-        """Print several lines."""
-        for text in texts:
-            self.line(text)
 
     def result(self, text: str) -> None:
         """Print a line that belongs to the result."""
@@ -139,47 +150,40 @@ class Console:
 
         :param total: bytes to be done, when that is known.
         """
-        step = Step(label)
-        began = time.monotonic()
+        step, began = Step(label), time.monotonic()
+        head = f"{label:<{35 - step.wide}}"
         try:
             with self._progress(step, total):
                 yield step
         except BaseException:
-            self.lines(step.notes)
-            self.line(f"{label:<{35 - step.wide}}❌")
+            step.notes.append(f"{head}❌")
             raise
-        self.lines(step.notes)
-        if step.result:
-            seconds = time.monotonic() - began
-            line = f"{label:<{35 - step.wide}}✅ {step.result}"
-            elapsed = f" ({seconds:.1f} s)"
-            fits = len(line + elapsed) + step.wide + 1 <= 80
-            self.line(line + elapsed if seconds >= 0.1 and fits else line)
+        else:
+            if step.result:
+                seconds = time.monotonic() - began
+                line, elapsed = f"{head}✅ {step.result}", f" ({seconds:.1f} s)"
+                fits = len(line + elapsed) + step.wide + 1 <= 80
+                step.notes.append(line + elapsed if seconds >= 0.1 and fits else line)
+        finally:
+            for line in step.notes:
+                self.line(line)
 
     @contextlib.contextmanager
     def _progress(self, step: Step, total: int | None) -> Iterator[None]:
         if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
             yield
             return
+        from rich import progress as rich
         from rich.console import Console as RichConsole
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        columns = [rich.SpinnerColumn(), rich.TextColumn("{task.description}")]
         if total:  # no more than this fits into 80 columns
-            columns += [BarColumn(10), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+            columns += [rich.BarColumn(10), rich.DownloadColumn(), rich.TransferSpeedColumn()]
+            columns += [rich.TimeRemainingColumn(compact=True)]
         else:
-            columns.append(TimeElapsedColumn())
-        rich_console = RichConsole(file=self._stream)  # type: ignore[arg-type]
-        with Progress(*columns, console=rich_console, transient=True, refresh_per_second=8) as progress:
+            columns += [rich.TimeElapsedColumn()]
+        console = RichConsole(file=self._stream)  # type: ignore[arg-type]
+        with rich.Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
             task = progress.add_task(step.label, total=total)
             step.progress = lambda done: progress.update(task, completed=done)
             yield
@@ -200,32 +204,6 @@ class Console:
             self._log = None
 
 
-class Step:
-    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.result = ""
-        self.notes: list[str] = []
-        """Lines that come before its own one: on a terminal there is room for them only when its progress is gone."""
-        self.progress: Callable[[int], object] = lambda _: None
-
-    def done(self, text: str) -> None:
-        """Say what the step did."""
-        self.result = text
-
-    @property
-    def wide(self) -> int:
-        """Columns that the label takes beyond one a character: a picture takes two, a variation selector none."""
-        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
-
-
-LOG_NAME = "restore.log"
-
-
-OUTCOME = "outcome: "
-
-
 def last_outcome(folder: Path) -> str:
     """Return how the last restore ended, from the log file; empty when there was none."""
     try:
@@ -241,8 +219,8 @@ def last_outcome(folder: Path) -> str:
     return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
 
 
-RESTORED = "The restored database is live; the services that ran are running."
-"""What state things are in after a failure that comes when the restore is done."""
+# What is so after a failure that comes when the restore is done.
+RESTORED = f"The restored database is live; {RUNNING}"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 from backuplib.formatting import megabytes, printable, shown
 
-UNTOUCHED = "Nothing was touched."
+AS_BEFORE, RUNNING = "The database is as it was before", "the services that ran are running."
 
 
 class ExitCode(IntEnum):
@@ -21,35 +21,22 @@ class ExitCode(IntEnum):
     meaning: str
     state: str
 
-    def __new__(cls, code: int, meaning: str, state: str = UNTOUCHED) -> Self:
+    def __new__(cls, code: int, meaning: str, state: str = "Nothing was touched.") -> Self:
         """Make a member: an int with two texts."""
         member = int.__new__(cls, code)
-        member._value_ = code
-        member.meaning, member.state = meaning, state
+        member._value_, member.meaning, member.state = code, meaning, state
         return member
 
     DONE = 0, "done", ""
-    UNEXPECTED = 1, "unexpected error (a bug)", "The database is as it was before, or was rolled back to that."
+    UNEXPECTED = 1, "unexpected error (a bug)", f"{AS_BEFORE}, or was rolled back to that."
     USAGE = 2, "usage"
     REFUSED = 3, "refused: setting, missing file, checksum, space, lock held, Docker, no terminal, database in use"
     CANNOT_DECRYPT = 4, "cannot decrypt: wrong key or passphrase, damaged or unauthenticated message"
     UNSOUND_BACKUP = 5, "the backup is not a sound database"
     NO_SAFETY_BACKUP = 6, "the safety backup could not be made"
-    CANNOT_STOP = (
-        7,
-        "the services could not be stopped",
-        "The database was not touched; the services that ran are running.",
-    )
-    ROLLED_BACK = (
-        8,
-        "failed later; rolled back",
-        "The database is as it was before; the services that ran are running.",
-    )
-    ROLLED_BACK_SERVICES_DOWN = (
-        9,
-        "failed later; rolled back, but the services do not come up",
-        "The database is as it was before, but the services are NOT running.",
-    )
+    CANNOT_STOP = 7, "the services could not be stopped", f"The database was not touched; {RUNNING}"
+    ROLLED_BACK = 8, "failed later; rolled back", f"{AS_BEFORE}; {RUNNING}"
+    SERVICES_DOWN = 9, "rolled back, but the services do not come up", f"{AS_BEFORE}, but the services are NOT running."
     DECLINED = 10, "declined at the confirmation"
     ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
     SIGHUP = 129, "ended by SIGHUP before the switch"
@@ -77,9 +64,6 @@ class OperatorError(Exception):
         cls.id = re.sub(r"(?<=.)([A-Z])", r"-\1", cls.__name__.removesuffix("Error")).lower()
 
 
-# --- how a run ends that no other class explains --------------------------------------------------------------------
-
-
 class UnexpectedError(OperatorError):
     """A bug, told with its traceback."""
 
@@ -94,8 +78,6 @@ class EndedBySignalError(OperatorError):
         super().__init__(f"ended by {name}")
         self.exit_code = ExitCode[name]
 
-
-# --- hints -------------------------------------------------------------------------------------------------------
 
 CHECK_DISK = "Check the disk: dmesg | tail"
 
@@ -359,7 +341,7 @@ class RolledBackError(OperatorError):
 class ServicesDownError(OperatorError):
     """The services do not come up."""
 
-    exit_code = ExitCode.ROLLED_BACK_SERVICES_DOWN
+    exit_code = ExitCode.SERVICES_DOWN
 
 
 class RollbackFailedError(OperatorError):

@@ -10,6 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from backuplib.compose import ComposeProject
 from backuplib.console import Report
 from backuplib.database import SIDECARS, Engine, check_integrity, database_files, sidecars
 from backuplib.errors import (
+    AS_BEFORE,
     CHECK_DISK,
+    RUNNING,
     CannotWriteError,
     CommandError,
     DatabaseInUseError,
@@ -42,6 +45,7 @@ class UnreadableError(Exception):
     """The live database cannot be opened; what is there is kept byte for byte."""
 
 
+@dataclass
 class Switch:
     """From the first step that is not harmless to the last: what is done, undone or finished is what the journal says.
 
@@ -51,24 +55,13 @@ class Switch:
     :param recover_command: what finishes or undoes this by hand.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        *,
-        engine: Engine,
-        project: ComposeProject | None,
-        report: Report,
-        back_up: Callable[..., Path],
-        recover_command: str,
-    ) -> None:
-        self.journal = journal
-        self.engine = engine
-        self.project = project if journal.services else None
-        self.report = report
-        self.console = report.console
-        self.back_up = back_up
-        self.recover_command = recover_command
-        self._stopped: float | None = None
+    journal: Journal
+    project: ComposeProject | None
+    engine: Engine
+    report: Report
+    back_up: Callable[..., Path]
+    recover_command: str
+    _stopped: float | None = None
 
     def begin(self) -> None:
         """Write down what is begun, before the first step that matters.
@@ -93,7 +86,7 @@ class Switch:
         """
         if self.project:
             self._stopped = time.monotonic()
-            with self.report.phase("stop"), self.console.step("🛑 Stopping Docker containers...") as step:
+            with self.report.phase("stop"), self.report.console.step("🛑 Stopping Docker containers...") as step:
                 self.project.stop(self.journal.services)
                 step.done(", ".join(self.journal.services))
 
@@ -134,14 +127,18 @@ class Switch:
         if not self.project:
             return
         services = self.journal.services
-        with self.console.step("🔄 Starting Docker containers...") as step:
+        with self.report.console.step("🔄 Starting Docker containers...") as step:
             try:
                 with self.report.phase("start"):
                     self.project.start(services)
                     up = self.project.wait(services)
                 states = {item.service: item.health or "running" for item in self.project.containers()}
             except CommandError as error:
-                raise ServicesDownError(f"cannot tell whether the services run: {error}", hint=error.hint) from None
+                raise ServicesDownError(
+                    f"Docker does not tell whether the services run: {error}",
+                    hint=error.hint,
+                    state=f"{AS_BEFORE}; whether the services run is not known.",
+                ) from None
             down = ""
             if self._stopped is not None:
                 self.report.downtime_seconds = round(up - self._stopped, 3)
@@ -156,7 +153,7 @@ class Switch:
         try:
             with (
                 self.report.phase("post-restore check"),
-                self.console.step("🔎 Post-restore check...") as step,
+                self.report.console.step("🔎 Post-restore check...") as step,
                 contextlib.closing(self.engine.connect_reader(self.journal.target)) as connection,
             ):
                 step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
@@ -174,26 +171,25 @@ class Switch:
     # --- back --------------------------------------------------------------------------------------------------
 
     def roll_back(self, error: BaseException) -> None:
-        """Take back what a run did that failed, say how that went, and raise what tells the state things are in.
+        """Take back what a run did that failed, and raise what tells the state things are in.
 
         :raises RolledBackError: the database had been touched, and is as before.
         :raises ServicesDownError: the database is as before, but the services do not come up.
         :raises RollbackFailedError: manual intervention required.
         """
-        touched = self.journal.state != "begun"
-        cause = explain(error)
-        self.console.line(f"❌ Restore failed: {cause}")
+        cause, console, touched = explain(error), self.report.console, self.journal.state != "begun"
+        console.line(f"❌ Restore failed: {cause}")
         if touched:
-            self.console.line("🔄 Rolling back…")
+            console.line("🔄 Rolling back…")
         self.undo()
         with self.clearing_up():
             self.journal.remove()
         if touched:
             if not isinstance(error, (OperatorError, OSError, *self.engine.errors)):
-                self.console.line("".join(traceback.format_exception(error)))
+                console.line("".join(traceback.format_exception(error)))
             raise RolledBackError(cause, hint=getattr(error, "hint", "")) from None
         if self._stopped is not None and isinstance(error, OperatorError):
-            error.state = "The database was not touched; the services that ran are running."
+            error.state = f"The database was not touched; {RUNNING}"
 
     def undo(self) -> None:
         """Back to the old database, with the services running, from wherever the journal says this got to.
@@ -202,43 +198,35 @@ class Switch:
             damage it), or the old database cannot be put back.
         :raises ServicesDownError: when the services do not come up; the old database is live then.
         """
-        journal = self.journal
-        if journal.state != "begun":
-            journal.state = "rolling back"
-            with contextlib.suppress(OSError):
-                journal.write()
+        if self.journal.state != "begun":
+            self.journal.state = "rolling back"
             try:
-                if journal.new_is_live:
-                    self._quiesce()
-                put_back(self.engine, journal)
+                with contextlib.suppress(OSError):
+                    self.journal.write()
+                if self.journal.new_is_live:
+                    self._refuse_users_of_new()
+                put_back(self.engine, self.journal)
             except (OSError, OperatorError) as error:
-                raise self._stuck(error) from None
-            self.console.line("✅ Rollback successful - database restored to pre-restore state")
-            journal.new_inode = None  # it is free, and a database that comes here later may get it
+                raise self._stuck(f"the old database could not be put back: {explain(error)}") from None
+            self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
+            self.journal.new_inode = None  # it is free, and a database that comes here later may get it
             with contextlib.suppress(OSError):
-                journal.write()
+                self.journal.write()
         self.start_services()
 
-    def _quiesce(self) -> None:
-        """Stop the services that have the new database, and make sure that nobody else has it open.
-
-        :raises OperatorError: when somebody has.
-        """
-        journal = self.journal
+    def _refuse_users_of_new(self) -> None:
+        """Stop the services, and make sure that nobody else has the new database open."""
         if self.project:
-            self.project.stop(journal.services)
-        holders = find_holders(database_files(journal.target))[0]
+            self.project.stop(self.journal.services)
+        holders, _ = find_holders(database_files(self.journal.target))
         if holders:  # one that is idle, and not in WAL mode, shows in no lock
-            raise DatabaseInUseError(f"{journal.target} is in use by {', '.join(map(str, holders))}")
+            raise DatabaseInUseError(f"{self.journal.target} is in use by {', '.join(map(str, holders))}")
 
-    def _stuck(self, error: OSError | OperatorError) -> RollbackFailedError:
-        """Return the error that says what is where, when the way back is blocked."""
-        journal = self.journal
-        kept = f"; the old one is whole as {journal.set_aside}" if os.path.lexists(journal.set_aside) else ""
-        return RollbackFailedError(
-            f"the old database could not be put back: {explain(error)}. {journal.what_is_live}{kept}",
-            hint=f"Remove the cause, then: {self.recover_command}",
-        )
+    def _stuck(self, message: str) -> RollbackFailedError:
+        """Return the error that says what is where."""
+        kept = self.journal.set_aside if os.path.lexists(self.journal.set_aside) else None
+        where = f"{self.journal.what_is_live}{f'; the old one is kept as {kept}' if kept else ''}"
+        return RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
 
     # --- after an interruption ---------------------------------------------------------------------------------
 
@@ -248,19 +236,15 @@ class Switch:
         :raises ServicesDownError: when the services do not come up; its state says which database is live.
         :raises RollbackFailedError: manual intervention required.
         """
-        journal = self.journal
         try:
-            if journal.state == "switching" and journal.new_is_live:
+            if self.journal.state == "switching" and self.journal.new_is_live:
                 self._finish_or_undo()
-            elif journal.state == "committed":
+            elif self.journal.state == "committed":
                 self._start_committed()
             else:
                 self.undo()
         except OSError as error:
-            raise RollbackFailedError(
-                f"the recovery cannot go on: {explain(error)}. {journal.what_is_live}",
-                hint=f"Remove the cause, then: {self.recover_command}",
-            ) from None
+            raise self._stuck(f"the recovery cannot go on: {explain(error)}") from None
         self.clear_away()
 
     def _finish_or_undo(self) -> None:
@@ -268,39 +252,38 @@ class Switch:
             self.start_services()
             self.check_live()
         except OperatorError as error:
-            self.console.line(f"❌ It cannot be finished: {error}")
+            self.report.console.line(f"❌ It cannot be finished: {error}")
             self.undo()
         else:
             self.commit()
-            self.console.line("✅ The restore is finished: the new database is live")
+            self.report.console.line("✅ The restore is finished: the new database is live")
 
     def _start_committed(self) -> None:
         try:
             self.start_services()
         except ServicesDownError as error:
-            error.state = "The restored database is live, but the services are NOT running."
+            known = "whether the services run is not known" if error.state else "but the services are NOT running"
+            error.state = f"The restored database is live, {known}."
             raise
 
     # --- what is left ------------------------------------------------------------------------------------------
 
     def clear_away(self) -> None:
         """At the end: keep what was written after the safety backup, then remove the old database and the journal."""
-        journal = self.journal
+        set_aside = self.journal.set_aside
         with self.clearing_up():
-            copies = database_files(journal.set_aside)
-            if copies and journal.unsaved:
+            copies = database_files(set_aside)
+            if copies and self.journal.unsaved:
                 try:
                     with self.report.phase("last writes"):
-                        path = self.back_up("💾 Keeping the last writes...", journal.set_aside, quiet=len(copies) == 1)
-                    self.console.line(f"✅ Last writes kept: {shown(path)}")
+                        path = self.back_up("💾 Keeping the last writes...", set_aside, quiet=len(copies) == 1)
+                    self.report.console.line(f"✅ Last writes kept: {shown(path)}")
                 except OperatorError as error:
-                    self.report.warn(
-                        f"{error}. The old database stays as {journal.set_aside}: remove it if you do not need it"
-                    )
+                    self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
                     copies = []
             if copies:
                 drop(*copies)
-            journal.remove()
+            self.journal.remove()
 
     @contextlib.contextmanager
     def clearing_up(self) -> Iterator[None]:
@@ -317,7 +300,7 @@ class Switch:
 def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
     """Move all that a database has committed into its main file, leave its sidecars empty, and keep others out.
 
-    The connection that is returned holds the lock; close it after the file has lost its name.
+    :returns: the connection that holds the lock; close it after the file has lost its name.
 
     :raises DatabaseInUseError: when somebody has it open.
     :raises UnreadableError: when it cannot be opened.
