@@ -66,8 +66,8 @@ from backuplib.terminal import Terminal
 from config import Environment, Settings, load_settings
 from database_backup import DatabaseBackup
 
+# How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual.
 CHECK_SECONDS = 60.0
-"""How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual."""
 
 # --- values ------------------------------------------------------------------------------------------------------
 
@@ -144,10 +144,7 @@ class Restorer:
         """Single worker, concurrent with the check: a third thread would only slow it down on two cores."""
 
     def restore(self) -> None:
-        """Restore the backup.
-
-        :raises OperatorError: with the exit code of what went wrong; the database is then as it was.
-        """
+        """Restore the backup; an OperatorError has the exit code of what went wrong, and the state that leaves."""
         target = self.resolve_target()
         if self.terminal.present and "SSH_CONNECTION" in os.environ and not {"TMUX", "STY"} & set(os.environ):
             self.console.line("💡 A connection lost before the services stop ends this run; in tmux it would go on")
@@ -198,10 +195,7 @@ class Restorer:
     # --- preflight -------------------------------------------------------------------------------------------
 
     def resolve_target(self) -> Target:
-        """Return the database to replace.
-
-        :raises UnsuitableTargetError: when it cannot be one.
-        """
+        """Return the database to replace."""
         target = Target.resolve(self.options.target_path or self.settings.db_path)
         self.report.target = str(target.path)
         return target
@@ -314,10 +308,7 @@ class Restorer:
         return file
 
     def refuse_users(self, target: Target, project: ComposeProject | None, services: Sequence[str]) -> None:
-        """Refuse when the database is in use by anything but the services that will be stopped.
-
-        :raises DatabaseInUseError: naming who has it open.
-        """
+        """Refuse when the database is in use by anything but the services that will be stopped, naming who it is."""
         stopping = project.refuse_strangers(target.path, services) if project else []
         unseen = target.refuse_holders(stopping, force=self.options.force)
         if unseen and unseen not in self.report.warnings:
@@ -340,10 +331,7 @@ class Restorer:
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
     def access(self, ram: RamFolder) -> Access:
-        """Read the private key into a throwaway keyring.
-
-        :raises UnusableKeyError: when it is no usable key.
-        """
+        """Read the private key into a throwaway keyring."""
         keyring = Keyring(ram)
         secret = self.credentials.private_key()
         key = keyring.import_private(secret)
@@ -353,10 +341,7 @@ class Restorer:
         return Access(keyring, key, lambda attempt: self.credentials.unlock(key, attempt))
 
     def tried_access(self, backup: BackupFile, ram: RamFolder) -> Access:
-        """Read key and passphrase, and try them on the beginning of the backup.
-
-        :raises DecryptionError: when they do not open it.
-        """
+        """Read key and passphrase, and try them on the beginning of the backup."""
         access = self.access(ram)
         right: list[Secret | None] = []
 
@@ -425,10 +410,7 @@ class Restorer:
         return images[-1]
 
     def convert(self, plan: Plan, image: DatabaseImage, ram: RamFolder) -> DatabaseImage:
-        """Make what an older backup holds a database of the configured mode, in RAM.
-
-        :raises UnsoundBackupError: when that takes an option that was not given, or is not possible.
-        """
+        """Make what an older backup holds a database of the configured mode, in RAM."""
         if image.plain and not self.engine.db_pass:
             self.report.format = "SQLite"
             return image
@@ -508,10 +490,7 @@ class Restorer:
             self.console.line(f"   {line}")
 
     def confirm(self, plan: Plan) -> None:
-        """Ask before anything is touched.
-
-        :raises DeclinedError: unless the answer is yes.
-        """
+        """Ask before anything is touched; DeclinedError unless the answer is yes."""
         if self.options.skip_backup:
             self.report.warn("--skip-backup: the database as it is now will not be kept")
         if self.options.force or (not plan.configured and not plan.target.exists):
@@ -570,9 +549,8 @@ class Restorer:
 
     def write_ahead(self, plan: Plan, image: DatabaseImage) -> Future[Candidate] | None:
         """Begin to write the new file beside the check, when nobody has to agree first; None when somebody has."""
-        if not self.options.force or self.options.verify_only or not image.size:
-            return None
-        return self.beside.submit(self.write_candidate, plan, image)
+        ahead = self.options.force and not self.options.verify_only and image.size
+        return self.beside.submit(self.write_candidate, plan, image) if ahead else None
 
     def write_candidate(
         self, plan: Plan, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None
@@ -582,10 +560,7 @@ class Restorer:
             return plan.target.write_candidate(image, progress)
 
     def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Candidate] | None) -> Candidate:
-        """Return the new file, written now or begun before; the image in memory is not needed any more.
-
-        :raises RefusedError: when it cannot be written.
-        """
+        """Return the new file, written now or begun before; the image in memory is not needed any more."""
         with self.console.step("💽 Writing the new database...", None if ahead else image.size) as step:
             candidate = ahead.result() if ahead else self.write_candidate(plan, image, step.progress)
         image.wipe()
@@ -624,13 +599,14 @@ class Restorer:
 
     def switch_of(self, journal: Journal, project: ComposeProject | None) -> Switch:
         """Return the switch that a journal tells of."""
+        recover = restore_command("--recover", *target_options(journal.target, self.settings, self.options))
         return Switch(
             journal,
-            engine=self.engine,
-            project=project if journal.services else None,
-            report=self.report,
-            back_up=self.back_up,
-            recover_command=restore_command("--recover", *target_options(journal.target, self.settings, self.options)),
+            project if journal.services else None,
+            self.engine,
+            self.report,
+            self.back_up,
+            recover_command=recover,
         )
 
     def stop_services(self, plan: Plan, switch: Switch) -> None:

@@ -34,8 +34,7 @@ from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
 
 GZIP_HEAD = GZIP_MAGIC + b"\x08"
-HEAD = 4096
-"""Bytes that tell what a file is."""
+HEAD = 4096  # bytes that tell what a file is
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
@@ -62,8 +61,8 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     return "database"
 
 
+# Names of backups; a .raw.tar holds the files of a database that could not be read.
 BACKUP_NAME = re.compile(r"db_backup_(\d{8}_\d{6})(\.raw\.tar|\.db)(\.gz)?(\.gpg)?")
-"""Names of backups; a .raw.tar holds the files of a database that could not be read."""
 
 
 @dataclass(frozen=True)

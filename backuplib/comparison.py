@@ -27,8 +27,7 @@ class Contents:
     user_version: int
 
 
-SQLITE_OK, SQLITE_DENY, SQLITE_FUNCTION = 0, 1, 31
-"""What an authorizer is asked and answers; the same in both engines."""
+SQLITE_OK, SQLITE_DENY, SQLITE_FUNCTION = 0, 1, 31  # what an authorizer is asked and answers; the same in both engines
 
 
 def only_counting(action: int, _first: str | None, name: str | None, _database: str | None, view: str | None) -> int:
@@ -52,12 +51,9 @@ def read_contents(connection: sqlite3.Connection, errors: tuple[type[Exception],
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-MOST_TABLES = 12
-"""Tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines."""
+MOST_TABLES = 12  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
 
-
-NAME_COLUMNS = 40
-"""Longest name of a table in the comparison."""
+NAME_COLUMNS = 40  # longest name of a table in the comparison
 
 
 def read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents | None:

@@ -24,16 +24,11 @@ from backuplib.errors import (
 from backuplib.formatting import quoted
 from backuplib.processes import run_command
 
-SETTLE_SECONDS = 5.0
-"""How long a service without a health check must run without a restart to count as up."""
+SETTLE_SECONDS = 5.0  # how long a service without a health check must run without a restart to count as up
 
+START_SECONDS = 60.0  # how long services may take to be running; one with a health check gets what that allows on top
 
-START_SECONDS = 60.0
-"""How long services may take to be running; one with a health check gets what that allows on top."""
-
-
-STOP_SECONDS = 600.0
-"""Longest wait for a compose command; the grace period before a kill is the service's own."""
+STOP_SECONDS = 600.0  # longest wait for a compose command; the grace period before a kill is the service's own
 
 
 @dataclass(frozen=True)

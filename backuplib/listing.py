@@ -13,8 +13,7 @@ from backuplib.formatting import age, aligned, megabytes, plural, shown
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
-MENU_SECONDS = 3.0
-"""How long the menu may be kept waiting by checksums."""
+MENU_SECONDS = 3.0  # how long the menu may be kept waiting by checksums
 
 
 def named_backup(file: Path, backup_dir: Path) -> Path:

@@ -226,6 +226,7 @@ class Switch:
         """Return the error that says what is where."""
         kept = self.journal.set_aside if os.path.lexists(self.journal.set_aside) else None
         where = f"{self.journal.what_is_live}{f'; the old one is kept as {kept}' if kept else ''}"
+        where += "; the services may be down" if self.project else ""
         return RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
 
     # --- after an interruption ---------------------------------------------------------------------------------
