@@ -1,9 +1,11 @@
 """Fixtures. All real: gpg, SQLite and SQLCipher, terminals, containers. All safe under pytest-xdist.
 
-    gpg, keys        GpgHome to make more keys in; Keys: keys.rsa (with passphrase), keys.open (without), keys.other
+    keys             Keys, the same in all workers: keys.rsa (with passphrase), keys.open (without), keys.other
+    gpg              a GpgHome that has them, to encrypt and to make more keys in
     mode             "sqlite" and "sqlcipher", in turn
     make_shop        make_shop(mode, **settings) -> Shop with sample data; settings go to .env, None takes one out
     shop             make_shop(mode)
+    tell             tell(text): a line under the results of all tests, such as how many faults there were
     terminal         terminal(shop, *args, stdin=None, env=None, pass_fds=()) -> Terminal running restore_backup.py
     docker           the image's name; needs a Docker engine that answers
     compose          Compose "v1" and "v2", in turn
@@ -39,7 +41,8 @@ from tests.support.containers import (
     compose_v2,
     import_image,
 )
-from tests.support.keys import GpgHome, Keys, gpg_home, make_keys
+from tests.support.keys import GpgHome, Keys, gpg_home, shared_keys
+from tests.support.matrix import Tell
 from tests.support.needs import require
 from tests.support.scene import Scene
 from tests.support.shop import DB_PASS, Shop, copy_program, fill_with_sample_data
@@ -99,20 +102,41 @@ def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"skipped, which fails in CI: {reason}"
 
 
+# --- figures that tests tell -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """tell(text): a line under the results, also when a worker runs the test, whose output nobody sees."""
+    return lambda text: record_property("told", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests told."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    calls = [report for report in reports if isinstance(report, pytest.TestReport) and report.when == "call"]
+    told = [str(text) for report in calls for name, text in report.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(sorted(told)))
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def gpg() -> Iterator[GpgHome]:
-    """A throwaway GnuPG home, for further keys: gpg.generate(RSA, "name", "passphrase", "Expire-Date: …\\n")."""
-    with gpg_home() as home:
-        yield home
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Three key pairs, made once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return shared_keys(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
 @pytest.fixture(scope="session")
-def keys(gpg: GpgHome) -> Keys:
-    """Three key pairs, made once a process."""
-    return make_keys(gpg)
+def gpg(keys: Keys) -> Iterator[GpgHome]:
+    """A throwaway GnuPG home with the keys, for messages and further keys: gpg.generate(ECC, "name", "passphrase")."""
+    with gpg_home() as home:
+        home.run("--import", stdin=b"".join(key.private_binary for key in (keys.rsa, keys.open, keys.other)))
+        yield home
 
 
 # --- shops -----------------------------------------------------------------------------------------------------------
@@ -198,7 +222,7 @@ def docker() -> str:
 @pytest.fixture(params=["v1", "v2"])
 def compose(request: pytest.FixtureRequest, docker: str, tmp_path: Path) -> Compose:
     """Both flavours in turn; each is the only one that a program finds."""
-    require({"v1": "docker-compose", "v2": "docker compose"}[request.param])
+    require(f"docker compose {request.param}")
     folder = tmp_path / "docker-config"
     folder.mkdir()
     return {"v1": compose_v1, "v2": compose_v2}[request.param](folder)

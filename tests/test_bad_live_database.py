@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support import writer
 from tests.support.keys import Keys
+from tests.support.matrix import Tell
 from tests.support.shop import SIDECARS, Completed, Shop
 from tests.support.strace import KILL, Hit, Stage, aim, make_stage, read_log, spread, strace, touching
 
@@ -245,7 +246,7 @@ def test_killed_swap_of_an_unreadable_database_ends_whole(  # noqa: PLR0917 - py
     spoil: Callable[[Shop], None],
     look: Callable[[Shop], object],
     count: int | None,
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
     backup = shop.create_backup()
@@ -274,5 +275,4 @@ def test_killed_swap_of_an_unreadable_database_ends_whole(  # noqa: PLR0917 - py
         assert look(shop) == old or (is_new and shop.rows() == new), f"killed at {calls[index]}: {names}"
         assert {*names} <= {"shop.db", *(f"shop.db{suffix}" for suffix in SIDECARS)}, f"leftovers: {names}"
         ends["new" if is_new else "old"] += 1
-    with capsys.disabled():
-        print(f"\nunreadable database: {sum(ends.values())} kill points: {ends}")
+    tell(f"unreadable database: {sum(ends.values())} kill points: {ends}")

@@ -4,34 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import config
+from backuplib.errors import ExitCode
+from restore_backup import command_line
 from tests.conftest import MakeShop
 from tests.support.shop import ROOT, SETTINGS
 
-OPTIONS = (
-    "--help",
-    "--target-path",
-    "--no-restart",
-    "--key-stdin",
-    "--skip-backup",
-    "--force",
-    "--verify-only",
-    "--stop-first",
-    "--compose-file",
-    "--service",
-    "--passphrase-fd",
-    "--passphrase-command",
-    "--recover",
-    "--list",
-    "--drill",
-    "--json",
-    "--allow-swap",
-)
-EXIT_CODES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 129, 130, 143)
-DEFAULTS = {"DB_NAME": "shop.db", "DATA_DIR": "data", "DB_BACKUP_PATH": "backups", "DB_BACKUP_RETENTION_DAYS": "7"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
 @pytest.fixture(scope="module")
@@ -40,74 +25,108 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def help_text() -> str:
-    """What `restore_backup.py --help` prints."""
-    command = [sys.executable, "restore_backup.py", "--help"]
+def printed_help(script: str) -> str:
+    """What `SCRIPT --help` prints."""
+    command = [sys.executable, script, "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True, timeout=30).stdout
 
 
-def stands_in(word: str, text: str) -> bool:
-    """Whether it is there as a word of its own: --list is not in --list-all."""
-    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+def table(readme: str, head: str) -> dict[str, str]:
+    """The table of the README whose first heading this is: the first cell of each row, and the others."""
+    rows = readme[readme.index(f"\n| {head} |") :].strip().partition("\n\n")[0].splitlines()[2:]
+    return dict(re.fullmatch(r"\| ?(.*?) \| ?(.*) ?\|", row).groups() for row in rows)  # type: ignore[union-attr,misc]
 
 
-def row(text: str, key: str) -> str:
-    """What a table of the README says in the row of this key."""
-    found = re.search(rf"^\|[ `]*{re.escape(key)}\b[^|]*\|(.*)\|\s*$", text, re.MULTILINE)
-    assert found, f"no row for {key}"
-    return found[1]
+def words_of(cells: Iterable[str]) -> list[str]:
+    """What is written as code in these cells."""
+    return [word for cell in cells for word in re.findall(r"`([^` ]+)[^`]*`", cell)]
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", [*OPTIONS, "backup_file"])
-def test_option_stands_in_readme_and_help(readme: str, help_text: str, option: str) -> None:
-    assert stands_in(option, help_text)
-    assert stands_in(option, readme) or option == "--help"
+def options() -> set[str]:
+    """The options that the program takes, and the argument."""
+    actions = command_line()._actions
+    return {name for action in actions for name in action.option_strings or [action.dest]} - {"-h"}
 
 
-def test_readme_and_contract_know_every_option_that_help_prints(readme: str, help_text: str) -> None:
-    printed = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_text))
-    assert printed >= set(OPTIONS)
-    assert [option for option in sorted(printed - {"--help"}) if not stands_in(option, readme)] == []
+def test_help_shows_every_option_and_no_other() -> None:
+    shown = printed_help("restore_backup.py")
+    assert {*OPTION.findall(shown), "backup_file"} == options()
+    assert "backup_file" in shown
 
 
-def test_every_option_that_the_readme_names_exists(readme: str, help_text: str) -> None:
-    lines = [line for line in readme.splitlines() if "restore_backup.py" in line]
-    named = {option for line in lines for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
-    assert [option for option in sorted(named) if not stands_in(option, help_text)] == []
+def test_readme_explains_every_option_and_no_other(readme: str) -> None:
+    explained = words_of(table(readme, "option"))
+    assert len(explained) == len(set(explained))
+    assert {*explained} - {"-h"} == options()
 
 
-@pytest.mark.parametrize("command", ["create", "list", "verify", "prune"])
-def test_backup_command_stands_in_readme_and_help(readme: str, command: str) -> None:
-    arguments = [sys.executable, "database_backup.py", "--help"]
-    printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
-    assert stands_in(command, printed)
-    assert re.search(rf"database_backup\.py[^\n]*\b{command}\b", readme)
+def test_every_option_in_a_command_of_the_documents_exists(readme: str) -> None:
+    text = readme + (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "restore_backup.py" in line]
+    assert lines
+    assert {option for line in lines for option in OPTION.findall(line)} <= options()
+
+
+def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
+    shown = printed_help("database_backup.py")
+    commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))
+    assert commands == {"create", "list", "verify", "prune"}
+    named = {word for line in readme.splitlines() if "database_backup.py" in line for word in re.findall(r"\w+", line)}
+    assert commands <= named
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_setting_stands_in_readme_and_env_example(readme: str, name: str) -> None:
-    assert row(readme, name)
-    assert re.search(rf"^#? ?{name}=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+def settings_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names that the program asks for when it reads its settings."""
+    asked = set()
+    text = config._Values.text
+
+    def note(values: Any, name: str, default: str) -> str:
+        asked.add(name)
+        return {"DB_ENCRYPTION": "true", "DB_PASS": "x"}.get(name) or text(values, name, default)
+
+    monkeypatch.setattr(config._Values, "text", note)
+    config.load_settings(tmp_path, {})
+    return asked
 
 
-@pytest.mark.parametrize(("name", "default"), DEFAULTS.items())
-def test_defaults_in_readme_and_env_example_are_those_of_the_program(readme: str, name: str, default: str) -> None:
-    assert stands_in(default, row(readme, name))
-    assert f"\n{name}={default}\n" in (ROOT / ".env.example").read_text(encoding="utf-8")
+def env_example() -> dict[str, str]:
+    """The settings in .env.example."""
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", text, re.MULTILINE))
+
+
+def test_readme_and_env_example_have_every_setting_and_no_other(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = settings_read(tmp_path, monkeypatch)
+    assert set(words_of(table(readme, "name"))) == read
+    assert set(env_example()) - {"BOT_IMAGE", "REDIS_IMAGE"} == read  # those two are the compose files'
+    assert set(SETTINGS) == read  # which the tests keep away from the programs that they run
+
+
+def test_defaults_in_readme_and_env_example_are_those_of_the_program(readme: str, tmp_path: Path) -> None:
+    settings = config.load_settings(tmp_path, {})
+    defaults = {
+        "DB_NAME": settings.db_path.name,
+        "DATA_DIR": settings.db_path.parent.name,
+        "DB_BACKUP_PATH": settings.backup_dir.name,
+        "DB_BACKUP_RETENTION_DAYS": str(settings.retention_days),
+        "MAX_DATABASE_MB": str(settings.max_database_bytes),
+    }
+    said = {name: row.rpartition("|")[2].strip().partition(":")[0] for name, row in table(readme, "name").items()}
+    assert {name: said[f"`{name}`"] for name in defaults} == defaults
+    assert {name: env_example()[name] for name in defaults} == defaults
 
 
 def test_env_example_is_valid_as_it_stands(tmp_path: Path) -> None:
-    from config import load_settings
-
     (tmp_path / ".env").write_bytes((ROOT / ".env.example").read_bytes())
-    settings = load_settings(tmp_path, {})
+    settings = config.load_settings(tmp_path, {})
     assert settings.db_path == tmp_path / "data" / "shop.db"
     assert settings.encrypted
 
@@ -115,32 +134,25 @@ def test_env_example_is_valid_as_it_stands(tmp_path: Path) -> None:
 # --- exit codes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", EXIT_CODES)
-def test_exit_code_stands_in_readme_and_help(readme: str, help_text: str, code: int) -> None:
-    assert re.search(rf"(?<![\d.]){code}(?![\d.])", help_text[help_text.lower().index("exit codes") :])
-    table = readme[readme.lower().index("exit code") :]
-    assert re.search(rf"^\|[^|]*(?<!\d){code}(?!\d)[^|]*\|", table, re.MULTILINE), f"no row for exit code {code}"
-
-
-def test_program_has_no_other_exit_codes() -> None:
-    from backuplib.errors import ExitCode
-
-    assert sorted(map(int, ExitCode)) == list(EXIT_CODES)
+def test_readme_and_help_explain_every_exit_code_and_no_other(readme: str) -> None:
+    codes = sorted(ExitCode)
+    assert sorted(int(code) for cell in table(readme, "code") for code in cell.split(",")) == codes
+    shown = printed_help("restore_backup.py")
+    part = shown[shown.lower().index("exit codes") :].partition("\n\n")[0]
+    assert {int(number) for number in re.findall(r"(?<![\d.])\d+(?![\d.])", part)} == {*codes}
 
 
 # --- --json ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--list"], ["--recover"], ["no such file"], ["--bogus"]])
-def test_readme_describes_what_json_holds(make_shop: MakeShop, readme: str, args: list[str]) -> None:
+def test_readme_describes_what_json_holds(make_shop: MakeShop, readme: str) -> None:
     """Every key and no other, whatever the outcome; what there is none of is null."""
-    table = readme[readme.index("## Output for programs") :]
-    described = [
-        key for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", cell)
-    ]
-    report = json.loads(make_shop("sqlite").restore("--json", *args).out)
-    assert sorted(report) == sorted(described)
-    assert [key for key, value in report.items() if value == ""] == []
+    described = sorted(words_of(table(readme, "key")))
+    shop = make_shop("sqlite")
+    for args in (["--list"], ["--recover"], ["no such file"], ["--bogus"]):
+        report = json.loads(shop.restore("--json", *args).out)
+        assert sorted(report) == described, args
+        assert [key for key, value in report.items() if value == ""] == [], args
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -158,13 +170,13 @@ def test_requirements_are_pinned_to_exact_versions() -> None:
                 assert re.fullmatch(r"[A-Za-z0-9-]+==[0-9][0-9A-Za-z.]*(\s*;.*)?", line), f"{name}: {line}"
 
 
-@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--no-such-option", 2), ("--list", 0)])
-def test_what_needs_no_package_starts_without_them(tmp_path: Path, option: str, code: int) -> None:
+def test_what_needs_no_package_starts_without_them(tmp_path: Path) -> None:
     """A broken installation does not keep the operator from the help and the list of backups."""
     environment = {"PATH": "/usr/bin:/bin", "DATA_DIR": str(tmp_path), "DB_BACKUP_PATH": str(tmp_path)}
-    argv = [sys.executable, "-X", "importtime", str(ROOT / "restore_backup.py"), option]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
-    assert "argparse" in imported
-    assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}
+    for option, code in (("--help", 0), ("--no-such-option", 2), ("--list", 0)):
+        argv = [sys.executable, "-X", "importtime", str(ROOT / "restore_backup.py"), option]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
+        assert "argparse" in imported
+        assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}, option

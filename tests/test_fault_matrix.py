@@ -1,6 +1,6 @@
 """A system call fails with ENOSPC, EIO, EROFS … at each place in turn; and file systems that are really full.
 
-In CI a sample; all faults: pytest -m long tests/test_fault_matrix.py -s (POINTS=20: so many a test)
+In CI a sample; all faults: pytest -m long tests/test_fault_matrix.py (POINTS=20: so many a test)
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeShop
-from tests.support.matrix import EVERY, Tally
+from tests.support.matrix import EVERY, Tally, Tell
 from tests.support.shop import Completed, Shop
 from tests.support.strace import (
     CHANGING,
@@ -36,7 +36,7 @@ from tests.support.strace import (
 
 pytestmark = pytest.mark.needs("strace")
 
-REAL_DISK = pytest.mark.needs("root", "mount", "acl")
+REAL_DISK = pytest.mark.needs("root", "mount", "setfacl")
 """A file system of its own, and a database with an owner and an ACL."""
 
 FAULTS = {
@@ -184,21 +184,21 @@ def rollback_faults(stage: Stage, *, every: bool = False) -> list[Fault]:
     return found
 
 
-def test_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_faults(stage, spread(plain_faults(stage), 7)).report(capsys, "one fault")
+def test_one_fault_ends_clean(stage: Stage, tell: Tell) -> None:
+    run_faults(stage, spread(plain_faults(stage), 7)).report(tell, "one fault")
 
 
-def test_fault_of_a_look_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_faults(stage, spread(looking_faults(stage), 7), LOOKING).report(capsys, "fault of a look")
+def test_fault_of_a_look_ends_clean(stage: Stage, tell: Tell) -> None:
+    run_faults(stage, spread(looking_faults(stage), 7), LOOKING).report(tell, "fault of a look")
 
 
-def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_faults(stage, spread(rollback_faults(stage), 3)).report(capsys, "fault in rollback")
+def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, tell: Tell) -> None:
+    run_faults(stage, spread(rollback_faults(stage), 3)).report(tell, "fault in rollback")
 
 
-def test_lasting_fault_loses_nothing(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lasting_fault_loses_nothing(stage: Stage, tell: Tell) -> None:
     chosen = spread(lasting_faults(stage), 4)[1:]
-    run_faults(stage, chosen).report(capsys, "lasting fault")
+    run_faults(stage, chosen).report(tell, "lasting fault")
 
 
 def recovery_faults(stage: Stage, calls: Sequence[Call]) -> list[Fault]:
@@ -238,14 +238,14 @@ def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
     return tally
 
 
-def test_fault_in_the_recovery_is_told_and_recovered(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_recovery_faults(stage, 4).report(capsys, "fault in recovery")
+def test_fault_in_the_recovery_is_told_and_recovered(stage: Stage, tell: Tell) -> None:
+    run_recovery_faults(stage, 4).report(tell, "fault in recovery")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_any_fault_in_the_recovery(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_recovery_faults(stage, EVERY and EVERY // 2).report(capsys, "fault in recovery")
+def test_any_fault_in_the_recovery(stage: Stage, tell: Tell) -> None:
+    run_recovery_faults(stage, EVERY and EVERY // 2).report(tell, "fault in recovery")
 
 
 def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
@@ -309,28 +309,28 @@ def test_hint_to_recover_names_a_target_that_is_not_the_configured_one(stage: St
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_any_one_fault_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_faults(stage, spread(plain_faults(stage, every=True), EVERY)).report(capsys, "one fault")
+def test_any_one_fault_ends_clean(stage: Stage, tell: Tell) -> None:
+    run_faults(stage, spread(plain_faults(stage, every=True), EVERY)).report(tell, "one fault")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_any_fault_of_a_look_ends_clean(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_faults(stage, spread(looking_faults(stage), EVERY), LOOKING).report(capsys, "fault of a look")
+def test_any_fault_of_a_look_ends_clean(stage: Stage, tell: Tell) -> None:
+    run_faults(stage, spread(looking_faults(stage), EVERY), LOOKING).report(tell, "fault of a look")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_any_fault_in_the_rollback(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_fault_in_the_rollback(stage: Stage, tell: Tell) -> None:
     chosen = spread(rollback_faults(stage, every=True), EVERY)
-    run_faults(stage, chosen).report(capsys, "fault in rollback")
+    run_faults(stage, chosen).report(tell, "fault in rollback")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_any_lasting_fault(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_lasting_fault(stage: Stage, tell: Tell) -> None:
     chosen = spread(lasting_faults(stage), EVERY)
-    run_faults(stage, chosen).report(capsys, "lasting fault")
+    run_faults(stage, chosen).report(tell, "lasting fault")
 
 
 # --- really full -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """SIGKILL at each system call that touches the database, its backups or the journal: old or new, whole, always.
 
-In CI a sample of points; all of them: pytest -m long tests/test_kill_matrix.py -s (POINTS=20 before it: so many a test)
+In CI a sample of points; all of them: pytest -m long tests/test_kill_matrix.py (POINTS=20 before it: so many a test)
 """
 
 import os
@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from tests.conftest import MakeShop
-from tests.support.matrix import EVERY, Tally
+from tests.support.matrix import EVERY, Tally, Tell
 from tests.support.strace import (
     KILL,
     Call,
@@ -142,38 +142,38 @@ def bases_of(stage: Stage, points: Sequence[Point], count: int) -> list[Point]:
     return spread(points[begin:], count)
 
 
-def test_killed_restore_leaves_old_or_new_whole(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_points(stage, plain_points(stage), SAMPLE).report(capsys, "restore")
+def test_killed_restore_leaves_old_or_new_whole(stage: Stage, tell: Tell) -> None:
+    run_points(stage, plain_points(stage), SAMPLE).report(tell, "restore")
 
 
-def test_killed_rollback_leaves_the_old_whole(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_rollback_leaves_the_old_whole(stage: Stage, tell: Tell) -> None:
     tally = run_points(stage, rollback_points(stage), SAMPLE)
-    tally.report(capsys, "rollback")
+    tally.report(tell, "rollback")
 
 
-def test_killed_recovery_can_be_repeated(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_recovery_can_be_repeated(stage: Stage, tell: Tell) -> None:
     bases = bases_of(stage, plain_points(stage), 3)[1:2]
-    run_recovery_points(stage, bases, SAMPLE).report(capsys, "recovery")
+    run_recovery_points(stage, bases, SAMPLE).report(tell, "recovery")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_killed_anywhere_in_a_restore(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_points(stage, plain_points(stage), EVERY).report(capsys, "restore")
+def test_killed_anywhere_in_a_restore(stage: Stage, tell: Tell) -> None:
+    run_points(stage, plain_points(stage), EVERY).report(tell, "restore")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_killed_anywhere_in_a_rollback(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    run_points(stage, rollback_points(stage), EVERY).report(capsys, "rollback")
+def test_killed_anywhere_in_a_rollback(stage: Stage, tell: Tell) -> None:
+    run_points(stage, rollback_points(stage), EVERY).report(tell, "rollback")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_killed_anywhere_in_a_recovery(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_anywhere_in_a_recovery(stage: Stage, tell: Tell) -> None:
     bases = bases_of(stage, plain_points(stage), 4)
     bases += spread(rollback_points(stage), 2)
-    run_recovery_points(stage, bases, EVERY and EVERY // 4).report(capsys, "recovery")
+    run_recovery_points(stage, bases, EVERY and EVERY // 4).report(tell, "recovery")
 
 
 # --- soak ------------------------------------------------------------------------------------------------------------
@@ -181,9 +181,7 @@ def test_killed_anywhere_in_a_recovery(stage: Stage, capsys: pytest.CaptureFixtu
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
-def test_soak_of_restores_in_a_row_loses_nothing(
-    make_shop: MakeShop, mode: str, rounds: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_soak_of_restores_in_a_row_loses_nothing(make_shop: MakeShop, mode: str, rounds: int, tell: Tell) -> None:
     """Many in a row on one database, each hit at random; between them a writer that is killed."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 100_000))
     random = Random(seed)
@@ -207,5 +205,4 @@ def test_soak_of_restores_in_a_row_loses_nothing(
         assert done.code != 0 or outcome == "new" or same, f"seed {seed}, round {number}: {done.text}"
         assert done.code in (0, 3, 6, 8, -9, 129, 130, 143), f"seed {seed}, round {number}: {done.text}"
         ends[f"exit {done.code}, {'same rows' if same else outcome}"] += 1
-    with capsys.disabled():
-        print(f"\nsoak {mode}, seed {seed}: {rounds} restores, lost or mixed: 0; {dict(sorted(ends.items()))}")
+    tell(f"soak {mode}, seed {seed}: {rounds} restores, lost or mixed: 0; {dict(sorted(ends.items()))}")

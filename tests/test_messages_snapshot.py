@@ -115,7 +115,7 @@ def test_no_terminal(plain: Shop) -> None:
     judge("no_terminal", plain.restore(BACKUP), plain, 3)
 
 
-@pytest.mark.needs("root", "docker CLI")
+@pytest.mark.needs("root", "docker")
 def test_not_in_the_docker_group(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
     """The engine's socket is there, and not for this user."""
     shop = with_backup(make_shop("sqlite", RUNTIME_ENVIRONMENT="PROD"))

@@ -438,13 +438,16 @@ def test_database_larger_than_the_ram_folder_is_refused(make_shop: MakeShop, key
     assert shop.snapshot() == before
 
 
-def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_are_not(without_private_mounts: None) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_are_not(
+    without_private_mounts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a power loss nothing is left of a RAM folder; after SIGKILL of everything, its folder is."""
     with opened() as living:
         dead = Path(f"/dev/shm/{PREFIX}dead{os.getpid()}")
         dead.mkdir(mode=0o700)
         (dead / "secret").write_text("x")
-        time.sleep(11)  # one that was just made may not have been locked yet
+        now = time.time() + 11  # one that was just made may not have been locked yet
+        monkeypatch.setattr(time, "time", lambda: now)
         with opened():
             assert not dead.exists()
             assert living.path.exists()

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
+from tests.support.matrix import Tell
 from tests.support.scene import (
     KEEP_TRUTH,
     LIVE_ROW,
@@ -526,7 +527,7 @@ def test_restores_in_a_row_under_random_faults_lose_nothing(  # noqa: PLR0917 - 
     mode: str,
     keys: Keys,
     rounds: int,
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     """Restores of a database that its bot writes to all the time: each ends as the whole old or the whole new one."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 100_000))
@@ -558,11 +559,10 @@ def test_restores_in_a_row_under_random_faults_lose_nothing(  # noqa: PLR0917 - 
         elif not stays:
             check_last_writes_kept(scene)
         outcomes[f"exit {done.code}, {'new' if new else 'old'}"] += 1
-    with capsys.disabled():
-        print(
-            f"\nsoak under a busy bot, {mode}, Compose {compose.name}, seed {seed}: {rounds} restores, "
-            f"lost or mixed: 0; {dict(sorted(outcomes.items()))}"
-        )
+    tell(
+        f"soak under a busy bot, {mode}, Compose {compose.name}, seed {seed}: {rounds} restores, "
+        f"lost or mixed: 0; {dict(sorted(outcomes.items()))}"
+    )
 
 
 def forget_last_round(folder: Path) -> None:

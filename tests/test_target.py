@@ -54,7 +54,7 @@ def refused(done: Completed, *words: str) -> None:
 # --- what it was stays -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("acl")
+@pytest.mark.needs("setfacl", "getfacl")
 def test_owner_mode_attributes_and_acl_are_kept(
     ready: Callable[[str], tuple[Shop, Path]], mode: str, keys: Keys
 ) -> None:
@@ -304,7 +304,7 @@ def small_disk() -> Iterator[Callable[[Path, int], None]]:
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.needs("acl")
+@pytest.mark.needs("setfacl", "getfacl")
 @pytest.mark.parametrize("room", [0, 8 * 4096, 32 * 4096])
 def test_too_little_space_is_refused_and_leaves_everything_as_it_was(
     ready: Callable[[str], tuple[Shop, Path]],

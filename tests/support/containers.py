@@ -98,8 +98,8 @@ class Compose:
 def compose_v1(folder: Path) -> Compose:
     """docker-compose 1.x, in an environment where `docker compose` does not exist."""
     env = {"DOCKER_CONFIG": str(folder)}
-    if not is_there("docker-compose"):
-        raise NotAvailable("docker-compose")
+    if not is_there("docker compose v1"):
+        raise NotAvailable("docker compose v1")
     if (
         subprocess.run(
             ["docker", "compose", "version"], env=os.environ | env, capture_output=True, check=False
@@ -126,7 +126,7 @@ def compose_v2(folder: Path) -> Compose:
     """`docker compose`, and nothing else."""
     plugin = compose_plugin()
     if plugin is None:
-        raise NotAvailable("docker compose")
+        raise NotAvailable("docker compose v2")
     (folder / "cli-plugins").mkdir()
     (folder / "cli-plugins/docker-compose").symlink_to(plugin)
     return Compose("v2", ("docker", "compose"), {"DOCKER_CONFIG": str(folder)})

@@ -1,6 +1,8 @@
-"""Throwaway OpenPGP keys, made by the real gpg once a test process."""
+"""Throwaway OpenPGP keys, made by the real gpg once a run of the tests."""
 
 import base64
+import fcntl
+import pickle
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +15,10 @@ PASSPHRASE = 'pässwörd "x" 1'
 
 RSA = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign\nSubkey-Type: RSA\nSubkey-Length: 3072\nSubkey-Usage: encrypt\n"
 ECC = "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign\nSubkey-Type: ECDH\nSubkey-Curve: cv25519\n"
+
+
+IN_2020 = "--faked-system-time=20200101T000000!"
+"""An option of gpg's: what expires after 30 days has expired by now, and nobody has waited for it."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,13 @@ class GpgHome:
         """A message; the options say to whom."""
         return self.run("--trust-model", "always", *options, "--encrypt", stdin=content)
 
-    def generate(self, algorithm: str, name: str, passphrase: str | None, extra: str = "Expire-Date: 0\n") -> Key:
-        """A new key. `extra`: more lines of gpg's unattended parameter file, such as the expiry."""
+    def generate(
+        self, algorithm: str, name: str, passphrase: str | None, extra: str = "Expire-Date: 0\n", *options: str
+    ) -> Key:
+        """A new key. `extra`: more lines of gpg's unattended parameter file, such as the expiry; `options` of gpg."""
         protection = "%no-protection\n" if passphrase is None else f"Passphrase: {passphrase}\n"
         parameters = f"{algorithm}Name-Real: {name}\nName-Email: {name}@example.org\n{extra}{protection}%commit\n"
-        self.run("--generate-key", stdin=parameters.encode())
+        self.run(*options, "--generate-key", stdin=parameters.encode())
         return self.export(name, passphrase)
 
     def export(self, name: str, passphrase: str | None) -> Key:
@@ -102,6 +110,18 @@ def make_keys(home: GpgHome) -> Keys:
         open=home.generate(ECC, "open", None),
         other=home.generate(ECC, "other", None),
     )
+
+
+def shared_keys(folder: Path) -> Keys:
+    """The same, made by the first process that asks and read by the others: they share the folder."""
+    with (folder / "keys.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "keys"
+        if not made.exists():
+            with gpg_home() as home:
+                made.write_bytes(pickle.dumps(make_keys(home)))
+        keys: Keys = pickle.loads(made.read_bytes())
+    return keys
 
 
 def with_system_settings(folder: Path, line: str) -> list[str]:

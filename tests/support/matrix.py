@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import pytest
+Tell = Callable[[str], None]
+"""The fixture `tell`: puts a line under the results of the tests, from whichever worker."""
 
 EVERY = int(os.environ.get("POINTS", "0")) or None
 """Points of each long test; all of them when not set."""
@@ -28,10 +29,9 @@ class Tally:
         except AssertionError as error:
             self.failures.append(f"{label}: {error}")
 
-    def report(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
-        """Print the numbers, and fail if anything was lost or told wrong."""
+    def report(self, tell: Tell, name: str) -> None:
+        """Tell the numbers, and fail if anything was lost or told wrong."""
         total = self.outcomes.total() + len(self.failures)
-        with capsys.disabled():
-            print(f"\n{name}: {total} {self.what}: {dict(self.outcomes)}, failed: {len(self.failures)}")
+        tell(f"{name}: {total} {self.what}: {dict(self.outcomes)}, failed: {len(self.failures)}")
         assert total
         assert not self.failures, "\n\n".join(self.failures)

@@ -99,11 +99,10 @@ CHECKS: dict[str, Callable[[], bool]] = {
     # Root in a container may have no right to.
     "mount": lambda: works("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"),
     "strace": lambda: works("strace", "-o", "/dev/null", "true"),
-    "acl": has_acls,
+    "setfacl": has_acls,
     "sqlcipher 3": lambda: sqlcipher_program(3) is not None,
     "sqlcipher 4": lambda: sqlcipher_program(4) is not None,
-    "docker CLI": lambda: find("docker") is not None,
     "docker": lambda: "Server Version" in (output_of("docker", "info") or ""),
-    "docker-compose": lambda: (output_of("docker-compose", "version", "--short") or "").startswith("1."),
-    "docker compose": lambda: compose_plugin() is not None,
+    "docker compose v1": lambda: (output_of("docker-compose", "version", "--short") or "").startswith("1."),
+    "docker compose v2": lambda: compose_plugin() is not None,
 }

@@ -29,6 +29,7 @@ SETTINGS = (
     "DB_PASS",
     "DB_BACKUP_PATH",
     "DB_BACKUP_RETENTION_DAYS",
+    "MAX_DATABASE_MB",
     "PGP_PUBLIC_KEY_BASE64",
 )
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
@@ -326,6 +327,12 @@ class Shop:
     def start_restore(self, *args: object, **options: Any) -> subprocess.Popen[str]:
         """`restore_backup.py ARGS`, started; options as in `start`."""
         return self.start("restore_backup.py", *args, **options)
+
+
+def everything(shop: Shop) -> dict[str, FileState]:
+    """Data and backups; the log is there to be written to."""
+    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name != "restore.log"}
+    return shop.snapshot() | backups
 
 
 def quote_for_env(value: str) -> str:
