@@ -360,13 +360,13 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(Console(), signals)
     with report.failures():
         harden_process()
-        _run(arguments, report.console)
+        _run(arguments, report)
     close_streams()
     return report.exit_code
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> None:
-    settings = load_settings()
+def _run(arguments: argparse.Namespace, report: Report) -> None:
+    console, settings = report.console, load_settings()
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         enter_private_mounts()
@@ -374,6 +374,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "prune":
+        report.signals.shield()  # an end in between could not say what was removed
         for path in backups.cleanup_old_backups(settings.retention_days):
             console.result(f"removed {path}")
     else:

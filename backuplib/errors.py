@@ -103,9 +103,6 @@ def explain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-# --- usage and preflight: exit codes 2, 3 and 10 -------------------------------------------------------------------
-
-
 class UsageError(OperatorError):
     """The command line cannot be understood."""
 
@@ -211,9 +208,6 @@ class DockerUnreachableError(CommandError):
     """Docker does not answer."""
 
 
-# --- decryption: exit code 4 ---------------------------------------------------------------------------------------
-
-
 class DecryptionError(OperatorError):
     """The backup cannot be decrypted."""
 
@@ -249,9 +243,6 @@ class DamagedMessageError(DecryptionError):
 
 class UnauthenticatedMessageError(DecryptionError):
     """Nothing in the message shows whether its content was changed."""
-
-
-# --- content: exit code 5 ------------------------------------------------------------------------------------------
 
 
 class UnsoundBackupError(OperatorError):
@@ -310,9 +301,6 @@ class TooLargeError(UnsoundBackupError):
         )
 
 
-# --- safety backup: exit code 6 ------------------------------------------------------------------------------------
-
-
 class BackupError(OperatorError):
     """A backup could not be made."""
 
@@ -321,9 +309,6 @@ class BackupError(OperatorError):
 
 class UnreadableDatabaseError(BackupError):
     """The database cannot be opened, so that no consistent copy of it can be made."""
-
-
-# --- switch: exit codes 7, 8, 9 and 20 -----------------------------------------------------------------------------
 
 
 class CannotStopError(OperatorError):
