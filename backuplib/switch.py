@@ -198,7 +198,9 @@ class Switch:
             damage it), or the old database cannot be put back.
         :raises ServicesDownError: when the services do not come up; the old database is live then.
         """
-        if self.journal.state != "begun":
+        if self.journal.state == "begun":
+            self.report.console.line("✅ The database was not touched")
+        else:
             self.journal.state = "rolling back"
             try:
                 with contextlib.suppress(OSError):
