@@ -10,13 +10,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-CHUNK = 1 << 20
-"""Bytes handled at a time by every stream here."""
+CHUNK = 1 << 20  # bytes that a stream handles at a time
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}  # link() on filesystems without them
+
+
+def open_folder(folder: Path) -> int:
+    """Return a descriptor of a folder, for locking it or looking up names in it."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = open_folder(folder)
     try:
         os.fsync(descriptor)
     finally:
@@ -24,16 +29,16 @@ def fsync_folder(folder: Path) -> None:
 
 
 def create_file(path: Path) -> io.FileIO:
-    """Create a new file for reading and writing, mode 0600 from its first byte; never follows or reuses a name.
+    """Create a new file for reading and writing, mode 0600 from the start; never follows or reuses a name.
 
-    :raises FileExistsError: when the name is taken, by a link too.
+    :raises FileExistsError: also when the name is that of a link.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     return io.FileIO(descriptor, "r+")
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
-    """Open a file that may have been planted: a named pipe or a device would keep us waiting or never end.
+    """Open a file that may have been planted: a named pipe would block, a device might never end.
 
     :param flags: those of open(2); O_CREAT makes it with mode 0600.
     :raises OSError: also when it is not a regular file.
@@ -46,18 +51,14 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
 
 
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
-    """Write all of the data to an unbuffered file (one write may be short without an error)."""
+    """Write all of the data to an unbuffered file; a single write may be short without an error."""
     view = memoryview(data)
     while view:
         view = view[file.write(view[: 8 * CHUNK]) :]
 
 
-NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-"""What link() says on filesystems without hard links."""
-
-
 def name_without_replacing(file: str, name: Path) -> None:
-    """Give a file a name that must be free; its old name may stay, as a second one.
+    """Give a file a new name; the old one may remain as a second link.
 
     :raises FileExistsError: when the name is taken.
     """
@@ -72,7 +73,7 @@ def name_without_replacing(file: str, name: Path) -> None:
 
 
 def flock(descriptor: int, operation: int) -> bool:
-    """Take a kernel lock without waiting; False when someone else has it."""
+    """Take a kernel lock without waiting; False when another process holds it."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -80,13 +81,8 @@ def flock(descriptor: int, operation: int) -> bool:
     return True
 
 
-def open_folder(folder: Path) -> int:
-    """Open a folder, to lock it or to look names up in it, and return the descriptor."""
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
 def file_identity(path: Path | int) -> tuple[int, int, int, int]:
-    """Return what tells whether a path still is the same, unchanged file: device, inode, size, mtime in ns."""
+    """Return device, inode, size and mtime (ns): equal while a path is the same, unchanged file."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -100,19 +96,16 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def stat_or_none(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None when there is none.
-
-    :raises OSError: when that cannot be told.
-    """
+    """Return the status of a file, None when it does not exist; any other error is raised: it does not prove that."""
     try:
         return path.stat()
-    except (FileNotFoundError, NotADirectoryError):  # any other error does not tell that there is no such file
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 @contextlib.contextmanager
 def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
-    """A new file that takes a name, durably, when the block has written it whole; else it leaves nothing behind.
+    """Yield a new file that replaces ``path`` durably when the block succeeds, and is removed when it fails.
 
     :param suffix: added to the name meanwhile.
     """
@@ -130,7 +123,7 @@ def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
 
 
 def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file with owner, mode and attributes; it appears under its name when it is complete."""
+    """Copy a file with its metadata; the copy appears under its name only when it is complete."""
     with source.open("rb") as old, replacing(target, ".restore-new") as new:
         shutil.copyfileobj(old, new, CHUNK)
         copy_metadata(source, new.fileno())
@@ -139,7 +132,7 @@ def copy_durably(source: Path, target: Path) -> None:
 def copy_metadata(source: Path, descriptor: int) -> None:
     """Give an open file the owner, mode and extended attributes (ACL included) of another one.
 
-    :raises OSError: when one cannot be set; without them the bot might not be able to open its database.
+    :raises OSError: when one cannot be set; the bot might then be unable to open its database.
     """
     status = source.stat()
     os.fchown(descriptor, status.st_uid, status.st_gid)
@@ -149,13 +142,13 @@ def copy_metadata(source: Path, descriptor: int) -> None:
 
 
 def drop_quietly(path: Path) -> None:
-    """Remove a file of ours if it is there and that is possible; the next run does it otherwise."""
+    """Remove a file of ours if possible; otherwise the next run does."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def drop(*paths: Path) -> None:
-    """Remove files that may be there, durably."""
+    """Remove files that may exist, durably."""
     for path in paths:
         path.unlink(missing_ok=True)
     fsync_folder(paths[0].parent)

@@ -12,42 +12,40 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 class GzipDecoder:
-    """Decompresses a gzip stream of one or more members, piece by piece.
+    """Decompresses a gzip stream of one or more members.
 
-    :param sink: is given the content.
-    :param limit: bytes of content at which it stops.
+    :param sink: receives the content.
+    :param limit: maximum bytes of content.
     """
 
     def __init__(self, sink: Callable[[bytes], object], limit: int) -> None:
         from isal import isal_zlib
 
-        self._new: Any = lambda: isal_zlib.decompressobj(wbits=31)  # 31: gzip with its header and checksum
+        self._new: Any = lambda: isal_zlib.decompressobj(wbits=31)  # 31: gzip with header and checksum
         self._error: Any = isal_zlib.error
-        self._sink = sink
-        self._left = limit
-        self._limit = limit
+        self._sink, self._limit, self._left = sink, limit, limit
         self._member: Any = None
         self._ended = False
 
     def feed(self, data: bytes) -> None:
         """Decompress a piece.
 
-        :raises DamagedGzipError: when it is damaged or goes on after its end.
-        :raises TooLargeError: when it exceeds the limit.
+        :raises DamagedGzipError: when it is corrupted or followed by other data.
+        :raises TooLargeError: when the content exceeds the limit.
         """
         while data:
             if self._member is None:
                 if self._ended:
-                    data = data.lstrip(b"\0")  # padding, as tapes and some copying tools leave it
+                    data = data.lstrip(b"\0")  # padding, which tapes and some copying tools add
                     if not data:
                         return
                     if data[:1] != b"\x1f":
-                        raise _gzip_error("there is something else behind its end")
+                        raise _gzip_error("trailing data after the end of the stream")
                 self._member = self._new()
             data = self._inflate(data)
 
     def _inflate(self, data: bytes) -> bytes:
-        """Feed the current member and return what is left for the next."""
+        """Feed the current member and return what belongs to the next."""
         member = self._member
         while True:
             try:
@@ -66,30 +64,29 @@ class GzipDecoder:
                 return b""
 
     def finish(self) -> None:
-        """Say that the stream has ended.
+        """Check that the last member is complete.
 
-        :raises DamagedGzipError: when a member is not complete.
+        :raises DamagedGzipError: when it is not.
         """
         if self._member is not None or not self._ended:
             raise _gzip_error("it is truncated")
 
 
 def _gzip_error(reason: str) -> DamagedGzipError:
-    return DamagedGzipError(f"the compressed backup is damaged: {reason}")
+    return DamagedGzipError(f"the compressed backup is corrupted: {reason}")
 
 
 class GzipReader:
     """Reads a file as a gzip stream.
 
     :param level: 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L.
-    :param progress: is told how many bytes of the file have been read.
+    :param progress: receives the number of bytes read from the file.
     """
 
     def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
         from isal import isal_zlib
 
-        self._file = file
-        self._progress = progress
+        self._file, self._progress = file, progress
         self._compressor: Any = (
             isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31) if level else zlib.compressobj(0, zlib.DEFLATED, 31)
         )

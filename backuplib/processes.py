@@ -1,4 +1,4 @@
-"""Commands that are run, this process itself, and who has a file open."""
+"""Running commands, protecting this process, and finding out who has a file open."""
 
 import contextlib
 import ctypes
@@ -18,16 +18,18 @@ from types import FrameType
 from backuplib.errors import CommandError, MissingProgramError
 from backuplib.files import stat_or_none
 
+CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19  # linux/capability.h: lock any amount of memory; inspect any process
+
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Return the environment for a child process: ours without the database passphrase."""
+    """Return our environment without the database passphrase, for a child process."""
     return {name: value for name, value in os.environ.items() if name != "DB_PASS"} | extra
 
 
 def run_command(
     argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Run a command out of the terminal's reach and return its standard output.
+    """Run a command in a session of its own and return its standard output.
 
     :param timeout: seconds after which it is killed.
     :raises CommandError: with the last lines of its standard error.
@@ -60,10 +62,6 @@ def run_command(
     return output
 
 
-CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19
-"""Numbers of capabilities (linux/capability.h): to lock any amount of memory; to look at any process."""
-
-
 def has_capability(number: int) -> bool:
     """Whether this process has a capability."""
     match = re.search(r"^CapEff:\s+([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
@@ -71,12 +69,12 @@ def has_capability(number: int) -> bool:
 
 
 def harden_process() -> None:
-    """Keep this process's memory out of core dumps, out of other processes, and out of the swap area if it may."""
+    """Keep this process's memory out of core dumps, other processes and, if permitted, the swap area."""
     libc = ctypes.CDLL(None)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by gpg
     pr_set_dumpable = 4
     libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
-    # With a limit, locking makes later allocations fail; CAP_IPC_LOCK is above it.
+    # With a limit, locking makes later allocations fail; CAP_IPC_LOCK lifts the limit.
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
         mcl_current_future_onfault = 1 | 2 | 4
         libc.mlockall(mcl_current_future_onfault)
@@ -99,55 +97,55 @@ class Signals:
         self._ended_by: int | None = None
 
     def install(self) -> None:
-        """Take the signals over, also again after a shield."""
+        """Handle the signals, also again after a shield."""
         self._ignored = False
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
     def shield(self) -> None:
-        """From here to the end nothing interrupts."""
+        """Ignore signals until the end; one that has already arrived still ends the run."""
         self.ignore()
         self.check()
 
     def ignore(self) -> None:
-        """Have them ignored, also while the run is ending.
+        """Ignore the signals.
 
-        By the kernel, not by a handler: a child would not inherit that, and a signal to the whole group could end it in
-        the moment before it has a session of its own.
+        Not by a handler, which a child does not inherit: a signal to the whole group could end the child before it has
+        a session of its own.
         """
-        self._ignored = True  # for one that has arrived and was not handled yet
+        self._ignored = True  # for a signal that has arrived and is not handled yet
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
     def check(self) -> None:
-        """Raise again what was swallowed: SQLite does that while it calls back into Python, Python in a destructor."""
+        """Raise what SQLite (in a callback) or Python (in a destructor) has swallowed."""
         if self._ended_by is not None:
             raise Interrupted(self._ended_by)
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         if not self._ignored:
-            self.ignore()  # a second one would interrupt the cleaning up
+            self.ignore()  # a second signal would interrupt the cleanup
             self._ended_by = number
             raise Interrupted(number)
 
 
 def open_streams() -> None:
-    """Put /dev/null where a standard stream is closed, as cron and some wrappers leave them.
+    """Open /dev/null for standard streams that are closed, as some wrappers leave them.
 
-    Else the next file that is opened, the database even, would get that number, and be printed into.
+    Else the next file to be opened, even the database, gets that number and receives what is printed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, closefd=False))
     sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
     sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def close_streams() -> None:
-    """Flush the standard streams; a reader that has gone must not change the exit code."""
+    """Flush the standard streams; a closed pipe must not change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -156,7 +154,7 @@ def close_streams() -> None:
 
 
 def command_of(process: Path) -> str:
-    """Return the command line of a process, given its folder in /proc, as far as a message has room."""
+    """Return the command line of a process, given its folder in /proc, cut to 100 characters."""
     try:
         program, *arguments = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
@@ -165,7 +163,7 @@ def command_of(process: Path) -> str:
 
 
 def lock_owner(descriptor: int) -> str:
-    """Say which process holds the lock on an open folder, and since when it runs."""
+    """Return which process holds the lock on an open folder, and since when it has been running."""
     status = os.fstat(descriptor)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
@@ -175,7 +173,7 @@ def lock_owner(descriptor: int) -> str:
             with contextlib.suppress(OSError):
                 since = datetime.fromtimestamp(process.stat().st_ctime).astimezone()
                 return f"{command_of(process)} (pid {process.name}) since {since:%H:%M:%S}"
-    return "a process that cannot be seen from here"
+    return "a process that is not visible from here"
 
 
 @dataclass(frozen=True)
@@ -191,31 +189,33 @@ class Holder:
 
     @property
     def ending(self) -> str:
-        """The command that ends it; a process killed in a container may be started again by its restart policy."""
+        """The command that ends it; a container's restart policy may restart a process that is killed."""
         container = re.search(r"[0-9a-f]{64}", self.cgroup)
         return f"docker stop {container[0][:12]}" if container else f"kill {self.pid}"
 
 
 def find_holders(paths: Sequence[Path]) -> tuple[list[Holder], int]:
-    """Return the processes that have one of the files open, and how many processes could not be looked at.
+    """Return the processes that have one of the files open, and how many processes could not be inspected.
 
-    Files are compared by device and inode, since inside a container they have other paths.
+    Files are compared by device and inode: inside a container their paths differ.
     """
     files = {(status.st_dev, status.st_ino) for path in paths if (status := stat_or_none(path)) is not None}
     holders, hidden = [], 0
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():
             continue
-        holds = _holds(process, files)
-        if holds:
-            holders.append(_holder(process))
+        if holds := _holds(process, files):
+            cgroup = ""
+            with contextlib.suppress(OSError):
+                cgroup = (process / "cgroup").read_text()
+            holders.append(Holder(int(process.name), command_of(process), cgroup))
         hidden += holds is None
     return holders, hidden
 
 
 def _holds(process: Path, files: set[tuple[int, int]]) -> bool | None:
-    """Whether a process has one of the files open; None when it may not be looked at."""
-    for _ in range(2):  # twice, since the kernel also denies a look at what has ended this moment
+    """Whether a process has one of the files open; None without permission to inspect it."""
+    for _ in range(2):  # the kernel also denies access to a process that is just ending
         with contextlib.suppress(PermissionError):
             try:
                 return any(_identity(descriptor) in files for descriptor in (process / "fd").iterdir())
@@ -225,16 +225,9 @@ def _holds(process: Path, files: set[tuple[int, int]]) -> bool | None:
 
 
 def _identity(descriptor: Path) -> tuple[int, int]:
-    """Device and inode behind an entry of /proc/PID/fd, which may be listed even where it may not be looked at."""
+    """Device and inode behind an entry of /proc/PID/fd."""
     try:
         status = descriptor.stat()
     except FileNotFoundError:  # closed since it was listed
         return (0, 0)
     return status.st_dev, status.st_ino
-
-
-def _holder(process: Path) -> Holder:
-    cgroup = ""
-    with contextlib.suppress(OSError):
-        cgroup = (process / "cgroup").read_text()
-    return Holder(int(process.name), command_of(process), cgroup)

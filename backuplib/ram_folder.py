@@ -1,4 +1,4 @@
-"""A private folder in RAM, gone with all it holds when its process ends, however it ends."""
+"""A private folder in RAM that is removed when its process ends, however it ends."""
 
 import contextlib
 import ctypes
@@ -17,20 +17,18 @@ from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
 from backuplib.formatting import megabytes
 
-GPG_HOME_LIMIT = 80
-"""Longest path of a gpg home in bytes; from about 90 on, its sockets no longer fit and imports fail silently."""
+GPG_HOME_LIMIT = 80  # bytes; with paths from about 90 on, gpg's sockets do not fit and imports fail silently
 
-
-# A process of its own, so that it outlives a SIGKILL of ours: at the end of its input it ends the agent and removes
-# the folder. It is the only clean-up there is; the normal end uses it too.
+# A process of its own, which survives our SIGKILL: at the end of its input it ends the agent and removes the folder.
+# It is the only cleanup, also when we end normally.
 REAPER = """
 trap '' HUP INT QUIT TERM PIPE
-read -r ended # empty when we were killed
+read -r ended # empty when we are killed
 if [ -d "$1/gnupg" ]; then
     gpgconf --homedir "$1/gnupg" --kill all
     gpgconf --homedir "$1/gnupg" --remove-socketdir
-    rm -rf "$1"/* # before the umount: an agent that starts only now notices that its home is gone
-    # Our death may have left a gpg behind, which is starting an agent, with a few forks between.
+    rm -rf "$1"/* # before the umount: an agent that starts now notices that its home is gone
+    # A gpg that outlives us may be starting an agent, a few forks away.
     for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
         left=$(printf %s "$1/gnupg" | grep -lsaF -f - /proc/[0-9]*/cmdline)
         for process in $left; do
@@ -47,22 +45,13 @@ rm -rf "$1"
 
 
 _CLONE_NEWNS = 0x00020000
-
-
-_MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
-
-
-_MS_BIND = 1 << 12
-
-
-_MS_REC_SLAVE = 1 << 14 | 1 << 19
+_MS_NOSUID_NODEV_NOEXEC, MS_BIND, _MS_REC_SLAVE = 2 | 4 | 8, 1 << 12, 1 << 14 | 1 << 19
 
 
 def enter_private_mounts() -> None:
-    """Give this process a mount namespace of its own, in which a RAM folder can be a tmpfs that is never swapped.
+    """Give this process its own mount namespace, where a RAM folder can be a tmpfs that is never swapped out.
 
-    For a command's start, before any thread runs. Needs root; without it the process stays as it is. Mounts made
-    elsewhere afterwards still arrive here. The folder with gpg's system-wide settings is hidden from our gpg.
+    Call it before any thread starts. Without root it has no effect. Mounts made outside later still appear inside.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS) != 0:
@@ -71,13 +60,13 @@ def enter_private_mounts() -> None:
 
 
 class RamFolder:
-    """A private folder in RAM (mode 0700), gone with all it holds when closed, even if this process is killed.
+    """A private folder in RAM (mode 0700), removed when closed and when this process is killed.
 
-    A tmpfs that cannot be swapped out when :func:`enter_private_mounts` worked, else a folder in XDG_RUNTIME_DIR or
+    A tmpfs that cannot be swapped out if :func:`enter_private_mounts` succeeded, else a folder in XDG_RUNTIME_DIR or
     /dev/shm. Never on a disk.
 
     :param need: bytes that it has to hold.
-    :raises NoMemoryError: when there is no RAM folder with that much room.
+    :raises NoMemoryError: when no RAM folder has that much room.
     """
 
     private_mounts: ClassVar[bool] = False
@@ -96,7 +85,7 @@ class RamFolder:
         self._make(self._fitting_parent(need))
 
     def _make(self, parent: Path) -> None:
-        """Make the folder, after the process that will remove it, and lock it as the sign that we live."""
+        """Start the reaper, then make the folder; the lock marks it as in use."""
         self._remove_leftovers(parent)
         self.path = parent / f"restore-backup-{secrets.token_hex(4)}"
         self._reaper = subprocess.Popen(
@@ -114,11 +103,11 @@ class RamFolder:
 
     @staticmethod
     def _remove_leftovers(parent: Path) -> None:
-        """Remove the folders of processes whose reaper was killed, too."""
+        """Remove folders whose process and reaper were both killed."""
         for left in parent.glob("restore-backup-*"):
             with contextlib.suppress(OSError):
                 status = left.lstat()
-                # a mount here is that of our parent process, whose lock lies under it
+                # a mount belongs to our parent process, and hides its lock
                 ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
                 if ours and status.st_dev == parent.stat().st_dev and time.time() - status.st_ctime > 10:
                     descriptor = open_folder(left)
@@ -135,8 +124,8 @@ class RamFolder:
             refused.append(f"{parent} {reason}")
         raise NoMemoryError(
             f"no RAM folder for {megabytes(need)}: {'; '.join(refused)}",
-            hint="Make one larger (as root: mount -o remount,size=90% /dev/shm), or use a machine with more memory. "
-            "Decrypted data is never put on a disk.",
+            hint="Enlarge one (as root: mount -o remount,size=90% /dev/shm), or use a machine with more memory. "
+            "Decrypted data is never written to a disk.",
         )
 
     @staticmethod
@@ -153,7 +142,7 @@ class RamFolder:
 
     @property
     def swappable(self) -> bool:
-        """Whether what lies here could end up in a swap area on a disk."""
+        """Whether its content may be swapped out to a disk."""
         return not self._mounted and swap_on_disk()
 
     @property
@@ -161,14 +150,25 @@ class RamFolder:
         """Bytes that still fit."""
         return min(shutil.disk_usage(self.path).free, available_memory())
 
+    def require(self, need: int, purpose: str) -> None:
+        """Refuse, with :class:`NoMemoryError`, what does not fit.
+
+        :param need: bytes.
+        """
+        if self.free < need:
+            raise NoMemoryError(
+                f"not enough RAM to {purpose}: {megabytes(self.free)} free in {self.path}, {megabytes(need)} needed",
+                hint="Use a machine with more memory, or stop the bot first: --stop-first",
+            )
+
     def close(self) -> None:
-        """End the gpg agent and remove the folder."""
+        """Have the reaper end the gpg agent and remove the folder."""
         if self._reaper.stdin and not self._reaper.stdin.closed:
             os.close(self._lock)
-            with contextlib.suppress(OSError):  # somebody has killed it
+            with contextlib.suppress(OSError):  # it was killed
                 self._reaper.stdin.write(b"ended\n")
                 self._reaper.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it continues on its own
                 self._reaper.wait(timeout=30)
 
     def __enter__(self) -> Self:
@@ -179,7 +179,7 @@ class RamFolder:
 
 
 def filesystem_type(path: Path) -> str:
-    """Return the type of the filesystem that a path lies on, as the kernel names it ("ext4", "tmpfs", ...)."""
+    """Return the type of a path's filesystem, as the kernel names it ("ext4", "tmpfs", …)."""
     device = path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
@@ -190,15 +190,12 @@ def filesystem_type(path: Path) -> str:
 
 
 def swap_on_disk(swaps: str | None = None) -> bool:
-    """Whether memory can be swapped out to anything but compressed RAM (zram).
-
-    :param swaps: content of /proc/swaps; read when left out.
-    """
+    """Whether memory can be swapped out to anything but compressed RAM (zram), according to /proc/swaps."""
     text = Path("/proc/swaps").read_text() if swaps is None else swaps
     return any(line and not line.startswith("/dev/zram") for line in text.splitlines()[1:])
 
 
 def available_memory() -> int:
-    """Bytes that programs can still allocate without swapping (MemAvailable of /proc/meminfo)."""
+    """Return MemAvailable: bytes that programs can still allocate without swapping."""
     match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0

@@ -1,11 +1,8 @@
-"""Values that must not be shown."""
+"""Passphrases and keys, kept out of logs and tracebacks."""
 
 
 class Secret:
-    """Bytes that must not be shown: ``repr`` and ``str`` say ``***``; :meth:`wipe` overwrites this copy.
-
-    Wiping is best effort: Python may have made other copies, which nothing can reach.
-    """
+    """Bytes whose ``repr`` and ``str`` are ``***``. Wiping is best effort: Python may have made other copies."""
 
     __slots__ = ("_bytes",)
 
