@@ -26,10 +26,12 @@ import signal
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 import pytest
 
@@ -57,6 +59,9 @@ SshTerminal = Callable[..., Terminal]
 Prepare = Callable[..., Scene]
 AnyShop = TypeVar("AnyShop", bound=Shop)
 
+ONE_MODE = pytest.mark.parametrize("mode", ["sqlite"])
+"""For what comes before the database, or beside it, and so does not depend on how it is encrypted."""
+
 
 def pytest_configure() -> None:
     """Signals as a login shell has them: what a background job ignores, every program under test would ignore too."""
@@ -72,6 +77,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test for what its `needs` marks name and this machine does not have, before any fixture is made."""
     for mark in item.iter_markers("needs"):
         require(*mark.args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A case of both modes runs in one of them every day, a third of the cases in SQLCipher; in the other it is deep.
+
+    SQLCipher makes a key of the passphrase whenever it opens a database, which is most of what such a run takes.
+    """
+    cases: dict[tuple[str, str], dict[str, pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            others = dict(item.callspec.params)
+            if mode := others.pop("mode", None):
+                cases.setdefault((item.nodeid.partition("[")[0], repr(others)), {})[str(mode)] = item
+    turns: Counter[str] = Counter()
+    for (test, _), in_mode in cases.items():
+        if len(in_mode) == 2:
+            turns[test] += 1
+            every_day = "sqlcipher" if (crc32(test.encode()) + turns[test]) % 3 == 0 else "sqlite"
+            for mode in in_mode.keys() - {every_day}:
+                in_mode[mode].add_marker("deep")
 
 
 # A skip is a failure in CI.

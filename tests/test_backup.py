@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeShop
+from tests.conftest import ONE_MODE, MakeShop
 from tests.support.keys import ECC, IN_2020, GpgHome, Key, Keys, gpg_home
 from tests.support.shop import DB_PASS, ROOT, Completed, Shop
 
@@ -145,6 +145,7 @@ def test_header_values_survive(shop: Shop, keys: Keys) -> None:
 # --- standard tools --------------------------------------------------------------------------------------------------
 
 
+@ONE_MODE
 def test_sha256sum_accepts_the_checksum_and_notices_a_change(shop: Shop) -> None:
     backup = shop.create_backup()
     assert shop.sha256sum_accepts(backup)
@@ -209,6 +210,7 @@ def test_command_prints_the_path_alone_and_files_are_0600_under_any_umask(shop: 
     assert (shop.backups / f"{backup.name}.sha256").read_text() == f"{digest(backup)}  {backup.name}\n"
 
 
+@ONE_MODE
 @pytest.mark.parametrize("to", [">&-", ">/dev/full", "| true", "2>&1 | true"])
 def test_output_that_nobody_gets_does_not_change_how_a_command_ends(shop: Shop, to: str) -> None:
     silent = ("bash", "-c", f'"$@" {to}; exit ${{PIPESTATUS[0]}}', "bash")
@@ -224,6 +226,7 @@ def digest(path: Path) -> str:
     return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True, timeout=30).stdout[:64]
 
 
+@ONE_MODE
 def test_backups_made_in_the_same_second_do_not_collide(shop: Shop, keys: Keys) -> None:
     running = [shop.start("database_backup.py", "create") for _ in range(3)]
     outcomes = [(process, *process.communicate(timeout=60)) for process in running]
@@ -287,6 +290,8 @@ def test_without_public_key_the_backup_is_gzipped_private_and_warned_about(shop:
 # --- cut off ---------------------------------------------------------------------------------------------------------
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["fsync:when=1", "fsync:when=2", "link:when=1", "link:when=2", "fsync:when=3"])
 def test_killed_backup_is_whole_or_absent_and_the_next_one_clears_up(shop: Shop, keys: Keys, call: str) -> None:
@@ -311,6 +316,7 @@ def test_killed_backup_is_whole_or_absent_and_the_next_one_clears_up(shop: Shop,
         assert shop.sha256sum_accepts(shop.backups / name)
 
 
+@ONE_MODE
 @pytest.mark.needs("strace")
 def test_clearing_up_spares_the_backup_that_another_process_is_making(shop: Shop, keys: Keys) -> None:
     slow = (
@@ -339,6 +345,7 @@ def test_clearing_up_spares_the_backup_that_another_process_is_making(shop: Shop
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
+@ONE_MODE
 def test_own_keyring_is_neither_read_nor_written(shop: Shop) -> None:
     home = Path(shop.environment()["HOME"], ".gnupg")
     other = shop.path.parent / "other-home"
@@ -368,12 +375,14 @@ def test_mode_that_is_not_the_databases_is_refused_by_name(make_shop: MakeShop) 
     assert "DB_ENCRYPTION" in refused(create(shop := make_shop("sqlcipher"), DB_ENCRYPTION="false"), shop)
 
 
+@ONE_MODE
 def test_missing_database_is_refused_and_not_created(shop: Shop) -> None:
     shop.db_path.unlink()
     assert str(shop.db_path) in refused(create(shop), shop)
     assert list(shop.db_path.parent.iterdir()) == []
 
 
+@ONE_MODE
 def test_missing_data_folder_is_refused_by_name(shop: Shop) -> None:
     said = refused(create(shop, DATA_DIR="nowhere"), shop)
     assert "nowhere" in said
@@ -403,6 +412,7 @@ def test_what_is_no_public_key_is_refused_by_name(make_shop: MakeShop, keys: Key
         assert value not in said
 
 
+@ONE_MODE
 def test_backup_folder_that_is_a_file_is_refused_by_name(shop: Shop) -> None:
     shop.backups.rmdir()
     shop.backups.write_text("in the way")
@@ -415,6 +425,7 @@ def test_backup_folder_that_is_a_file_is_refused_by_name(shop: Shop) -> None:
 # --- list, verify, prune ---------------------------------------------------------------------------------------------
 
 
+@ONE_MODE
 def test_list_shows_newest_first_with_size_encryption_and_checksum(shop: Shop) -> None:
     plain = Path(create(shop, PGP_PUBLIC_KEY_BASE64="").out.strip())
     encrypted, damaged, bare = (shop.create_backup() for _ in range(3))

@@ -154,6 +154,7 @@ def test_command_that_the_report_prints_for_unreadable_files_leaves_the_database
     assert shop.snapshot() == live
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_database_on_a_broken_disk_is_replaced_when_the_operator_gives_it_up(stage: Stage) -> None:
     """No byte of it can be read, so it cannot be saved, and must not be copied either to be set aside."""
@@ -233,6 +234,7 @@ def saved_files(backup: Path) -> Files:
         return {item.name: tar.extractfile(item).read() for item in tar if not item.name.endswith("-shm")}  # type: ignore[union-attr]
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     ("mode", "spoil", "look"),

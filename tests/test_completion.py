@@ -66,8 +66,8 @@ def shows(started: Terminal, text: str) -> None:
     ("typed", "completed"),
     [
         ("python restore_backup.py --compo", "--compose-file"),
-        ("python restore_backup.py --list --js", "--json"),
-        ("./restore_backup.py --verify-", "--verify-only"),
+        pytest.param("python restore_backup.py --list --js", "--json", marks=pytest.mark.deep),
+        pytest.param("./restore_backup.py --verify-", "--verify-only", marks=pytest.mark.deep),
         ("./restore_backup.py backups/db_b", "backups/db_backup_20250130_120000.db.gz.gpg"),
     ],
 )

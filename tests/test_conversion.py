@@ -367,6 +367,7 @@ def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["SQLite", "SQLCipher 2", "SQLCipher 3", "SQLCipher 4"])
 @pytest.mark.parametrize("damage", ["page short", "page long", "half a page short"])
 def test_a_database_that_is_not_whole_is_not_converted(name: str, damage: str, ram: RamFolder) -> None:
@@ -461,6 +462,7 @@ LAYOUTS = [
 PATHS = ("0 sqlcipher", "3 sqlite", "3 sqlcipher", "4 sqlite", "4 sqlcipher")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("path", "layout"),
     [(path, layout) for number, path in enumerate(PATHS) for layout in LAYOUTS[number % 2 :: 2]],
@@ -626,6 +628,7 @@ def check_each_way(tables: list[Table]) -> None:
         assert read(back, None) == before
 
 
+@pytest.mark.deep
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables=databases())
 def test_any_database_comes_through_each_way(tables: list[Table]) -> None:
@@ -731,6 +734,7 @@ def test_restore_of_a_small_bare_dump_with_stop_first(make_shop: MakeShop, mode:
     assert shop.rows() == {"t": [("x",)]}
 
 
+@pytest.mark.deep
 def test_a_signal_while_a_dump_is_loaded_ends_the_run(make_shop: MakeShop, mode: str) -> None:
     """SQLite calls back into Python for each statement, and swallows what a signal raises there."""
     shop = make_shop(mode)

@@ -171,6 +171,7 @@ def test_drill_proves_a_restore_in_both_modes_with_an_empty_environment(place: P
     wait_until_gone(folder, seconds=0.1)
 
 
+@pytest.mark.deep
 def test_drill_works_for_an_unprivileged_user_and_leaves_nothing(place: Place) -> None:
     code, out, err = finish(start_unprivileged(place))
     assert code == 0, err
@@ -206,6 +207,7 @@ PGP_PUBLIC_KEY_BASE64=!!!
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("env_file", [HOSTILE, b"\xff\xfe not text"], ids=["hostile", "broken"])
 def test_settings_of_the_operator_neither_reach_the_drill_nor_are_touched(place: Place, env_file: bytes) -> None:
     (place.program / ".env").write_bytes(env_file)
@@ -281,6 +283,7 @@ SABOTAGES = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) -> None:
     script, code, unproved, words = SABOTAGES[name]
@@ -301,6 +304,7 @@ def sabotage(script: Path, code: str) -> None:
 # --- it leaves nothing behind, however it ends -----------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("proofs", [0, 2, 9])
 def test_killed_drill_of_a_user_leaves_no_file_and_no_process(place: Place, proofs: int) -> None:
     with killed_at_the_end(start_unprivileged(place)) as process:
@@ -317,6 +321,7 @@ def test_killed_drill_of_a_user_leaves_no_file_and_no_process(place: Place, proo
     assert processes_naming(place.ram) == []
 
 
+@pytest.mark.deep
 def test_killed_drill_leaves_no_ram_folder_and_no_agent(place: Place) -> None:
     with killed_at_the_end(start(place)) as process:
         folder = ram_folder(process)
@@ -325,6 +330,7 @@ def test_killed_drill_leaves_no_ram_folder_and_no_agent(place: Place) -> None:
         wait_until_gone(folder, seconds=3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_drill_with_its_code_and_leaves_nothing(place: Place, number: signal.Signals) -> None:
     with killed_at_the_end(start_unprivileged(place)) as process:

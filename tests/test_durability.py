@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support.strace import Call, Stage, fail_after_rename, make_stage, role, touching
 
-pytestmark = pytest.mark.needs("strace")
+pytestmark = [pytest.mark.needs("strace"), pytest.mark.deep]
 
 WRITES = ("write", "pwrite64", "ftruncate", "fallocate", "sendfile", "copy_file_range", "fchown", "fchmod")
 SYNCS = ("fsync", "fdatasync")

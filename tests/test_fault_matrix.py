@@ -184,18 +184,22 @@ def rollback_faults(stage: Stage, *, every: bool = False) -> list[Fault]:
     return found
 
 
+@pytest.mark.deep
 def test_one_fault_ends_clean(stage: Stage, tell: Tell) -> None:
     run_faults(stage, spread(plain_faults(stage), 7)).report(tell, "one fault")
 
 
+@pytest.mark.deep
 def test_fault_of_a_look_ends_clean(stage: Stage, tell: Tell) -> None:
     run_faults(stage, spread(looking_faults(stage), 7), LOOKING).report(tell, "fault of a look")
 
 
+@pytest.mark.deep
 def test_fault_in_the_rollback_is_told_and_recovered(stage: Stage, tell: Tell) -> None:
     run_faults(stage, spread(rollback_faults(stage), 3)).report(tell, "fault in rollback")
 
 
+@pytest.mark.deep
 def test_lasting_fault_loses_nothing(stage: Stage, tell: Tell) -> None:
     chosen = spread(lasting_faults(stage), 4)[1:]
     run_faults(stage, chosen).report(tell, "lasting fault")
@@ -238,6 +242,7 @@ def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
     return tally
 
 
+@pytest.mark.deep
 def test_fault_in_the_recovery_is_told_and_recovered(stage: Stage, tell: Tell) -> None:
     run_recovery_faults(stage, 4).report(tell, "fault in recovery")
 
@@ -248,6 +253,7 @@ def test_any_fault_in_the_recovery(stage: Stage, tell: Tell) -> None:
     run_recovery_faults(stage, EVERY and EVERY // 2).report(tell, "fault in recovery")
 
 
+@pytest.mark.deep
 def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
     """It is written a second time there, when the services are down already."""
     path = f"{stage.shop.db_path}.restore-state.json.tmp"
@@ -258,6 +264,7 @@ def test_fault_of_the_journal_with_stop_first_is_refused(stage: Stage) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.deep
 def test_folder_that_cannot_be_looked_at_is_no_bug_of_the_program(stage: Stage) -> None:
     hit = Hit("newfstatat", "1+", "error=EIO", (f"{stage.shop.db_path}-wal",))
     done = stage.restore(hit, calls=LOOKING)
@@ -266,6 +273,7 @@ def test_folder_that_cannot_be_looked_at_is_no_bug_of_the_program(stage: Stage) 
     assert "Traceback" not in done.err
 
 
+@pytest.mark.deep
 def test_database_that_cannot_be_looked_at_is_not_taken_for_an_exchanged_one(make_shop: MakeShop) -> None:
     """A restore was killed after its rename, and one of the recovery's looks at the database fails."""
     stage = make_stage(make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None), "wal")
@@ -286,6 +294,7 @@ def test_database_that_cannot_be_looked_at_is_not_taken_for_an_exchanged_one(mak
     assert codes > {0}
 
 
+@pytest.mark.deep
 def test_backup_that_does_not_get_its_name_leaves_no_checksum(stage: Stage) -> None:
     """The checksum gets its name first, so that no backup is ever seen without one."""
     hits = [Hit(call, 2, "error=ENOSPC") for call in ("link", "linkat")]
@@ -295,6 +304,7 @@ def test_backup_that_does_not_get_its_name_leaves_no_checksum(stage: Stage) -> N
     assert list(stage.shop.backups.glob("db_backup_*.gz")) == [stage.backup]
 
 
+@pytest.mark.deep
 def test_hint_to_recover_names_a_target_that_is_not_the_configured_one(stage: Stage) -> None:
     target = stage.shop.path / "elsewhere.db"
     journal = f"{target}{JOURNAL}"

@@ -298,6 +298,7 @@ def fuzz_cipher_image(examples: int, restores: Restores, database: bytes) -> Non
     run()
 
 
+@pytest.mark.deep
 def test_mutated_ciphertext_is_refused(restores: Restores, messages: list[bytes], database: bytes) -> None:
     fuzz_ciphertext(200, restores, messages, database)
 
@@ -310,6 +311,7 @@ def test_mutated_database_is_refused_or_sound(restores: Restores, database: byte
     fuzz_plain_image(300, restores, database, tmp_path)
 
 
+@pytest.mark.deep
 def test_mutated_cipher_database_is_refused(restores: Restores, cipher_database: bytes) -> None:
     fuzz_cipher_image(12, restores, cipher_database)
 
@@ -341,6 +343,7 @@ def test_mutated_cipher_database_is_refused_long(restores: Restores, cipher_data
 # --- through the command line ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 def test_mutated_backups_change_nothing(make_shop: MakeShop, keys: Keys) -> None:
     """A handful of each layer, restored for good: no code but 4 and 5, the target untouched to the inode."""
     shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)

@@ -65,6 +65,7 @@ def test_the_bots_module_takes_the_class_from_here(bot: Shop, keys: Keys) -> Non
     round_trip(bot, keys)
 
 
+@pytest.mark.deep
 def test_the_class_lives_in_the_bots_module(bot: Shop, keys: Keys) -> None:
     """One line here: database_backup.py says where it is."""
     (bot.path / "database_backup.py").rename(bot.path / "bot/utils/db_backup.py")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeShop
+from tests.conftest import ONE_MODE, MakeShop
 from tests.support.strace import KILL, Hit, Stage, aim, make_stage
 
 pytestmark = pytest.mark.needs("strace")
@@ -53,6 +53,7 @@ def test_folder_that_came_back_from_a_copy_keeps_the_old_database(stage: Stage) 
     assert stage.plain_restore().code == 3
 
 
+@ONE_MODE
 def test_database_that_was_moved_away_by_hand_costs_nobody_the_old_one(stage: Stage) -> None:
     set_aside = cut_off_after_the_rename(stage)
     stage.shop.db_path.rename(stage.data / "bad.db")
@@ -60,6 +61,8 @@ def test_database_that_was_moved_away_by_hand_costs_nobody_the_old_one(stage: St
     assert stage.shop.rows(set_aside) == stage.old
 
 
+@ONE_MODE
+@pytest.mark.deep
 def test_copied_folder_does_not_recover_the_original(stage: Stage) -> None:
     """Its lock is another one, and its files as well."""
     cut_off_after_the_rename(stage)
@@ -72,6 +75,7 @@ def test_copied_folder_does_not_recover_the_original(stage: Stage) -> None:
     assert stage.shop.snapshot() == before
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("journal_mode", ["WAL", "DELETE"])
 def test_database_that_somebody_has_open_is_not_replaced_under_him(stage: Stage, journal_mode: str) -> None:
     """He would go on writing into a file that is gone."""
@@ -89,6 +93,8 @@ def test_database_that_somebody_has_open_is_not_replaced_under_him(stage: Stage,
     assert stage.outcome() == "old"
 
 
+@ONE_MODE
+@pytest.mark.deep
 def test_database_that_got_the_inode_of_a_restore_taken_back_is_left_alone(stage: Stage) -> None:
     """The journal stays when it cannot be removed, or the bot does not come up; the inode is free then."""
     set_aside = cut_off_after_the_rename(stage)
@@ -116,6 +122,7 @@ def other(**changes: Any) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | changes)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -197,7 +197,12 @@ MATRIX: dict[str, Callable[[GpgHome, bytes], Case]] = {
 }
 
 
-@pytest.mark.parametrize("name", MATRIX)
+IN_EVERY_RUN = ("RSA-2048", "cv25519, emoji", "several subkeys", "expired", "subkeys only")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.deep) for name in MATRIX]
+)
 def test_key_opens_its_backup_and_a_wrong_passphrase_does_not(plain_shop: Shop, name: str) -> None:
     with gpg_home() as home:
         case = MATRIX[name](home, plain_shop.content())

@@ -27,7 +27,7 @@ from tests.support.strace import (
     touching,
 )
 
-pytestmark = pytest.mark.needs("strace")
+pytestmark = [pytest.mark.needs("strace"), pytest.mark.deep]
 
 SAMPLE = 5
 """Points of each test in CI."""

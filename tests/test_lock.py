@@ -60,6 +60,7 @@ def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Termina
     assert shop.restore("--verify-only", backup).code == 0
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     plain_shop: tuple[Shop, Path], tmp_path: Path, waiting: Terminal
@@ -126,6 +127,7 @@ def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_p
     assert shop.backup_rows(shop.path / out.strip(), None) == shop.rows()
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_of_two_restores_at_the_same_moment_exactly_one_wins(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop

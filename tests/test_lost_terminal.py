@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeShop
+from tests.conftest import ONE_MODE, MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import Keys
 from tests.support.shop import ROOT, filled_pipe
@@ -91,6 +91,7 @@ def log(stage: Stage) -> str:
     return (stage.shop.backups / "restore.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_terminal_lost_during_the_swap(stage: Stage, slow: StartSlow) -> None:
     started = slow(delayed_swap(stage))
@@ -101,6 +102,7 @@ def test_terminal_lost_during_the_swap(stage: Stage, slow: StartSlow) -> None:
     assert "Database restored successfully" in log(stage)
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_terminal_lost_during_the_rollback(stage: Stage, slow: StartSlow) -> None:
     started = slow(*failing_swap(stage))
@@ -111,6 +113,8 @@ def test_terminal_lost_during_the_rollback(stage: Stage, slow: StartSlow) -> Non
     assert "Rollback successful" in log(stage)
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_ctrl_c_again_and_again_does_not_stop_the_swap(stage: Stage, slow: StartSlow) -> None:
     started = slow(delayed_swap(stage))
@@ -121,6 +125,8 @@ def test_ctrl_c_again_and_again_does_not_stop_the_swap(stage: Stage, slow: Start
     assert stage.outcome() == "new"
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_ctrl_c_again_and_again_does_not_stop_the_rollback(stage: Stage, slow: StartSlow) -> None:
     started = slow(*failing_swap(stage))
@@ -132,6 +138,8 @@ def test_ctrl_c_again_and_again_does_not_stop_the_rollback(stage: Stage, slow: S
     assert stage.outcome() == "old"
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signal_to_the_whole_group_does_not_stop_the_swap(
@@ -146,6 +154,7 @@ def test_signal_to_the_whole_group_does_not_stop_the_swap(
     assert "Database restored successfully" in log(stage)
 
 
+@ONE_MODE
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)], ids=["TERM", "HUP", "INT"]
 )
@@ -201,6 +210,8 @@ def test_terminal_lost_at_a_prompt_ends_it_though_the_signal_reaches_a_parent_on
     assert "Traceback" not in said
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])
 def test_signal_again_and_again_before_the_switch_ends_it_as_one_does(stage: Stage, number: signal.Signals) -> None:
     """The next ones meet it while it cleans up, and while it says how it ended."""
@@ -257,6 +268,8 @@ def closed_pipe() -> int:
     return writing
 
 
+@ONE_MODE
+@pytest.mark.deep
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
 @pytest.mark.parametrize(
     "fails", [False, pytest.param(True, marks=pytest.mark.needs("strace"))], ids=["done", "rolled back"]
@@ -282,6 +295,7 @@ def test_pipe_whose_reader_has_gone_changes_nothing(stage: Stage, stream: str, *
     assert ("Rollback successful" if fails else "Database restored successfully") in log(stage)
 
 
+@ONE_MODE
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_stream_that_is_closed_from_the_start_changes_nothing(stage: Stage, closed: str) -> None:
     done = subprocess.run(
@@ -297,6 +311,7 @@ def test_stream_that_is_closed_from_the_start_changes_nothing(stage: Stage, clos
     assert "Database restored successfully" in log(stage)
 
 
+@ONE_MODE
 def test_log_that_cannot_be_written_is_said_and_changes_nothing(stage: Stage) -> None:
     """A folder has its name."""
     (stage.shop.backups / "restore.log").unlink(missing_ok=True)

@@ -130,6 +130,7 @@ def test_sound_message_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop, way:
     restored(plain_shop, ways_to_encrypt(gpg, keys)[way](packed(plain_shop)), keys.open)
 
 
+@pytest.mark.deep
 @pytest.mark.needs("sq")
 @pytest.mark.parametrize("compression", ["none", "zip", "zlib", "bzip2"])
 def test_message_by_sequoia_restores(keys: Keys, plain_shop: Shop, tmp_path: Path, compression: str) -> None:
@@ -437,6 +438,7 @@ def zeros(size: int) -> Iterator[bytes]:
         yield bytes(1 << 20)
 
 
+@pytest.mark.deep
 def test_openpgp_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     bomb = gpg.encrypt(b"".join(zeros(200 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
     assert len(bomb) < 300_000
@@ -445,6 +447,7 @@ def test_openpgp_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, sma
     assert small_machine.peak() < ROOM
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("members", [1, 200], ids=["one member", "many members"])
 def test_gzip_bomb_is_stopped(
     gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine, members: int
@@ -457,6 +460,7 @@ def test_gzip_bomb_is_stopped(
     assert small_machine.peak() < ROOM
 
 
+@pytest.mark.deep
 def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     before = plain_shop.snapshot()
     backup = place(plain_shop, gzip_of(zeros(400 << 20)), "db_backup_20250130_120000.db.gz")
@@ -467,6 +471,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
     assert plain_shop.snapshot() == before
 
 
+@pytest.mark.deep
 def test_bomb_inside_a_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     """A gzip bomb that gpg compressed once more: neither layer may be unpacked whole."""
     message = gpg.encrypt(gzip_of(zeros(2000 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
@@ -475,6 +480,7 @@ def test_bomb_inside_a_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Sho
     assert small_machine.peak() < ROOM
 
 
+@pytest.mark.deep
 def test_database_that_just_fits_is_restored_on_the_small_machine(
     gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine
 ) -> None:

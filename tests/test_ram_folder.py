@@ -144,6 +144,7 @@ MOMENTS = (
 )
 
 
+@pytest.mark.deep
 @needs_root
 @pytest.mark.parametrize("place", ["private mount", "/dev/shm"])
 def test_sigkill_during_decryption_leaves_nothing_in_ram(large_shop: Shop, keys: Keys, place: str) -> None:
@@ -184,6 +185,7 @@ def wait_for_folder(process: subprocess.Popen[str]) -> str:
     return found.pop()
 
 
+@pytest.mark.deep
 @needs_root
 def test_agent_that_starts_only_after_the_kill_is_ended_too(large_shop: Shop, keys: Keys) -> None:
     """By a gpg that the kill left behind, a few forks later: here another program stands in for it."""
@@ -205,6 +207,7 @@ def test_agent_that_starts_only_after_the_kill_is_ended_too(large_shop: Shop, ke
     wait_for_no_traces(folder, 3)
 
 
+@pytest.mark.deep
 @needs_root
 @pytest.mark.parametrize("place", ["private mount", "/dev/shm"])
 def test_sigkill_during_a_backup_leaves_nothing(large_shop: Shop, place: str) -> None:
@@ -241,6 +244,7 @@ def test_end_of_a_run_leaves_nothing(shop: Shop, keys: Keys) -> None:
         wait_for_no_traces(folder, 3)
 
 
+@pytest.mark.deep
 @needs_root
 def test_without_its_reaper_the_private_mount_still_goes_with_the_processes(large_shop: Shop, keys: Keys) -> None:
     """The out-of-memory killer may take all of them at once: the tmpfs has no name that outlives them."""

@@ -383,6 +383,7 @@ def test_view_without_end_is_not_read(make_shop: MakeShop, keys: Keys) -> None:
     assert json.loads(done.out)["tables"]["trap"] == {"live": None, "backup": None}
 
 
+@pytest.mark.deep
 def test_check_that_takes_long_can_be_left(make_shop: MakeShop) -> None:
     """A signal comes through while SQLite computes."""
     shop = make_shop("sqlite")

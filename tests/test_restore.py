@@ -15,7 +15,7 @@ from unicodedata import east_asian_width
 import pytest
 from sqlcipher3 import dbapi2 as sqlcipher
 
-from tests.conftest import MakeShop
+from tests.conftest import ONE_MODE, MakeShop
 from tests.support.keys import GpgHome, Key, Keys
 from tests.support.shop import DB_PASS, Completed, FileState, Shop
 
@@ -161,6 +161,7 @@ def test_key_and_passphrase_from_everywhere(
     restored(shop.restore(backup, "--force", *args, **options), shop, database)
 
 
+@ONE_MODE
 def test_key_without_a_passphrase_needs_none(shop: Shop, keys: Keys, gpg: GpgHome) -> None:
     database = shop.db_path.read_bytes()
     backup = write_backup(shop, "b.db.gz.gpg", encrypted(gpg, keys.open, gzip.compress(database)))
@@ -168,6 +169,7 @@ def test_key_without_a_passphrase_needs_none(shop: Shop, keys: Keys, gpg: GpgHom
     restored(shop.restore(backup, "--force", key=keys.open), shop, database)
 
 
+@ONE_MODE
 def test_own_keyring_and_its_settings_are_neither_read_nor_written(shop: Shop, keys: Keys) -> None:
     backup = shop.create_backup()
     home = Path(shop.environment()["HOME"], ".gnupg")
@@ -265,6 +267,7 @@ def test_unencrypted_backup_needs_no_key(shop: Shop) -> None:
     restored(shop.restore(backup, "--force"), shop, database)
 
 
+@ONE_MODE
 def test_missing_checksum_is_said_and_no_obstacle(shop: Shop, keys: Keys) -> None:
     backup = shop.create_backup()
     Path(f"{backup}.sha256").unlink()
@@ -274,6 +277,7 @@ def test_missing_checksum_is_said_and_no_obstacle(shop: Shop, keys: Keys) -> Non
     assert "Checksum verified" not in done.err
 
 
+@ONE_MODE
 @pytest.mark.needs("strace")
 def test_a_backup_is_read_once_when_its_key_is_piped(shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Hashed, decrypted and decompressed in one pass; 64 bytes tell what it is."""
@@ -287,6 +291,7 @@ def test_a_backup_is_read_once_when_its_key_is_piped(shop: Shop, keys: Keys, tmp
     assert sum(counts) == 64 + backup.stat().st_size
 
 
+@ONE_MODE
 @pytest.mark.parametrize("checksum", [True, False], ids=["checksum", "no checksum"])
 def test_backup_changed_between_its_check_and_its_decryption_is_refused(
     shop: Shop, keys: Keys, tmp_path: Path, *, checksum: bool
@@ -536,6 +541,7 @@ def test_undo_as_it_is_printed_keeps_what_the_restore_was_told_about_services_an
         assert shop.rows(target) == before
 
 
+@ONE_MODE
 def test_results_of_steps_stand_below_each_other(shop: Shop, keys: Keys) -> None:
     """In columns as terminals count them: a picture takes two, what chooses its colours none."""
     done = shop.restore(shop.create_backup(), "--force", key=keys.rsa)
@@ -548,6 +554,7 @@ def test_results_of_steps_stand_below_each_other(shop: Shop, keys: Keys) -> None
     assert set(widths.values()) == {35}, widths
 
 
+@ONE_MODE
 def test_list_shows_newest_first_without_touching_anything(shop: Shop) -> None:
     older = shop.create_backup()
     newer = shop.create_backup()
@@ -563,6 +570,7 @@ def test_list_shows_newest_first_without_touching_anything(shop: Shop) -> None:
     assert tree(shop.path) == before
 
 
+@ONE_MODE
 def test_nothing_to_recover_is_no_failure(shop: Shop) -> None:
     before = shop.snapshot()
     done = shop.restore("--recover")

@@ -113,12 +113,14 @@ def own_gpg(keys: Keys) -> Iterator[GpgHome]:
 # --- RUNBOOK.md ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("code", blocks_for("host"))
 def test_block_on_the_host(host: Host, code: str) -> None:
     done = on_host(host, code)
     assert done.code == 0, done.text
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("code", blocks_for("at home"))
 def test_block_at_home(host: Host, code: str) -> None:
     shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
@@ -131,6 +133,7 @@ def test_block_at_home(host: Host, code: str) -> None:
         assert host.shop.snapshot() == before
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("code", blocks_for("cut off"))
 def test_block_after_a_restore_was_cut_off(host: Host, code: str) -> None:
     cut_off(host)
@@ -156,6 +159,7 @@ def cut_off(host: Host) -> None:
     assert list(host.shop.db_path.parent.glob("*.restore-state.json"))
 
 
+@pytest.mark.deep
 def test_block_on_a_terminal(host: Host, ssh_terminal: SshTerminal) -> None:
     """In tmux, as it is recommended."""
     (code,) = blocks_for("terminal")
@@ -184,6 +188,7 @@ def test_block_on_a_terminal(host: Host, ssh_terminal: SshTerminal) -> None:
     assert host.is_restored()
 
 
+@pytest.mark.deep
 def test_undo_as_the_report_prints_it_and_as_the_runbook_does(host: Host, terminal: StartTerminal) -> None:
     before = host.shop.rows()
     done = host.shop.restore(BACKUP, "--force", key=host.key, env={"PATH": path_of(host.folder)})
@@ -205,6 +210,7 @@ def test_undo_as_the_report_prints_it_and_as_the_runbook_does(host: Host, termin
     assert host.shop.rows() == before
 
 
+@pytest.mark.deep
 def test_block_for_a_raw_safety_backup(host: Host, own_gpg: GpgHome, shm: Path) -> None:
     """The live database cannot be read, since its beginning is damaged; the restore keeps its files as they are."""
     shop, (code,) = host.shop, blocks_for("raw")
@@ -222,6 +228,7 @@ def test_block_for_a_raw_safety_backup(host: Host, own_gpg: GpgHome, shm: Path) 
     assert (folder / "shop.db").read_bytes() == broken
 
 
+@pytest.mark.deep
 def test_block_for_a_new_machine(host: Host, shm: Path) -> None:
     (code,) = blocks_for("new machine")
     rows = host.shop.backup_rows(host.shop.path / BACKUP, host.key)
@@ -255,6 +262,7 @@ def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg
 # --- README.md -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("code", [block for block in readme_blocks() if not is_run_elsewhere(block)])
 def test_block_of_the_readme(host: Host, code: str) -> None:
     code = code.replace("/run/secrets/passphrase", str(host.folder / "away/passphrase"))
@@ -269,6 +277,7 @@ def test_block_of_the_readme(host: Host, code: str) -> None:
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 def test_newest_backup_that_cannot_be_restored_is_told(host: Host) -> None:
     shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
     newest = host.shop.backups / "db_backup_20250131_120000.db.gz.gpg"
@@ -278,6 +287,7 @@ def test_newest_backup_that_cannot_be_restored_is_told(host: Host) -> None:
     assert "Nothing was touched" in done.out
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("unit", ["shopbot-backup.service", "shopbot-drill.service"])
 def test_commands_of_the_units_run(host: Host, unit: str) -> None:
     text = (ROOT / "examples" / unit).read_text()
@@ -289,6 +299,7 @@ def test_commands_of_the_units_run(host: Host, unit: str) -> None:
         assert done.code == 0, done.text
 
 
+@pytest.mark.deep
 def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", (ROOT / "examples/crontab").read_text(), re.MULTILINE)
     assert len(lines) == 3

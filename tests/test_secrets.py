@@ -320,6 +320,7 @@ def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, t
     check_output(canary_shop, trace.done, secrets_of(keys.rsa))
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Counting this full-text index's rows sorts those of its table, and SQLite's cache does not hold them."""
@@ -374,6 +375,7 @@ def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_
     check_output(canary_shop, trace.done, canaries)
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_drill_writes_nothing_of_the_operators(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
     """Its own key and database are thrown away, but they are treated no worse: files in RAM only."""
@@ -451,6 +453,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("where", FAULTS)
 @pytest.mark.parametrize("mode", ["sqlcipher"])
 def test_unexpected_error_shows_no_secret_and_changes_nothing(
@@ -482,6 +485,7 @@ def test_refusals_show_no_secret_at_debug(canary_shop: Shop, keys: Keys, chatty:
     check_output(canary_shop, done, secrets_of(keys.rsa) | secrets_of(keys.other))
 
 
+@pytest.mark.deep
 @pytest.mark.needs("strace")
 def test_passphrase_command_leaves_the_passphrase_out_of_everything(
     canary_shop: Shop, keys: Keys, tmp_path: Path
@@ -546,7 +550,9 @@ PLANTED = (
 
 
 @pytest.mark.parametrize("name", [*PLANTED, "names of the safety backup", "checksums of the safety backup"])
-@pytest.mark.parametrize("dangling", [False, True], ids=["existing victim", "dangling"])
+@pytest.mark.parametrize(
+    "dangling", [False, pytest.param(True, marks=pytest.mark.deep)], ids=["existing victim", "dangling"]
+)
 def test_planted_symlink_is_not_followed(
     make_shop: MakeShop, keys: Keys, tmp_path: Path, name: str, dangling: bool
 ) -> None:

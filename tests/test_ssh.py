@@ -12,6 +12,8 @@ from tests.support.containers import Bot, Compose, wait_until
 from tests.support.ssh import CONFIRM, MENU, RESTORE, Host
 from tests.support.terminal import Terminal
 
+pytestmark = pytest.mark.deep
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 WITH_COMMAND = f"""cat key.b64 | ssh host '{RESTORE} --key-stdin --force --passphrase-command "cat {{passphrase}}"'"""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeShop
+from tests.conftest import ONE_MODE, MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import Key, Keys, with_system_settings
 from tests.support.shop import Completed, Shop, open_way_to_python
@@ -62,6 +62,7 @@ def backup_of(shop: Shop) -> Path:
     return shop.path / made.out.strip()
 
 
+@ONE_MODE
 def test_python_of_the_tests_can_be_run_by_the_user(user_shop: Shop) -> None:
     """If not, the other tests would fail for no fault of the program's."""
     command = [*AS_USER, sys.executable, "-c", "import gnupg, sqlcipher3, isal, os; print(os.getuid())"]
@@ -91,6 +92,7 @@ def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
     assert user_shop.backup_rows(safety, keys.rsa) == changed
 
 
+@ONE_MODE
 @pytest.mark.needs("mount")
 def test_system_wide_gpg_settings_are_not_read(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Those that say dry-run would let gpg import no key."""
@@ -102,6 +104,7 @@ def test_system_wide_gpg_settings_are_not_read(user_shop: Shop, keys: Keys, tmp_
     assert made.code == 0, made.text
 
 
+@ONE_MODE
 def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) -> None:
     backup_of(user_shop)
     os.chown(user_shop.backups, 0, 0)
@@ -114,6 +117,7 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
         assert f"cannot read the folder {user_shop.backups}: Permission denied" in done.err
 
 
+@ONE_MODE
 def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
     """Root restored; somebody else asks how it ended."""
     backup_of(user_shop)
@@ -124,6 +128,7 @@ def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
     assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.out
 
 
+@ONE_MODE
 def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Shop, keys: Keys) -> None:
     """Without root nobody can tell who has the database open: that is said, and --force takes the responsibility."""
     backup = backup_of(user_shop)
@@ -135,6 +140,7 @@ def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Sho
     assert done.code == 0 or user_shop.snapshot() == before
 
 
+@ONE_MODE
 def test_own_process_that_has_the_database_open_is_found(user_shop: Shop, keys: Keys) -> None:
     backup = backup_of(user_shop)
     holder = "import sys; file = open(sys.argv[1], 'rb'); print('ready', flush=True); sys.stdin.read()"
@@ -156,6 +162,7 @@ def test_own_process_that_has_the_database_open_is_found(user_shop: Shop, keys: 
     assert user_shop.snapshot() == before
 
 
+@ONE_MODE
 def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, keys: Keys) -> None:
     backup = backup_of(user_shop)
     damaged = user_shop.backups / "db_backup_20250130_120000.db.gz.gpg"
@@ -170,6 +177,7 @@ def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, k
     assert user_shop.snapshot() == before
 
 
+@ONE_MODE
 def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) -> None:
     """Root made the backup and handed over the backup alone."""
     backup = user_shop.create_backup()
@@ -181,6 +189,7 @@ def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) ->
     assert user_shop.snapshot() == before
 
 
+@ONE_MODE
 @pytest.mark.parametrize("problem", ["folder not writable", "database of another user", "backups not writable"])
 def test_missing_rights_are_refused_before_anything_is_touched(user_shop: Shop, keys: Keys, problem: str) -> None:
     backup = backup_of(user_shop)
@@ -220,6 +229,7 @@ def things_of_the_user() -> list[str]:
     return found
 
 
+@ONE_MODE
 def test_memory_cannot_be_looked_into_by_the_same_user(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Not dumpable: the kernel gives its files in /proc to root, and ptrace by its own user is refused."""
     backup = backup_of(user_shop)
