@@ -143,6 +143,9 @@ class BackupFile:
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path = path
+        self.expected = recorded_checksum(path)
+        """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
+        self._unreported = self.expected is not None
         try:
             self._file = open_regular(path)
         except OSError as error:
@@ -152,6 +155,7 @@ class BackupFile:
             ) from None
         self.size = os.fstat(self._file.fileno()).st_size
         if self.size > limit:
+            self.close()
             raise NoMemoryError(
                 f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
                 f"is in memory twice, and {megabytes(available_memory())} are free",
@@ -160,9 +164,6 @@ class BackupFile:
             )
         self.created = backup_time(path)
         self.progress: Callable[[int], object] = lambda _: None
-        self.expected = recorded_checksum(path)
-        """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
-        self._unreported = self.expected is not None
         self.rewind()
 
     @functools.cached_property

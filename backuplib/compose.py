@@ -70,7 +70,7 @@ class Container:
             status=state["Status"],
             health=(state.get("Health") or {}).get("Status", ""),
             health_seconds=_health_seconds(check),
-            check_interval=(check.get("Interval") or 30e9) / 1e9 if check.get("Test") else 0.0,
+            check_interval=(check.get("Interval") or 30e9) / 1e9 if check.get("Test", ["NONE"]) != ["NONE"] else 0.0,
             stop_seconds=config.get("StopTimeout") or 10.0,
             restart_count=data["RestartCount"],
             exit_code=state["ExitCode"],

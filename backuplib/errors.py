@@ -137,6 +137,10 @@ class MissingPackageError(RefusedError):
         )
 
 
+class UnusablePublicKeyError(RefusedError):
+    """What PGP_PUBLIC_KEY_BASE64 holds is no public key."""
+
+
 class NoTerminalError(RefusedError):
     """Something has to be asked for, and there is no terminal."""
 

@@ -1,6 +1,7 @@
 """Sizes, times, names and tables as people read them."""
 
 import contextlib
+import itertools
 import shlex
 import time
 from collections.abc import Sequence
@@ -67,7 +68,8 @@ def shortened(name: str, width: int) -> str:
 def some_of(names: Sequence[str], width: int) -> str:
     """Return as many of the names as fit, and how many more there are."""
     names = [shortened(name, width) for name in names]
-    number = max([1, *(count for count in range(1, len(names) + 1) if len(", ".join(names[:count])) <= width)])
+    ends = itertools.accumulate(len(name) + 2 for name in names)  # each with the comma behind it
+    number = max(1, sum(1 for _ in itertools.takewhile(lambda end: end - 2 <= width, ends)))
     more = len(names) - number
     return ", ".join(names[:number]) + (f" and {more:,} more" if more else "")
 

@@ -24,10 +24,10 @@ from backuplib.errors import (
     KeyHasNoSecretPartError,
     MissingProgramError,
     NotEncryptedError,
-    OperatorError,
     TooLargeError,
     UnauthenticatedMessageError,
     UnusableKeyError,
+    UnusablePublicKeyError,
     WrongKeyError,
     WrongPassphraseError,
 )
@@ -95,12 +95,12 @@ class Keyring:
     def import_public(self, key: bytes) -> str:
         """Import the key that backups are encrypted to and return its fingerprint.
 
-        :raises OperatorError: when it is not a public key.
+        :raises UnusablePublicKeyError: when it is not a public key.
         """
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            raise OperatorError(
+            raise UnusablePublicKeyError(
                 f"PGP_PUBLIC_KEY_BASE64 {what}", hint="Set it to the output of: gpg --export KEY-ID | base64 -w0"
             )
         return str(result.fingerprints[0])
