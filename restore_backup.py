@@ -239,7 +239,7 @@ class Restorer:
             path = named_backup(self.options.backup_file, folder)
         else:
             backups = self.backups_of(self.settings.db_path).list_backups()
-            path = choose_backup(backups, folder, self.console, self.terminal)
+            path = choose_backup(backups, folder, self.terminal)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
         if backup.expected is None:

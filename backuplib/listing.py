@@ -1,7 +1,6 @@
 """The backups as people see them: the menu and --list."""
 
-import math
-import time
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from backuplib.errors import BackupNotFoundError, DeclinedError, NoTerminalError
 from backuplib.formatting import age, aligned, megabytes, plural, shown
 from backuplib.target import Target
 from backuplib.terminal import Terminal
-
-MENU_SECONDS = 3.0  # how long the menu may be kept waiting by checksums
 
 
 def named_backup(file: Path, backup_dir: Path) -> Path:
@@ -31,8 +28,8 @@ def named_backup(file: Path, backup_dir: Path) -> Path:
     return file
 
 
-def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, console: Console, terminal: Terminal) -> Path:
-    """Let the operator choose a backup from a menu.
+def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Terminal) -> Path:
+    """Let the operator choose a backup from a menu; its checksum is compared when it is opened.
 
     :raises NoTerminalError: when there is none to choose on.
     :raises BackupNotFoundError: when there is no backup.
@@ -45,7 +42,7 @@ def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, console: Cons
         )
     if not backups:
         raise BackupNotFoundError(f"there is no backup in {backup_dir}", hint="Name a file, or check DB_BACKUP_PATH.")
-    heading, *lines = backup_table(backups, checksum_states(console, backups, time.monotonic() + MENU_SECONDS))
+    heading, *lines = backup_table(backups)
     chosen = terminal.choose("Which backup?", lines, heading)
     if chosen is None:
         raise DeclinedError("no backup was chosen")
@@ -84,11 +81,8 @@ def show_last_restore(console: Console, target: Target, backup_dir: Path) -> Non
         console.result(f"⚠️  A restore was interrupted. To finish or undo it: {restore_command('--recover')}")
 
 
-def checksum_states(console: Console, backups: Sequence[BackupInfo], until: float = math.inf) -> list[str]:
-    """Read backups, newest first, and return the states of their checksums.
-
-    :param until: a time of the monotonic clock after which nothing is read.
-    """
+def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str]:
+    """Read all backups and return the states of their checksums."""
     done = 0
     with console.step("🔎 Checksums...", sum(item.size for item in backups)) as step:
 
@@ -97,13 +91,13 @@ def checksum_states(console: Console, backups: Sequence[BackupInfo], until: floa
             done += count
             step.progress(done)
 
-        return [item.checksum_state(until, progress) for item in backups]
+        return [item.checksum_state(progress) for item in backups]
 
 
-def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str]) -> list[str]:
+def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
     """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns."""
-    rows = [("age", "size", "content", "checksum", "name")]
-    for item, checksum in zip(backups, checksums, strict=True):
-        content = "encrypted" if item.encrypted else "PLAIN"
-        rows.append((age(item.created.timestamp()), megabytes(item.size), content, checksum, item.path.name))
+    rows = [("age", "size", "content", *(["checksum"] if checksums else []), "name")]
+    for item, checksum in itertools.zip_longest(backups, checksums):
+        facts = (age(item.created.timestamp()), megabytes(item.size), "encrypted" if item.encrypted else "PLAIN")
+        rows.append((*facts, *([checksum] if checksums else []), item.path.name))
     return aligned(rows, right=(0, 1), gap=" ")
