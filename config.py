@@ -1,98 +1,26 @@
-"""Settings of the bot and its backup tools, and what every module shares: exit codes, the error base class, secrets.
+"""Settings of the bot and its backup tools.
 
 Settings come from the environment first, then from ``.env`` beside this file; relative paths are relative to this
 file's folder. Importing the module reads nothing: call :func:`load_settings`.
 """
 
-from __future__ import annotations
-
 import base64
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from backuplib.errors import OperatorError
+from backuplib.secret import Secret
 
 # --- exit codes and errors ---------------------------------------------------------------------------------------
 
 
-class ExitCode(IntEnum):
-    """The one registry of exit codes; the README explains each to the operator."""
-
-    DONE = 0
-    UNEXPECTED = 1
-    USAGE = 2
-    REFUSED = 3
-    CANNOT_DECRYPT = 4
-    UNSOUND_BACKUP = 5
-    NO_SAFETY_BACKUP = 6
-    CANNOT_STOP = 7
-    ROLLED_BACK = 8
-    ROLLED_BACK_SERVICES_DOWN = 9
-    DECLINED = 10
-    ROLLBACK_FAILED = 20
-    SIGHUP = 129
-    SIGINT = 130
-    SIGTERM = 143
-
-
-class OperatorError(Exception):
-    """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next.
-
-    ``state`` says what state things are in, where the exit code does not tell.
-    """
-
-    exit_code = ExitCode.REFUSED
-
-    def __init__(self, message: str, *, hint: str = "", state: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.state = state
-
-
 class SettingsError(OperatorError):
     """A setting is missing or wrong."""
-
-
-# --- secrets -----------------------------------------------------------------------------------------------------
-
-
-class Secret:
-    """Bytes that must not be shown: ``repr`` and ``str`` say ``***``; :meth:`wipe` overwrites this copy.
-
-    Wiping is best effort: Python may have made other copies, which nothing can reach.
-    """
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, value: str | bytes | bytearray) -> None:
-        self._bytes = bytearray(value.encode() if isinstance(value, str) else value)
-
-    def reveal(self) -> str:
-        """Return the secret as text (UTF-8)."""
-        return self._bytes.decode()
-
-    def reveal_bytes(self) -> bytes:
-        """Return the secret as bytes."""
-        return bytes(self._bytes)
-
-    def wipe(self) -> None:
-        """Overwrite the bytes with zeros."""
-        self._bytes[:] = bytes(len(self._bytes))
-
-    def __bool__(self) -> bool:
-        return any(self._bytes)
-
-    def __repr__(self) -> str:
-        return "***"
-
-
-# --- settings ----------------------------------------------------------------------------------------------------
 
 
 class Environment(Enum):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from config import Environment, Secret, Settings, SettingsError, load_settings
+from backuplib.secret import Secret
+from config import Environment, Settings, SettingsError, load_settings
 from tests.support.keys import Keys
-from tests.support.shop import ROOT, copy_program, quote_for_env
+from tests.support.shop import PROGRAM, copy_program, quote_for_env
 
 NASTY_PASSPHRASES = (
     """it's "quoted" pässwörd""",
@@ -287,4 +288,4 @@ def test_import_has_no_side_effects(tmp_path: Path, module: str) -> None:
     )
     assert json.loads(done.stdout) == {"events": [], "same": True}
     assert done.stderr == ""
-    assert {path.name for path in tmp_path.iterdir()} <= {".env", *(path.name for path in ROOT.glob("*.py"))}
+    assert {path.name for path in tmp_path.iterdir()} <= {".env", *PROGRAM}

@@ -21,10 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlcipher3 import dbapi2 as sqlcipher
 
-import conversion
-from config import ExitCode, OperatorError, Secret
-from database_backup import Engine, RamFolder, UnsoundBackupError
-from restore_backup import DatabaseImage
+from backuplib import conversion
+from backuplib.database import Engine
+from backuplib.errors import ExitCode, OperatorError, UnsoundBackupError
+from backuplib.image import DatabaseImage
+from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
 from tests.conftest import MakeShop, StartTerminal
 from tests.support import needs, writer
 from tests.support.dumps import DUMPERS, Table, build, databases, dump_by_shell
@@ -246,7 +248,7 @@ def converted(
     if source.as_configured:
         assert image.buffer.getvalue() == data
         return Outcome(source.name, source.plan(engine), None)
-    conversion.refuse_without_leave(source, engine, convert=convert)
+    conversion.require_convert_option(source, engine, convert=convert)
     sink = io.BytesIO()
     result = conversion.convert(image, source, engine, ram, sink.write, limit=limit)
     return Outcome(source.name, source.plan(engine), sink.getvalue(), result.warnings)

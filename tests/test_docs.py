@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import config
-from config import ExitCode
+from backuplib.errors import ExitCode
 from restore_backup import command_line
 from tests.conftest import MakeShop
 from tests.support.shop import ROOT, SETTINGS

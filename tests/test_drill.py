@@ -17,9 +17,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.needs import require
+from tests.support.shop import copy_program
 
-ROOT = Path(__file__).parents[1]
-PROGRAM = ("config.py", "database_backup.py", "restore_backup.py", "drill.py", "conversion.py", "sql_dump.py")
 NOBODY = 65534
 PROOFS = 15
 """Keys, and in each mode: backup, restore, undo, four refusals."""
@@ -40,8 +39,7 @@ def place() -> Iterator[Place]:
     made = Place(folder / "shopbot", folder / "home", ram)
     for path in (made.program, made.home, folder / "python", folder / "packages"):
         path.mkdir()
-    for name in PROGRAM:
-        shutil.copyfile(ROOT / name, made.program / name)
+    copy_program(made.program)
     if os.geteuid() == 0:
         for path in (folder, made.home, ram):
             os.chown(path, NOBODY, NOBODY)
@@ -231,7 +229,7 @@ TOUCH_FIRST = """
 real_decrypt = Restorer.decrypt_and_decompress
 
 def touch_first(self, plan, ram):
-    os.utime(plan.target)
+    os.utime(plan.target.path)
     return real_decrypt(self, plan, ram)
 
 Restorer.decrypt_and_decompress = touch_first
@@ -253,7 +251,7 @@ SABOTAGES = {
         "the restored content is not that of the backup",
     ),
     "ciphertext that is not authentic is believed": (
-        "database_backup.py",
+        "backuplib/openpgp.py",
         "check_decryption = lambda *_: None",
         "SQLite: one flipped bit",
         "ended with exit code 0 instead of 4",
@@ -298,11 +296,9 @@ def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) 
 
 
 def sabotage(script: Path, code: str) -> None:
-    """Have a script run some code before its main program."""
-    text = script.read_text(encoding="utf-8")
-    main = '\nif __name__ == "__main__":'
-    assert text.count(main) == 1
-    script.write_text(text.replace(main, f"\n{code}\n{main}"), encoding="utf-8")
+    """Have a module run some code at its end, a script before its main program."""
+    module, main, call = script.read_text(encoding="utf-8").partition('\nif __name__ == "__main__":')
+    script.write_text(f"{module}\n{code}\n{main}{call}", encoding="utf-8")
 
 
 # --- it leaves nothing behind, however it ends -----------------------------------------------------------------------

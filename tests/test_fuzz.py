@@ -17,16 +17,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
-from database_backup import (
-    DecryptionError,
-    GzipDecoder,
-    Keyring,
-    RamFolder,
-    UnsoundBackupError,
-    outer_layer,
-)
-from restore_backup import Console, DatabaseImage, Options, Report, Restorer, Signals, Terminal
+from backuplib.backup_file import outer_layer
+from backuplib.console import Console, Report
+from backuplib.credentials import Credentials
+from backuplib.errors import DecryptionError, UnsoundBackupError
+from backuplib.gzip_stream import GzipDecoder
+from backuplib.image import DatabaseImage
+from backuplib.openpgp import Keyring
+from backuplib.processes import Signals
+from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
+from backuplib.terminal import Terminal
+from config import load_settings
+from restore_backup import Options, Restorer
 from tests.conftest import MakeShop
 from tests.support import writer
 from tests.support.keys import GpgHome, Keys
@@ -151,7 +154,7 @@ class Restores:
         image.feed(content)
         image.finish()
         if restorer.engine.db_pass:
-            restorer.move_into_ram_folder(image, self.ram)
+            image.move_into(self.ram)
         try:
             restorer.check_integrity(image)
         finally:
@@ -165,17 +168,16 @@ def restores(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
     def restorer(**environ: str) -> Restorer:
         return Restorer(
-            config.load_settings(folder, {"RUNTIME_ENVIRONMENT": "TEST", **environ}),
+            load_settings(folder, {"RUNTIME_ENVIRONMENT": "TEST", **environ}),
             Options(),
-            console=Console(),
             terminal=Terminal(),
-            signals=Signals(),
-            report=Report(),
+            credentials=Credentials(Terminal()),
+            report=Report(Console(), Signals()),
         )
 
     with RamFolder(LIMIT) as ram:
         keyring = Keyring(ram)
-        keyring.import_private(config.Secret(keys.open.private_binary))
+        keyring.import_private(Secret(keys.open.private_binary))
         yield Restores(ram, keyring, restorer(), restorer(DB_ENCRYPTION="true", DB_PASS=DB_PASS))
 
 

@@ -237,7 +237,7 @@ def test_signal_again_and_again_before_the_switch_ends_it_as_one_does(stage: Sta
 
 DROPPED = """
 import os, signal
-from restore_backup import Interrupted, Signals
+from backuplib.processes import Interrupted, Signals
 
 class Dying:
     def __del__(self):

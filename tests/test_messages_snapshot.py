@@ -214,10 +214,6 @@ def test_python_without_the_packages(plain: Shop, keys: Keys) -> None:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False, **options)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
-    (plain.path / "drill.py").unlink()
-    drill = plain.restore("--drill")
-    assert drill.code == 3, drill.text
-    assert "drill.py" in drill.err
 
 
 def test_backup_from_before_encryption_was_switched_on(make_shop: MakeShop, keys: Keys) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from database_backup import GPG_HOME_LIMIT, RamFolder, RefusedError, filesystem_type, swap_on_disk
+from backuplib.errors import RefusedError
+from backuplib.ram_folder import GPG_HOME_LIMIT, RamFolder, filesystem_type, swap_on_disk
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.keys import Keys
 from tests.support.needs import find, require, skip

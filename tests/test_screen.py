@@ -61,9 +61,10 @@ def test_no_colours_where_none_are_wanted(shop: Shop, setting: str) -> None:
 
 
 PROGRESS = """
-import restore_backup, time
+import time
+from backuplib.console import Console
 for label in ("💽 Writing the new database...", "🔓 Decrypting backup..."):
-    with restore_backup.Console().step(label, 999_900_000) as step:
+    with Console().step(label, 999_900_000) as step:
         for done in range(100_000_000, 999_900_000, 80_000_000):
             step.progress(done)
             time.sleep(0.1)

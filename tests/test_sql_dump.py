@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlcipher3 import dbapi2 as sqlcipher
 
-import sql_dump
-from config import ExitCode
-from sql_dump import DumpError, LoadedDump, load_sql_dump, looks_like_sql_dump
+from backuplib import sql_dump
+from backuplib.errors import ExitCode
+from backuplib.sql_dump import DumpError, LoadedDump, load_sql_dump, looks_like_sql_dump
 from tests.support.dumps import DUMPERS, Dumper, Table, build, databases, dump_like_the_bot, quoted
 
 ENGINES = {"sqlite": sqlite3, "sqlcipher": sqlcipher}

@@ -20,7 +20,7 @@ from tests.support import writer
 from tests.support.keys import Key, gpg_home
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ("config.py", "database_backup.py", "restore_backup.py", "drill.py", "conversion.py", "sql_dump.py")
+PROGRAM = ("config.py", "database_backup.py", "restore_backup.py", "backuplib")
 SETTINGS = (
     "RUNTIME_ENVIRONMENT",
     "DB_NAME",
@@ -365,7 +365,9 @@ def open_way_to_python() -> None:
 def copy_program(folder: Path) -> None:
     """The program's files into a shop folder, as after a clone."""
     for name in PROGRAM:
-        if (ROOT / name).exists():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
             shutil.copyfile(ROOT / name, folder / name)
 
 

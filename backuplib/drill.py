@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
-import inspect
 import json
 import os
 import secrets
@@ -18,32 +17,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ExitCode, OperatorError, Secret
-from database_backup import (
-    DatabaseBackup,
-    Engine,
-    Keyring,
-    RamFolder,
-    check_database,
-    checksum_path,
-    create_file,
-    enter_private_mounts,
-)
+from backuplib.backup_file import checksum_path
+from backuplib.console import Console
+from backuplib.database import Engine, check_database
+from backuplib.errors import ExitCode, OperatorError
+from backuplib.files import create_file
+from backuplib.openpgp import Keyring
+from backuplib.ram_folder import RamFolder, enter_private_mounts
+from backuplib.secret import Secret
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
 
-    from restore_backup import Console
 
 ROOM = 64 << 20
 """Bytes that the drill needs in RAM, its children's copies included."""
 
-SCRIPTS = ("config.py", "database_backup.py", "restore_backup.py", "conversion.py", "sql_dump.py")
+SCRIPTS = ("config.py", "restore_backup.py")
 
 SCHEMA = """
 CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT UNIQUE, balance REAL, photo BLOB);
@@ -74,9 +69,10 @@ class DrillError(OperatorError):
     exit_code = ExitCode.UNEXPECTED
 
 
-def run(console: Console) -> dict[str, object]:
+def run(console: Console, backup_script: Path) -> dict[str, object]:
     """Run the drill and return what it proved, with times, for --json.
 
+    :param backup_script: file of the class DatabaseBackup, which may live elsewhere in a bot's repository.
     :raises DrillError: when something that a restore promises did not hold.
     :raises RefusedError: when the machine lacks gpg or a RAM folder.
     """
@@ -84,7 +80,7 @@ def run(console: Console) -> dict[str, object]:
     began = time.monotonic()
     with RamFolder(ROOM) as ram:
         console.line(f"🎯 Drill in {ram.path}: throwaway keys and sample data; nothing of yours is touched")
-        drill = Drill(console, ram)
+        drill = Drill(console, ram, backup_script)
         drill.prove_all()
     require(not ram.path.exists(), f"the RAM folder {ram.path} is still there")
     seconds = round(time.monotonic() - began, 1)
@@ -101,9 +97,10 @@ def require(holds: bool, otherwise: str) -> None:
 class Drill:
     """What is proved, in order: :meth:`prove_all` and :meth:`prove_mode` are the whole story."""
 
-    def __init__(self, console: Console, ram: RamFolder) -> None:
+    def __init__(self, console: Console, ram: RamFolder, backup_script: Path) -> None:
         self._console = console
         self._ram = ram
+        self._backup_script = backup_script
         self.proved: list[dict[str, object]] = []
 
     def prove_all(self) -> None:
@@ -115,10 +112,11 @@ class Drill:
         # A copy has no .env beside it: not even a broken one of the operator's can reach in.
         program = self._ram.path / "program"
         program.mkdir()
+        parts = Path(__file__).parent
+        shutil.copytree(parts, program / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in SCRIPTS:
-            shutil.copyfile(Path(__file__).with_name(name), program / name)
-        # where the class lives elsewhere in a bot's repository, database_backup.py is a line that imports it
-        shutil.copyfile(inspect.getfile(DatabaseBackup), program / "database_backup.py")
+            shutil.copyfile(parts.with_name(name), program / name)
+        shutil.copyfile(self._backup_script, program / "database_backup.py")
         for db_pass in (None, f"""it's a "drill" {secrets.token_hex(8)}"""):
             self.prove_mode(Shop(self._ram.path, db_pass, own), foreign)
 

@@ -11,15 +11,15 @@ import resource
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from config import ExitCode, OperatorError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from backuplib.database import quoted_identifier
+from backuplib.errors import ExitCode, OperatorError
+from backuplib.formatting import plural, printable
 
 _CHUNK = 1 << 20
 _GROUP = 1 << 14  # bytes of rows that become one statement; larger ones compile to more than the CPU caches hold
@@ -143,7 +143,7 @@ class DumpError(OperatorError):
         reason = re.sub(r'"(.*)"', lambda quoted: quoted[0] if quoted[1] in text else '"…"', reason, flags=re.DOTALL)
         message = f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else "")
         super().__init__(
-            "".join(char if char.isprintable() else " " for char in message),
+            printable(message),
             hint="This backup cannot be restored as it is; nothing was changed. Choose another one (--list).",
         )
 
@@ -399,8 +399,7 @@ class _Loader:
         self._connection.execute("PRAGMA writable_schema=RESET")
         try:
             for name, _, _ in self._virtual.values():
-                quoted = name.replace('"', '""')
-                self._connection.execute(f'SELECT * FROM "{quoted}" LIMIT 0')
+                self._connection.execute(f"SELECT * FROM {quoted_identifier(name)} LIMIT 0")
         except self._engine_errors() as error:
             raise self._error(f"a virtual table is damaged: {error}") from None
 
@@ -452,7 +451,7 @@ class _Loader:
             if self.out_of_time():
                 self._skip_or_raise(error, b"")
             return (str(error),)  # a key that fits no parent: the database dumped had it, and worked
-        return tuple(f"{child} → {parent}: {number} rows" for (child, parent), number in count.items())
+        return tuple(f"{child} → {parent}: {plural(number, 'row')}" for (child, parent), number in count.items())
 
     def _count_tables(self) -> int:
         (tables,) = self._connection.execute(

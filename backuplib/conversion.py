@@ -9,43 +9,36 @@ the WAL flag. What cannot: a SQLCipher database has the bot's page size (4096) a
 the page size of an unencrypted one is lost on the way there. A dump says nothing of WAL: the bot's mode is set.
 """
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import io
 import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from config import Secret
-from database_backup import (
-    CHUNK,
+from backuplib.database import (
+    DERIVATIONS,
     RAW_KEY,
     SQLITE_MAGIC,
     Engine,
-    RamFolder,
-    RefusedError,
-    UnsoundBackupError,
-    another_backup,
     check_integrity,
-    create_file,
     distrust_schema,
-    megabytes,
+    quoted_identifier,
+    quoted_passphrase,
+    raw_key,
     sidecars,
-    too_large,
 )
-from sql_dump import load_sql_dump, looks_like_sql_dump
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
+from backuplib.errors import CannotConvertError, ConvertRequiredError, NoMemoryError, TooLargeError, WrongDbPassError
+from backuplib.files import CHUNK, create_file
+from backuplib.formatting import megabytes
+from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
+from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
 _FIRST_PAGE = 65536  # bytes of the largest there is: what recognising takes
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
 _DEFAULT_PAGES = {1: 1024, 2: 1024, 3: 1024, 4: 4096}
-_DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 1: ("sha1", 4_000)}
 _BOTS_VERSION = 4
 _ROOM = 4 * CHUNK
 _CACHE = "PRAGMA cache_size = -65536"  # 64 MB: with the default, pages are encrypted again and again
@@ -127,7 +120,7 @@ def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret 
 
     :param engine: the configured one.
     :param backup_pass: the passphrase that the backup was made under, if the operator gave one.
-    :raises UnsoundBackupError: when that passphrase is none, or does not open the backup.
+    :raises WrongDbPassError: when that passphrase is none, or does not open the backup.
     """
     if backup_pass is not None:
         _check_passphrase(backup_pass)
@@ -146,7 +139,7 @@ def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret 
         found = _recognise_sqlcipher(probe, image.size, engine, backup_pass)
     if found is None and backup_pass is not None:
         both = "neither DB_PASS nor the passphrase of --backup-db-pass opens" if engine.db_pass else ""
-        raise UnsoundBackupError(
+        raise WrongDbPassError(
             f"{both or 'the passphrase of --backup-db-pass does not open'} the database in the backup",
             hint="Run this again with the passphrase that DB_PASS was when the backup was made. If that is what you "
             "gave, the backup is damaged or no SQLCipher database: restore another one (--list).",
@@ -159,10 +152,10 @@ def _check_passphrase(backup_pass: Secret) -> None:
     try:
         text = backup_pass.reveal()
     except UnicodeDecodeError:
-        raise UnsoundBackupError("the passphrase of --backup-db-pass is not UTF-8 text", hint=hint) from None
+        raise WrongDbPassError("the passphrase of --backup-db-pass is not UTF-8 text", hint=hint) from None
     if not text or "\0" in text:
         what = "holds a NUL character" if text else "is empty"
-        raise UnsoundBackupError(f"the passphrase of --backup-db-pass {what}", hint=hint)
+        raise WrongDbPassError(f"the passphrase of --backup-db-pass {what}", hint=hint)
 
 
 def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Secret | None) -> Source | None:
@@ -174,7 +167,7 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
             it.execute("PRAGMA schema_version").fetchone()
             return Source("SQLCipher 4", 4, page_size=_DEFAULT_PAGES[4], as_configured=True)
     for secret in filter(None, (backup_pass, engine.db_pass)):
-        for version in _DERIVATIONS:
+        for version in DERIVATIONS:
             key = _raw_key(secret, probe, version)
             for page_size in sorted(_PAGE_SIZES, key=lambda size: size != _DEFAULT_PAGES[version]):
                 usual = page_size == _DEFAULT_PAGES[version]
@@ -186,12 +179,10 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
 def _raw_key(secret: Secret, database: Path, version: int) -> str:
     """Return the key itself as `PRAGMA key` takes it: to derive it anew for each page size would take seconds."""
     if RAW_KEY.fullmatch(secret.reveal()):
-        return _quoted(secret)
-    digest, rounds = _DERIVATIONS[version]
+        return quoted_passphrase(secret)
     with io.FileIO(database) as file:
         salt = file.read(16)
-    key = hashlib.pbkdf2_hmac(digest, secret.reveal_bytes(), salt, rounds, 32)
-    return f"\"x'{key.hex()}{salt.hex()}'\""
+    return raw_key(secret, salt, *DERIVATIONS[version])
 
 
 def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
@@ -208,28 +199,28 @@ def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
 # --- converting ----------------------------------------------------------------------------------------------------
 
 
-def refuse_without_leave(source: Source, engine: Engine, *, convert: bool) -> None:
+def require_convert_option(source: Source, engine: Engine, *, convert: bool) -> None:
     """Refuse what the operator has to ask for.
 
     :param convert: whether the operator did.
-    :raises UnsoundBackupError: saying what the backup holds, what the bot has, and the option to type.
+    :raises ConvertRequiredError: saying what the backup holds, what the bot has, and the option to type.
     """
     if convert or source.as_configured or source.is_dump or (engine.db_pass and source.only_key_differs):
         return
     if not source.version:
-        raise UnsoundBackupError(
+        raise ConvertRequiredError(
             "the backup holds an unencrypted SQLite database, but DB_ENCRYPTION is true",
             hint="It was made before encryption was switched on. To restore it encrypted under today's DB_PASS, add "
             "--convert; for a bot without encryption, set DB_ENCRYPTION=false.",
         )
     if not engine.db_pass:
-        raise UnsoundBackupError(
+        raise ConvertRequiredError(
             f"the backup holds a {source.name} database, but DB_ENCRYPTION is false",
             hint="To restore it WITHOUT encryption, add --convert; else set DB_ENCRYPTION=true and DB_PASS in .env.",
         )
     pages = "" if source.version < _BOTS_VERSION else f" with pages of {source.page_size} bytes"
     bots = "" if source.version < _BOTS_VERSION else f" with pages of {_DEFAULT_PAGES[_BOTS_VERSION]}"
-    raise UnsoundBackupError(
+    raise ConvertRequiredError(
         f"the backup holds a {source.name} database{pages}; the bot's are SQLCipher {_BOTS_VERSION}{bots}",
         hint="To restore it in the bot's format, add --convert. The backup file stays as it is.",
     )
@@ -252,7 +243,7 @@ def convert(
     :param limit: bytes of the new database at which it stops.
     :param progress: is told how much of a dump was read.
     :raises UnsoundBackupError: when it is not sound; what was given to the sink is then of no use.
-    :raises RefusedError: when the RAM folder is too small.
+    :raises NoMemoryError: when the RAM folder is too small.
     """
     with _scratch(ram.path / "backup.db") as old, _scratch(ram.path / "converted.db") as new:
         create_file(new).close()
@@ -262,17 +253,15 @@ def convert(
             else:
                 _write_out(image, old, ram)
                 if engine.db_pass and source.only_key_differs:
-                    done = _rekey(source, engine, old, image.size)
+                    done = _rekey(source, engine.db_pass, old, image.size)
                     old.rename(new)
                 else:
                     done = _export(source, engine, old, new, image.size, limit=limit)
                     old.unlink()
         except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or "is full" in str(error):
-                raise too_large(limit) from None
-            raise UnsoundBackupError(
-                f"the {source.name} in the backup cannot be converted: {error}", hint=another_backup()
-            ) from None
+                raise TooLargeError(limit) from None
+            raise CannotConvertError(f"the {source.name} in the backup cannot be converted: {error}") from None
         with io.FileIO(new) as file:
             for piece in iter(lambda: file.read(CHUNK), b""):
                 sink(piece)
@@ -281,7 +270,7 @@ def convert(
 
 def _write_out(image: Image, path: Path, ram: RamFolder) -> None:
     if ram.free < image.size + _ROOM:
-        raise RefusedError(
+        raise NoMemoryError(
             f"too little room in RAM to convert the database: {megabytes(ram.free)} free in {ram.path}, "
             f"{megabytes(image.size + _ROOM)} needed",
             hint="Use a machine with more memory, or stop the bot first: --stop-first",
@@ -302,7 +291,7 @@ def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callabl
     image.buffer.seek(0)
     with contextlib.closing(_connect(module, f"{new.as_uri()}?mode=rw", cached_statements=0)) as connection:
         if engine.db_pass:
-            connection.execute(f"PRAGMA key = {_quoted(engine.db_pass)}")
+            connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
         _write_fast(connection)
         loaded = load_sql_dump(
             image.buffer,
@@ -313,18 +302,18 @@ def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callabl
         )
         _release(image)
         connection.execute("PRAGMA journal_mode = WAL")
-    problems = tuple(f"the dump leaves foreign keys that fit nothing: {text}" for text in loaded.foreign_key_problems)
+    problems = tuple(f"the dump leaves foreign key violations: {text}" for text in loaded.foreign_key_problems)
     return Converted(f"{loaded.statements:,} statements of SQL → {_target(engine)}", problems)
 
 
-def _rekey(source: Source, engine: Engine, path: Path, size: int) -> Converted:
+def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
     """Encrypt every page anew; nothing else of the database changes."""
     with contextlib.closing(_open_source(source, path)) as connection:
         _check_source(source, connection, size)
         (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
         _write_fast(connection)
         connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute(f"PRAGMA rekey = {_quoted(engine.db_pass)}")
+        connection.execute(f"PRAGMA rekey = {quoted_passphrase(db_pass)}")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
     return Converted("from the passphrase of the backup to today's DB_PASS")
 
@@ -403,7 +392,8 @@ def _tables_with_rowids(connection: Any) -> list[_Table]:
         taken = {column.lower() for column, _ in columns}
         rowid = next((alias for alias in ("rowid", "oid", "_rowid_") if alias not in taken), None)
         if not without_rowid and rowid:  # else nobody can tell how its rows are numbered
-            found.append(_Table(_name(name), rowid, tuple(_name(column) for column, hidden in columns if not hidden)))
+            names = tuple(quoted_identifier(column) for column, hidden in columns if not hidden)
+            found.append(_Table(quoted_identifier(name), rowid, names))
     return found
 
 
@@ -477,11 +467,3 @@ def _write_fast(connection: Any, schema: str = "") -> None:
 
 def _asker(connection: Any) -> Callable[[str], str]:
     return lambda name: str(connection.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _quoted(secret: Secret | None) -> str:
-    return "'" + (secret.reveal() if secret else "").replace("'", "''") + "'"
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

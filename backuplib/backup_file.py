@@ -1,0 +1,220 @@
+"""Backup files: their names, checksums and outermost layer."""
+
+import contextlib
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from backuplib.console import Step
+from backuplib.database import SQLITE_MAGIC
+from backuplib.errors import (
+    CHECK_DISK,
+    BackupNotFoundError,
+    ChecksumMismatchError,
+    ChecksumUnreadableError,
+    DamagedMessageError,
+    NoMemoryError,
+    OperatorError,
+    RefusedError,
+    WrongPassphraseError,
+    choose_another_backup_hint,
+    restore_command,
+)
+from backuplib.files import CHUNK, open_regular
+from backuplib.formatting import megabytes, quoted, shown
+from backuplib.gzip_stream import GZIP_MAGIC
+from backuplib.openpgp import begins_like_message
+from backuplib.ram_folder import available_memory
+
+GZIP_HEAD = GZIP_MAGIC + b"\x08"
+HEAD = 4096  # bytes that tell what a file is
+
+
+def outer_layer(head: bytes, name: str, size: int) -> str:
+    """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
+
+    SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
+    SQL dumps, whatever their name. But noise may look like an OpenPGP message, one in 650 does: what has whole pages
+    (4096 bytes is SQLCipher's default, 1024 was until version 3) counts as one only if a public key can open it.
+
+    :param size: of the file, in bytes.
+    :raises DamagedMessageError: when the name says encrypted and the content does not.
+    """
+    like_database = size % 1024 == 0 and not name.endswith(".gpg")
+    if head.startswith(b"-----BEGIN PGP") or begins_like_message(head, sure=like_database):
+        return "openpgp"
+    if head.startswith(GZIP_HEAD):
+        return "gzip"
+    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC):
+        from backuplib.sql_dump import looks_like_sql_dump
+
+        if not looks_like_sql_dump(head):
+            what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
+            raise DamagedMessageError(f"{name} {what}", hint=f"Copy it again. {choose_another_backup_hint()}")
+    return "database"
+
+
+# Names of backups; a .raw.tar holds the files of a database that could not be read.
+BACKUP_NAME = re.compile(r"db_backup_(\d{8}_\d{6})(\.raw\.tar|\.db)(\.gz)?(\.gpg)?")
+
+
+@dataclass(frozen=True)
+class BackupInfo:
+    """A backup in the backup folder."""
+
+    path: Path
+    created: datetime
+    size: int
+    encrypted: bool
+
+    def checksum_state(self, progress: Callable[[int], object]) -> str:
+        """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""
+        try:
+            with contextlib.closing(BackupFile(self.path)) as file:
+                if file.expected is None:
+                    return "none"
+                while piece := file.read(CHUNK):
+                    progress(len(piece))
+                file.verify()
+        except ChecksumMismatchError:
+            return "MISMATCH"
+        except RefusedError:
+            return "unreadable"
+        return "ok"
+
+
+def backup_time(path: Path) -> datetime:
+    """Return when a backup was made: what its name says, else when the file was changed."""
+    match = BACKUP_NAME.fullmatch(path.name)
+    with contextlib.suppress(ValueError):
+        if match:
+            return datetime.strptime(match[1], "%Y%m%d_%H%M%S").astimezone()
+    return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+
+
+def checksum_path(backup: Path) -> Path:
+    """Return the path of a backup's checksum file."""
+    return backup.with_name(backup.name + ".sha256")
+
+
+def recorded_checksum(backup: Path) -> str | None:
+    """Return the SHA-256 that stands beside a backup, or None when there is none.
+
+    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
+    """
+    path = checksum_path(backup)
+    try:
+        with open_regular(path) as file:
+            text = file.read(CHUNK).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ChecksumUnreadableError(
+            f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {quoted(path)}"
+        ) from None
+    match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
+    if not match:
+        raise ChecksumUnreadableError(
+            f"{path} is not a checksum of sha256sum", hint=f"If you trust the backup without it, move it away: {path}"
+        )
+    return match[1].lower()
+
+
+class BackupFile:
+    """The backup, opened once and hashed while it is read: what is checked is what is decrypted.
+
+    :param limit: bytes that it may have.
+    :raises BackupNotFoundError: when it is not a file that can be read.
+    :raises NoMemoryError: when it is larger than the limit.
+    """
+
+    def __init__(self, path: Path, limit: float = math.inf) -> None:
+        self.path = path
+        self.expected = recorded_checksum(path)
+        """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
+        self._unreported = self.expected is not None
+        try:
+            self._file = open_regular(path)
+        except OSError as error:
+            raise BackupNotFoundError(
+                f"cannot read the backup {path}: {error.strerror}",
+                hint=f"See what is there: {restore_command('--list')}",
+            ) from None
+        self.size = os.fstat(self._file.fileno()).st_size
+        if self.size > limit:
+            self.close()
+            raise NoMemoryError(
+                f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
+                f"is in memory twice, and {megabytes(available_memory())} are free",
+                hint="End other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
+                "too.",
+            )
+        self.created = backup_time(path)
+        self.progress: Callable[[int], object] = lambda _: None
+        self.rewind()
+
+    @functools.cached_property
+    def layer(self) -> str:
+        """What it is, see :func:`outer_layer`."""
+        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
+
+    def rewind(self) -> None:
+        """Go to the beginning."""
+        self._file.seek(0)
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """Read on; empty at the end.
+
+        :raises RefusedError: when the disk fails.
+        """
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise RefusedError(f"cannot read the backup {self.path}: {error.strerror}", hint=CHECK_DISK) from None
+        self._digest.update(data)
+        self.progress(self._file.tell())
+        return data
+
+    def verify(self) -> bool:
+        """Read to the end, and compare all that was read since the beginning with the checksum.
+
+        :returns: whether that is news: there is a checksum, and nothing was compared with it before.
+        :raises ChecksumMismatchError: when it does not match.
+        """
+        while self.read(CHUNK):
+            pass
+        digest = self._digest.hexdigest()
+        if self.expected not in (None, digest):
+            raise ChecksumMismatchError(
+                f"{self.path.name} does not match its checksum: the file is corrupted or was replaced",
+                hint="Copy it again from where it was made, or use another backup. "
+                f"See: sha256sum {quoted(shown(self.path))}",
+            )
+        self.expected, news, self._unreported = digest, self._unreported, False
+        return news
+
+    @contextlib.contextmanager
+    def reading(self, step: Step) -> Iterator[None]:
+        """Read it from its beginning; a checksum that does not match says more than any other error."""
+        self.rewind()
+        self.progress = step.progress
+        try:
+            yield
+        except WrongPassphraseError:  # there may be another try
+            raise
+        except OperatorError:
+            self.verify()
+            raise
+        if self.verify():
+            step.notes.append("✅ Checksum verified")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

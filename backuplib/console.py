@@ -1,0 +1,308 @@
+"""What people read: lines, progress, the log file, and the report of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from backuplib.errors import (
+    RUNNING,
+    DiskError,
+    EndedBySignalError,
+    ExitCode,
+    MissingPackageError,
+    OperatorError,
+    UnexpectedError,
+    explain,
+)
+from backuplib.files import open_regular
+from backuplib.formatting import printable
+from backuplib.processes import Interrupted, Signals
+
+WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
+
+
+def in_words(text: str, encoding: str) -> str:
+    """Return a text as an encoding can show it: ✅ and ❌ as words, other pictures as nothing."""
+    try:
+        "✅…".encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(WORDS).encode(encoding, "ignore").decode(encoding)
+    return text
+
+
+def shown_encoding(encoding: str) -> str:
+    """Return the encoding in which what is written will be shown.
+
+    In the locale C Python writes UTF-8, and hides the setting from its environment; where none is set, it may be right.
+    """
+    with contextlib.suppress(OSError):
+        settings = dict(item.partition(b"=")[::2] for item in Path("/proc/self/environ").read_bytes().split(b"\0"))
+        locale = next(filter(None, (settings.get(name) for name in (b"LC_ALL", b"LC_CTYPE", b"LANG"))), b"")
+        if locale and not re.search(rb"utf-?8", locale, re.IGNORECASE):
+            return "ascii"
+    return encoding
+
+
+class Unbreakable(io.TextIOBase):
+    """A stream whose reader may vanish (EIO, EPIPE) without an error: the log tells how the run ended."""
+
+    encoding = ""  # rich draws with what this can show
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = shown_encoding(stream.encoding or "ascii")
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor; rich asks it for the width."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        text = in_words(text, self.encoding)
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+        return len(text)
+
+
+class Step:
+    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.result = ""
+        self.notes: list[str] = []  # printed before the result line: on a terminal, when its progress is gone
+        self.progress: Callable[[int], object] = lambda _: None
+
+    def done(self, text: str) -> None:
+        """Say what the step did."""
+        self.result = text
+
+    @property
+    def wide(self) -> int:
+        """Display width of the label beyond len(): a picture takes two columns, a variation selector none."""
+        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
+
+
+LOG_NAME, OUTCOME = "restore.log", "outcome: "
+
+
+class Console:
+    """Lines for people, on standard error, and in the log file once there is one. Results are on standard output.
+
+    :param as_json: standard output is left to one JSON object.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._stream, self._output = Unbreakable(sys.stderr), Unbreakable(sys.stdout)
+        self._results = self._stream if as_json else self._output
+        self._log: io.FileIO | None = None
+
+    def log_to(self, folder: Path) -> Path | None:
+        """Keep a copy of all lines from now on in the log file of a folder; None when that cannot be written."""
+        path = folder / LOG_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+        except OSError as error:
+            self.line(f"⚠️  No log file: {path}: {error.strerror}")
+            return None
+        return path
+
+    def line(self, text: str) -> None:
+        """Print a line, in which nothing steers the terminal."""
+        self._print(text, self._stream)
+
+    def result(self, text: str) -> None:
+        """Print a line that belongs to the result."""
+        self._print(text, self._results)
+
+    def json(self, data: object) -> None:
+        """Print the JSON object."""
+        print(json.dumps(data), file=self._output)
+
+    def _print(self, text: str, stream: Unbreakable) -> None:
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+        self.record(text)
+        print(text, file=stream)
+
+    @contextlib.contextmanager
+    def step(self, label: str, total: int | None = None) -> Iterator[Step]:
+        """A step that takes a while: on a terminal with progress while it runs; a line when it is done.
+
+        :param total: bytes to be done, when that is known.
+        """
+        step, began = Step(label), time.monotonic()
+        head = f"{label:<{35 - step.wide}}"
+        try:
+            with self._progress(step, total):
+                yield step
+        except BaseException:
+            step.notes.append(f"{head}❌")
+            raise
+        else:
+            if step.result:
+                seconds = time.monotonic() - began
+                line, elapsed = f"{head}✅ {step.result}", f" ({seconds:.1f} s)"
+                fits = len(line + elapsed) + step.wide + 1 <= 80
+                step.notes.append(line + elapsed if seconds >= 0.1 and fits else line)
+        finally:
+            for line in step.notes:
+                self.line(line)
+
+    @contextlib.contextmanager
+    def _progress(self, step: Step, total: int | None) -> Iterator[None]:
+        if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
+            yield
+            return
+        from rich import progress as rich
+        from rich.console import Console as RichConsole
+
+        columns = [rich.SpinnerColumn(), rich.TextColumn("{task.description}")]
+        if total:  # no more than this fits into 80 columns
+            columns += [rich.BarColumn(10), rich.DownloadColumn(), rich.TransferSpeedColumn()]
+            columns += [rich.TimeRemainingColumn(compact=True)]
+        else:
+            columns += [rich.TimeElapsedColumn()]
+        console = RichConsole(file=self._stream)  # type: ignore[arg-type]
+        with rich.Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
+            task = progress.add_task(step.label, total=total)
+            step.progress = lambda done: progress.update(task, completed=done)
+            yield
+
+    def record(self, text: str) -> None:
+        """Write a line to the log file only."""
+        if self._log:
+            stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+            with contextlib.suppress(OSError):
+                self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))
+
+    def close(self) -> None:
+        """Make the log durable."""
+        if self._log:
+            with contextlib.suppress(OSError):
+                os.fsync(self._log.fileno())
+            self._log.close()
+            self._log = None
+
+
+def last_outcome(folder: Path) -> str:
+    """Return how the last restore ended, from the log file; empty when there was none."""
+    try:
+        with open_regular(folder / LOG_NAME) as file:
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"not known, {explain(error)}"
+    found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
+    if found and not found[2].startswith(OUTCOME):
+        return f"{found[1]} did not say how it ended: killed, or the machine went down"
+    return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
+
+
+# What is so after a failure that comes when the restore is done.
+RESTORED = f"The restored database is live; {RUNNING}"
+
+
+@dataclass
+class Report:
+    """What happened, for the operator and for --json."""
+
+    console: Console = field(repr=False)
+    signals: Signals = field(repr=False)
+    backup: str = ""
+    target: str = ""
+    outcome: str = "failed"
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    key_fingerprint: str | None = None
+    database_bytes: int | None = None
+    format: str | None = None
+    conversion: str | None = None
+    tables: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    services: list[str] = field(default_factory=list)
+    downtime_seconds: float | None = None
+    safety_backup: str | None = None
+    log: str | None = None
+    backups: list[dict[str, Any]] = field(default_factory=list)
+    drill: dict[str, object] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    error: dict[str, str] | None = None
+    started: float = field(default_factory=time.monotonic, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as --json shows it: what there is none of is null."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        return {name: None if value == "" else value for name, value in values.items()}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how long something took: when it began, in seconds since the start, and the seconds it took.
+
+        :raises Interrupted: before it begins, when a signal came that nobody raised.
+        """
+        self.signals.check()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - began
+            self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
+
+    def warn(self, text: str) -> None:
+        """Say something that the operator should know, and note it."""
+        self.warnings.append(text)
+        self.console.line(f"⚠️  {printable(text)}")
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """The one place where errors end: each is told and noted, and gives the exit code."""
+        try:
+            try:
+                yield
+            finally:
+                self.signals.ignore()  # to the last: Python's own end would hand them back to the kernel
+                self.signals.check()
+        except OperatorError as error:
+            self._fail(error)
+        except Interrupted as interrupt:
+            self._fail(EndedBySignalError(interrupt.number))
+        except ModuleNotFoundError as error:
+            self._fail(MissingPackageError(error.name))
+        except OSError as error:
+            self.console.record(traceback.format_exc())
+            self._fail(DiskError(error))
+        except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
+            self.console.line(traceback.format_exc())
+            self._fail(UnexpectedError(f"{type(error).__name__}: {error}"))
+
+    def _fail(self, error: OperatorError) -> None:
+        """Print what happened, what state things are in, and what to do; note it."""
+        self.exit_code = int(error.exit_code)
+        self.error = {"id": error.id, "message": str(error), "hint": error.hint}
+        bug = "This is a bug in the tool. " if error.exit_code == ExitCode.UNEXPECTED else ""
+        state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
+        self.console.line(f"❌ {error}")
+        self.console.line(f"   {bug}{state}")
+        if error.hint:
+            self.console.line(f"   {error.hint}")
+        self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error}")

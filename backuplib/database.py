@@ -1,0 +1,238 @@
+"""SQLite and SQLCipher databases: their files, how they are opened, and whether they are sound."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
+from backuplib.formatting import plural
+from backuplib.secret import Secret
+
+if TYPE_CHECKING:
+    import sqlite3
+
+SIDECARS = ("-wal", "-shm", "-journal")  # -wal and -journal hold data of the database, -shm does not
+SQLITE_MAGIC = b"SQLite format 3\0"
+SMALLEST_PAGE = 512  # bytes, also of the smallest SQLite database
+RAW_KEY = re.compile(r"x'(?:[0-9a-f]{64}|[0-9a-f]{96})'", re.IGNORECASE)  # a passphrase like this is the key itself
+# Key derivation by version of SQLCipher: PBKDF2 with HMAC of this hash, number of rounds
+DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 1: ("sha1", 4_000)}
+
+
+def sidecars(database: Path) -> list[Path]:
+    """Return the existing sidecars of a database."""
+    return [path for path in (database.with_name(database.name + suffix) for suffix in SIDECARS) if path.exists()]
+
+
+def database_files(database: Path) -> list[Path]:
+    """Return the existing files of a database: itself and its sidecars."""
+    return [path for path in [database, *sidecars(database)] if path.exists()]
+
+
+def refuse_irregular(files: list[Path]) -> None:
+    """Refuse a planted named pipe, which SQLite would open beside a database and block on.
+
+    :raises UnsuitableTargetError: naming the file.
+    """
+    for path in files:
+        if not path.is_file():
+            raise UnsuitableTargetError(
+                f"{path} is not a regular file", hint=f"Find out who made it, then remove it: ls -l {path}"
+            )
+
+
+def raw_key(passphrase: Secret, salt: bytes, digest: str, rounds: int) -> str:
+    """Derive a key from a passphrase and a salt, and return it as `PRAGMA key` takes it."""
+    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
+    return f"\"x'{key.hex()}{salt.hex()}'\""
+
+
+def quoted_passphrase(passphrase: Secret) -> str:
+    """Return a passphrase as an SQL string: `PRAGMA key` takes no bound parameter."""
+    return "'" + passphrase.reveal().replace("'", "''") + "'"
+
+
+def quoted_identifier(name: str) -> str:
+    """Return the name of a table or column quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Engine:
+    """Opens databases: SQLite, or SQLCipher when there is a passphrase."""
+
+    def __init__(self, db_pass: Secret | None) -> None:
+        self.db_pass = db_pass
+        self._keys: dict[bytes, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Name, for messages."""
+        return "SQLCipher" if self.db_pass else "SQLite"
+
+    @property
+    def _module(self) -> Any:
+        if self.db_pass:
+            import sqlcipher3.dbapi2 as module
+        else:
+            import sqlite3 as module
+        return module
+
+    @property
+    def errors(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
+        """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
+        return (self._module.Error, UnicodeDecodeError)
+
+    def connect(
+        self,
+        path: Path | str,
+        *,
+        mode: str = "rw",
+        immutable: bool = False,
+        timeout: float = 5.0,
+        key_of: Path | None = None,
+    ) -> sqlite3.Connection:
+        """Open an existing database.
+
+        :param mode: "ro" or "rw".
+        :param immutable: nobody changes it: without locks and sidecars; existing sidecars are not read.
+        :param timeout: seconds to wait for a lock.
+        :param key_of: database whose key and salt a new SQLCipher database shall get.
+        """
+        uri = "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
+        connection: sqlite3.Connection = self._module.connect(
+            uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            if self.db_pass:
+                connection.execute("PRAGMA cipher_log_level=NONE")
+                connection.execute(f"PRAGMA key = {self._key(Path(key_of or path), self.db_pass)}")
+            distrust_schema(self._module, connection)
+            connection.execute("PRAGMA temp_store=MEMORY")  # else sorting writes rows into files in /var/tmp
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _key(self, path: Path, db_pass: Secret) -> str:
+        """Return the value for `PRAGMA key`: the raw key, derived once for each salt.
+
+        Opening by passphrase takes SQLCipher 4 0.15 s each time, some of it while the bot is down. The salt is the
+        first 16 bytes of the file.
+        """
+        with io.FileIO(path) as file:
+            salt = file.read(16)
+        # An empty file has no salt, and SQLCipher takes as raw key what looks like one.
+        if len(salt) < 16 or RAW_KEY.fullmatch(db_pass.reveal()):
+            return quoted_passphrase(db_pass)
+        if salt not in self._keys:
+            self._keys[salt] = raw_key(db_pass, salt, *DERIVATIONS[4])
+        return self._keys[salt]
+
+    def connect_reader(self, path: Path) -> sqlite3.Connection:
+        """Open a database that others may be using, to read it without leaving traces.
+
+        Read-only when there is a WAL or journal, since closing would checkpoint it or roll it back; else read-write,
+        since closing a read-only connection would leave empty sidecars behind.
+        """
+        beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+        mode = "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
+        return self.connect(path, mode=mode, timeout=30)
+
+
+def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
+    """Disarm a hostile schema, and have cells checked before they are used.
+
+    SQLite 3.38 to 3.40 list their own JSON functions as unsafe, and so report sound databases as corrupted: with these
+    versions, unsafe functions are refused by name.
+    """
+    unsafe = _unsafe_functions(module)
+    mistaken = {name for name in unsafe if name.startswith(("json", "->"))}
+
+    def authorize(action: int, _first: str | None, name: str | None, _database: str | None, _source: str | None) -> int:
+        refused = action == module.SQLITE_FUNCTION and name in unsafe - mistaken
+        return int(module.SQLITE_DENY if refused else module.SQLITE_OK)
+
+    if mistaken:
+        connection.set_authorizer(authorize)
+    connection.execute(f"PRAGMA trusted_schema={'ON' if mistaken else 'OFF'}")
+    connection.execute("PRAGMA cell_size_check=ON")
+
+
+@functools.cache
+def _unsafe_functions(module: Any) -> frozenset[str]:
+    innocuous = 0x200000
+    with contextlib.closing(module.connect(":memory:")) as connection:
+        rows = connection.execute("SELECT name FROM pragma_function_list WHERE NOT flags & ?", (innocuous,))
+        return frozenset(name for (name,) in rows)
+
+
+def check_database(engine: Engine, path: Path) -> str:
+    """Check a database file that nobody else has open, and return the result for people.
+
+    :raises UnsoundBackupError: when it is not a sound database of the engine.
+    """
+    try:
+        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
+            tables = check_integrity(engine, connection, path.stat().st_size)
+    except engine.errors as error:
+        raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
+    return f"database ok, {plural(tables, 'table')}"
+
+
+def check_integrity(engine: Engine, connection: sqlite3.Connection, size: int | None) -> int:
+    """Check size, structure and pages of an open database and return the number of its tables.
+
+    :param size: bytes of its file; None while somebody may write to it. integrity_check does not notice a page too
+        many, cipher_integrity_check not one that is missing.
+    :raises UnsoundBackupError: saying what is wrong.
+    """
+    tables = check_structure(engine, connection, size)
+    if engine.db_pass and size is not None:
+        check_pages(connection)
+    return tables
+
+
+def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | None) -> int:
+    """Check size and structure of an open database and return the number of its tables.
+
+    :raises UnsoundBackupError: saying what is wrong.
+    """
+    # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
+    kilobytes = 65536 if size is None else max(8192, size // 900 if engine.db_pass else min(size // 8192, 65536))
+    connection.execute(f"PRAGMA cache_size = -{kilobytes}")
+    tables: int = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+    # int: SQLCipher returns its page size as text
+    pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
+    if size is not None and pages * page_size != size:
+        missing = (pages * page_size - size) / page_size
+        what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
+        raise DamagedDatabaseError(f"the database is corrupted: {what}")
+    problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+    if problems != ["ok"]:
+        raise DamagedDatabaseError(f"the database is corrupted: {problems[0]}")
+    if not tables:
+        raise EmptyBackupError("the database has no tables")
+    return tables
+
+
+def missing_pages_text(number: float) -> str:
+    """Return how many pages are missing, in words."""
+    return f"{plural(number, 'page')} {'is' if number == 1 else 'are'} missing"
+
+
+def check_pages(connection: sqlite3.Connection) -> None:
+    """Check the authentication code of every page of a SQLCipher database, free pages included.
+
+    :raises UnsoundBackupError: naming a page whose code is wrong.
+    """
+    problems = [str(row[0]) for row in connection.execute("PRAGMA cipher_integrity_check")]
+    if problems:
+        raise DamagedDatabaseError(f"the database is corrupted: {problems[0]}")

@@ -1,0 +1,154 @@
+"""Durable files and locks."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+CHUNK = 1 << 20  # bytes that a stream handles at a time
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}  # link() on filesystems without them
+
+
+def open_folder(folder: Path) -> int:
+    """Return a descriptor of a folder, for locking it or looking up names in it."""
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = open_folder(folder)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_file(path: Path) -> io.FileIO:
+    """Create a new file for reading and writing, mode 0600 from the start; never follows or reuses a name.
+
+    :raises FileExistsError: also when the name is that of a link.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return io.FileIO(descriptor, "r+")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
+    """Open a file that may have been planted: a named pipe would block, a device might never end.
+
+    :param flags: those of open(2); O_CREAT makes it with mode 0600.
+    :raises OSError: also when it is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return io.FileIO(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "a")
+
+
+def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
+    """Write all of the data to an unbuffered file; a single write may be short without an error."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view[: 8 * CHUNK]) :]
+
+
+def name_without_replacing(file: str, name: Path) -> None:
+    """Give a file a new name; the old one may remain as a second link.
+
+    :raises FileExistsError: when the name is taken.
+    """
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
+        os.rename(file, name)
+
+
+def flock(descriptor: int, operation: int) -> bool:
+    """Take a kernel lock without waiting; False when another process holds it."""
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def file_identity(path: Path | int) -> tuple[int, int, int, int]:
+    """Return device, inode, size and mtime (ns): equal while a path is the same, unchanged file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names exist and are links to one file."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def stat_or_none(path: Path) -> os.stat_result | None:
+    """Return the status of a file, None when it does not exist; any other error is raised: it does not prove that."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
+    """Yield a new file that replaces ``path`` durably when the block succeeds, and is removed when it fails.
+
+    :param suffix: added to the name meanwhile.
+    """
+    temporary = path.with_name(path.name + suffix)
+    temporary.unlink(missing_ok=True)
+    try:
+        with create_file(temporary) as file:
+            yield file
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        drop_quietly(temporary)
+        raise
+    fsync_folder(path.parent)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with its metadata; the copy appears under its name only when it is complete."""
+    with source.open("rb") as old, replacing(target, ".restore-new") as new:
+        shutil.copyfileobj(old, new, CHUNK)
+        copy_metadata(source, new.fileno())
+
+
+def copy_metadata(source: Path, descriptor: int) -> None:
+    """Give an open file the owner, mode and extended attributes (ACL included) of another one.
+
+    :raises OSError: when one cannot be set; the bot might then be unable to open its database.
+    """
+    status = source.stat()
+    os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        os.setxattr(descriptor, name, os.getxattr(source, name))
+
+
+def drop_quietly(path: Path) -> None:
+    """Remove a file of ours if possible; otherwise the next run does."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def drop(*paths: Path) -> None:
+    """Remove files that may exist, durably."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    fsync_folder(paths[0].parent)

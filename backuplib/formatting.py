@@ -1,0 +1,78 @@
+"""Sizes, times, names and tables as people read them."""
+
+import contextlib
+import itertools
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def printable(text: str) -> str:
+    """Return a name from a backup, or a text with some, as what can neither steer a terminal nor begin a line."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def shown(path: Path) -> str:
+    """Return a path for people: relative to the current folder when it lies below it."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(path.absolute().relative_to(Path.cwd()))
+    return str(path)
+
+
+def quoted(path: Path | str) -> str:
+    """Return a path as it is typed in a shell."""
+    return shlex.quote(str(path))
+
+
+def megabytes(size: float) -> str:
+    """Return a size for people, in kB, MB or GB (powers of ten)."""
+    unit, factor = next(((unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6)) if size >= factor), ("kB", 1e3))
+    return f"{size / factor:.0f} {unit}" if size >= 100 * factor else f"{size / factor:.1f} {unit}"
+
+
+def age(timestamp: float) -> str:
+    """Return how long ago something was, for people."""
+    seconds = max(0, time.time() - timestamp)
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{plural(number, unit)} ago"
+    return "just now"
+
+
+def plural(number: float, noun: str) -> str:
+    """Return a number of things in words."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{round(number, 1) if number % 1 else int(number):,} {noun}{ending}"
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str = "  ") -> list[str]:
+    """Return rows as lines with aligned columns; those in ``right`` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        gap.join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name from a database so that it takes no more columns, and cannot do anything to a terminal."""
+    name = printable(name)
+    return name if len(name) <= width else f"{name[: width - 1]}…"
+
+
+def some_of(names: Sequence[str], width: int) -> str:
+    """Return as many of the names as fit, and how many more there are."""
+    names = [shortened(name, width) for name in names]
+    ends = itertools.accumulate(len(name) + 2 for name in names)  # each with the comma behind it
+    number = max(1, sum(1 for _ in itertools.takewhile(lambda end: end - 2 <= width, ends)))
+    more = len(names) - number
+    return ", ".join(names[:number]) + (f" and {more:,} more" if more else "")
+
+
+def row_count(rows: int | None) -> str:
+    return "none" if rows is None else f"{rows:,}"

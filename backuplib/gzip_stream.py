@@ -1,0 +1,103 @@
+"""Gzip, piece by piece, in both directions."""
+
+import io
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from backuplib.errors import DamagedGzipError, TooLargeError
+from backuplib.files import CHUNK
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class GzipDecoder:
+    """Decompresses a gzip stream of one or more members.
+
+    :param sink: receives the content.
+    :param limit: maximum bytes of content.
+    """
+
+    def __init__(self, sink: Callable[[bytes], object], limit: int) -> None:
+        from isal import isal_zlib
+
+        self._new: Any = lambda: isal_zlib.decompressobj(wbits=31)  # 31: gzip with header and checksum
+        self._error: Any = isal_zlib.error
+        self._sink, self._limit, self._left = sink, limit, limit
+        self._member: Any = None
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Decompress a piece.
+
+        :raises DamagedGzipError: when it is corrupted or followed by other data.
+        :raises TooLargeError: when the content exceeds the limit.
+        """
+        while data:
+            if self._member is None:
+                if self._ended:
+                    data = data.lstrip(b"\0")  # padding, which tapes and some copying tools add
+                    if not data:
+                        return
+                    if data[:1] != b"\x1f":
+                        raise _gzip_error("trailing data after the end of the stream")
+                self._member = self._new()
+            data = self._inflate(data)
+
+    def _inflate(self, data: bytes) -> bytes:
+        """Feed the current member and return what belongs to the next."""
+        member = self._member
+        while True:
+            try:
+                content = member.decompress(data, CHUNK)
+            except self._error as error:
+                raise _gzip_error(str(error).rpartition(" -")[2] or str(error)) from None
+            self._left -= len(content)
+            if self._left < 0:
+                raise TooLargeError(self._limit)
+            self._sink(content)
+            if member.eof:
+                self._member, self._ended = None, True
+                return bytes(member.unused_data)
+            data = member.unconsumed_tail
+            if not data and len(content) < CHUNK:
+                return b""
+
+    def finish(self) -> None:
+        """Check that the last member is complete.
+
+        :raises DamagedGzipError: when it is not.
+        """
+        if self._member is not None or not self._ended:
+            raise _gzip_error("it is truncated")
+
+
+def _gzip_error(reason: str) -> DamagedGzipError:
+    return DamagedGzipError(f"the compressed backup is corrupted: {reason}")
+
+
+class GzipReader:
+    """Reads a file as a gzip stream.
+
+    :param level: 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L.
+    :param progress: receives the number of bytes read from the file.
+    """
+
+    def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
+        from isal import isal_zlib
+
+        self._file, self._progress = file, progress
+        self._compressor: Any = (
+            isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31) if level else zlib.compressobj(0, zlib.DEFLATED, 31)
+        )
+        self._pending = io.BytesIO()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes of the gzip stream, b"" at its end."""
+        while not (data := self._pending.read(size)) and self._compressor:
+            piece = self._file.read(CHUNK)
+            self._progress(self._file.tell())
+            self._pending = io.BytesIO(self._compressor.compress(piece) if piece else self._compressor.flush())
+            if not piece:
+                self._compressor = None
+        return data

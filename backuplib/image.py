@@ -1,0 +1,200 @@
+"""The restored database in memory."""
+
+import contextlib
+import ctypes
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, Engine, check_pages, missing_pages_text
+from backuplib.errors import (
+    DamagedDatabaseError,
+    EmptyBackupError,
+    NotADatabaseError,
+    TooLargeError,
+    UnsoundBackupError,
+    WrongDbPassError,
+    choose_another_backup_hint,
+)
+from backuplib.files import CHUNK, create_file, write_all
+from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
+from backuplib.ram_folder import RamFolder
+
+SQLITE_DBCONFIG_DEFENSIVE = 1010  # from sqlite3.h: no SQL can corrupt the database file
+
+
+class DatabaseImage:
+    """The restored database as bytes in memory, filled from the decrypted stream.
+
+    :param limit: maximum size in bytes.
+    :param bare: the stream is the database itself: a SQLCipher database may begin like gzip by chance.
+    """
+
+    def __init__(self, limit: int, *, bare: bool = False) -> None:
+        self.buffer = io.BytesIO()
+        self.path: Path | None = None  # spill file in the RAM folder, instead of the buffer
+        self.header = b""
+        self.size = 0
+        self._limit = limit
+        self._head = b""
+        self._sink: Callable[[bytes], None] | None = self._collect if bare else None
+        self._decoder: GzipDecoder | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of the backup's content, gzipped or not."""
+        if self._sink is None:
+            data = self._head = self._head + data
+            if len(data) < len(GZIP_MAGIC):
+                return
+            if data.startswith(GZIP_MAGIC):
+                self._decoder = GzipDecoder(self._collect, self._limit)
+            self._sink = self._decoder.feed if self._decoder else self._collect
+        self._sink(data)
+
+    def finish(self) -> None:
+        """Check that the stream is complete.
+
+        :raises UnsoundBackupError: when it is truncated.
+        """
+        if self._sink is None:
+            self._collect(self._head)
+        if self._decoder:
+            self._decoder.finish()
+        with self.buffer.getbuffer() as view:
+            self.header = bytes(view[:100])
+
+    def _collect(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._limit:
+            raise TooLargeError(self._limit)
+        try:
+            self.buffer.write(data)
+        except MemoryError:
+            raise TooLargeError(self.buffer.tell()) from None
+
+    def move_into(self, ram: RamFolder) -> None:
+        """Replace the buffer by a file in the RAM folder, where SQLCipher can open it.
+
+        :raises NoMemoryError: when it does not fit.
+        """
+        ram.require(self.size, "check the database")
+        path = ram.path / "image.db"
+        with create_file(path) as file:
+            self.write_to(file)
+        self.wipe()
+        self.path = path
+
+    def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
+        """Write the database to a file."""
+        for piece in self._pieces(8 * CHUNK):
+            write_all(file, piece)
+            progress(file.tell())
+
+    def is_in(self, file: io.FileIO) -> bool:
+        """Whether a file has exactly these bytes."""
+        file.seek(0)
+        found = bytearray(CHUNK)
+        for piece in self._pieces(CHUNK):
+            count = file.readinto(memoryview(found)[: len(piece)])
+            if found[:count] != bytes(piece):
+                return False
+        return not file.read(1)
+
+    def _pieces(self, size: int) -> Iterator[bytes | memoryview]:
+        yield self.header  # not from the buffer, whose header a check may change for a moment
+        if self.path:
+            with io.FileIO(self.path) as file:
+                file.seek(len(self.header))
+                yield from iter(lambda: file.read(size), b"")
+        else:
+            with self.buffer.getbuffer() as view:
+                for start in range(len(self.header), len(view), size):
+                    yield view[start : start + size]
+
+    def wipe(self) -> None:
+        """Overwrite and release the database in memory."""
+        if self.path:
+            self.path.unlink()
+            return
+        with self.buffer.getbuffer() as view:
+            ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
+        self.buffer.close()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an unencrypted SQLite database."""
+        return self.header.startswith(SQLITE_MAGIC)
+
+    def refuse_incomplete(self) -> None:
+        """Refuse what is too short, before an engine opens it.
+
+        SQLite file format, section 1.3: the header holds the page size (1 means 65536) and the number of pages.
+
+        :raises UnsoundBackupError: saying what is missing.
+        """
+        if not self.size:
+            raise EmptyBackupError("the backup is empty")
+        if self.size < SMALLEST_PAGE:
+            raise NotADatabaseError(f"not a database: the backup holds only {self.size} bytes")
+        page_size = int.from_bytes(self.header[16:18]) if self.header[16:18] != b"\0\1" else 65536
+        missing = int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
+        if self.plain and missing > 0:
+            raise DamagedDatabaseError(f"the database is corrupted: {missing_pages_text(missing)}")
+
+
+@contextlib.contextmanager
+def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:  # sqlite3.Connection, imported when used
+    """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
+    if image.path:
+        with contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection:
+            yield connection
+        return
+    with contextlib.closing(engine.connect(":memory:")) as connection:
+        if defend := getattr(connection, "setconfig", None):  # Python 3.12 and newer
+            defend(SQLITE_DBCONFIG_DEFENSIVE)
+        with image.buffer.getbuffer() as view:
+            # A database with the WAL flag cannot be opened in memory: clear the flag in the copy only.
+            view[18:20] = b"\1\1"
+            connection.deserialize(view)  # copies
+            view[18:20] = image.header[18:20]
+        yield connection
+
+
+def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
+    """Check the pages of a SQLCipher image, over a connection of its own."""
+    with opened_image(image, engine) as connection:
+        check_pages(connection)
+
+
+def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> UnsoundBackupError:
+    """Explain why an image is not a sound database of the configured mode."""
+    if not image.path and not image.plain:
+        return NotADatabaseError(
+            "not an SQLite database; it may be encrypted with SQLCipher",
+            hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
+            f"--convert --backup-db-pass, which asks for its passphrase. {choose_another_backup_hint()}",
+        )
+    if not image.path:
+        return DamagedDatabaseError(f"the database is corrupted: {error}")
+    os.truncate(image.path, image.size * 16)  # sparse: a truncated database opens then, and tells its length
+    if (pages := _read_page_count(engine, image.path)) is not None:
+        missing = pages - image.size / 4096
+        what = missing_pages_text(missing) if missing > 0 else error
+        return DamagedDatabaseError(f"the database is corrupted: {what}")
+    return WrongDbPassError(
+        "wrong DB_PASS for the database in the backup, or it is not a SQLCipher database",
+        hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
+        "that passphrase again, set DB_PASS in .env.",
+    )
+
+
+def _read_page_count(engine: Engine, path: Path) -> int | None:
+    """Return the number of pages according to the database itself; None when it cannot be opened."""
+    try:
+        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")  # then it opens even with a corrupted schema
+            return int(connection.execute("PRAGMA page_count").fetchone()[0])
+    except engine.errors:
+        return None

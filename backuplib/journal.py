@@ -1,0 +1,125 @@
+"""What was begun, so that the next run can finish or undo it."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from backuplib.errors import UnfinishedRestoreError, explain
+from backuplib.files import CHUNK, fsync_folder, open_regular, replacing, same_file, stat_or_none, write_all
+from backuplib.formatting import quoted
+from backuplib.target import Target
+
+
+@dataclass
+class Journal:
+    """What was begun, beside the target, so that the next run can finish or undo it. Holds no secret.
+
+    States: "begun" (services may be stopped, the database is untouched), "switching" (old or new is live), "rolling
+    back" (old is to be live), "committed" (new is live, only the old one is left to be cleared away).
+    """
+
+    target: Path
+    state: str
+    set_aside: Path
+    candidate: Path
+    existed: bool
+    new_inode: int | None
+    services: tuple[str, ...]
+    compose_files: tuple[Path, ...]
+    project: str | None
+    safety_backup: Path | None
+    unsaved: bool
+    started: str
+
+    @property
+    def _path(self) -> Path:
+        return Target(self.target).journal
+
+    def write(self) -> None:
+        """Make the journal durable.
+
+        :raises OSError: when that is not possible; the one before it is still there then.
+        """
+        with replacing(self._path, ".tmp") as file:
+            write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
+
+    @classmethod
+    def load(cls, target: Target) -> Journal | None:
+        """Return the journal of a restore that was interrupted, if there is one.
+
+        :raises UnfinishedRestoreError: when it is there and cannot be read.
+        """
+        path = target.journal
+        try:
+            with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                data = json.loads(file.read(CHUNK))
+            if data["target"] != str(target.path):
+                raise UnfinishedRestoreError(
+                    f"{path} tells of a restore into {data['target']}: the folder was copied or moved",
+                    hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
+                    "is to stay, as in section 7 of RUNBOOK.md.",
+                )
+            journal = cls(
+                **data
+                | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
+                | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
+                | {"compose_files": tuple(map(Path, data["compose_files"])), "services": tuple(data["services"])}
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UnfinishedRestoreError(
+                f"{path} cannot be read: {explain(error)}",
+                hint=f"It tells of an interrupted restore. Keep a copy of {quoted(target.path.parent)} before anything "
+                "else.",
+            ) from None
+        journal.refuse_other_files()
+        return journal
+
+    def refuse_other_files(self) -> None:
+        """Refuse to rename or remove anything but what a restore of the target makes.
+
+        Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
+
+        :raises UnfinishedRestoreError: naming the journal.
+        """
+        moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
+        own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
+        if not own or self.candidate != Target(self.target).candidate:
+            raise UnfinishedRestoreError(
+                f"{self._path} refers to files that do not belong to a restore of {self.target}",
+                hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
+            )
+
+    def remove(self) -> None:
+        """Say that nothing is unfinished any more."""
+        self._path.unlink(missing_ok=True)
+        fsync_folder(self.target.parent)
+
+    @property
+    def new_is_live(self) -> bool:
+        """Whether the target is the new file."""
+        status = stat_or_none(self.target)
+        return status is not None and status.st_ino == self.new_inode
+
+    @property
+    def what_is_live(self) -> str:
+        """Which database is the target, for people; also when the disk does not tell."""
+        try:
+            return f"{'The new' if self.new_is_live else 'The old'} database is live in {self.target}"
+        except OSError as error:
+            return f"Which database is live in {self.target} cannot be told ({error.strerror})"
+
+    @property
+    def disputed(self) -> bool:
+        """Whether the target is neither the new file nor what was set aside: somebody has stepped in."""
+        if self.state == "committed" or self.new_is_live or self.candidate.exists() or not self.set_aside.exists():
+            return False
+        if same_file(self.target, self.set_aside):
+            return False
+        return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)

@@ -1,0 +1,388 @@
+"""The switch: renames by which the new database takes the place of the old one, and the one way back.
+
+A run that fails and the run after a SIGKILL go the same way: what the journal says was begun is undone, or finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backuplib.compose import ComposeProject
+from backuplib.console import Report
+from backuplib.database import SIDECARS, Engine, check_integrity, database_files, sidecars
+from backuplib.errors import (
+    AS_BEFORE,
+    CHECK_DISK,
+    RUNNING,
+    CannotWriteError,
+    CommandError,
+    DatabaseInUseError,
+    OperatorError,
+    RollbackFailedError,
+    RolledBackError,
+    ServicesDownError,
+    UnsoundBackupError,
+    explain,
+)
+from backuplib.files import NO_HARD_LINKS, copy_durably, drop, file_identity, fsync_folder
+from backuplib.formatting import plural, quoted, shown
+from backuplib.journal import Journal
+from backuplib.processes import find_holders
+from backuplib.target import Candidate
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+class UnreadableError(Exception):
+    """The live database cannot be opened; what is there is kept byte for byte."""
+
+
+@dataclass
+class Switch:
+    """From the first step that is not harmless to the last: what is done, undone or finished is what the journal says.
+
+    :param journal: what was begun; written down by this class only.
+    :param project: whose services are stopped and started; None when there are none to touch.
+    :param back_up: backs up a database file, with a label for the progress; quiet when nobody has it open.
+    :param recover_command: what finishes or undoes this by hand.
+    """
+
+    journal: Journal
+    project: ComposeProject | None
+    engine: Engine
+    report: Report
+    back_up: Callable[..., Path]
+    recover_command: str
+    _stopped: float | None = None
+
+    def begin(self) -> None:
+        """Write down what is begun, before the first step that matters.
+
+        :raises CannotWriteError: when that is not possible.
+        """
+        try:
+            self.journal.write()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.journal.remove()
+            raise CannotWriteError(
+                f"cannot write in {self.journal.target.parent}: {error.strerror}", hint=CHECK_DISK
+            ) from None
+
+    # --- forward -----------------------------------------------------------------------------------------------
+
+    def stop_services(self) -> None:
+        """Stop the services.
+
+        :raises CannotStopError: when one still runs.
+        """
+        if self.project:
+            self._stopped = time.monotonic()
+            with self.report.phase("stop"), self.report.console.step("🛑 Stopping Docker containers...") as step:
+                self.project.stop(self.journal.services)
+                step.done(", ".join(self.journal.services))
+
+    def exchange(self, candidate: Candidate, refuse_users: Callable[[], None], *, unsaved: bool) -> None:
+        """Set the old database aside and rename the new one into its place; at each moment one of them is whole.
+
+        :param refuse_users: called right before the renames.
+        :param unsaved: the old database holds what the safety backup does not.
+        :raises OperatorError: when it fails.
+        :raises OSError: likewise.
+        """
+        journal = self.journal
+        journal.state, journal.new_inode, journal.unsaved = "switching", candidate.identity[1], unsaved
+        journal.write()
+        target, checkpointed = journal.target, True
+        with contextlib.ExitStack() as guard:
+            try:
+                if target.exists() and target.stat().st_size:
+                    guard.enter_context(contextlib.closing(checkpoint_and_lock(self.engine, target)))
+                elif sidecars(target):  # opening it would delete them
+                    raise UnreadableError("the main file is missing or empty")
+            except UnreadableError as error:
+                self.report.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
+                checkpointed = False
+            refuse_users()
+            link_aside(target, journal.set_aside, checkpointed=checkpointed)
+            remove_sidecars(target)
+            os.rename(candidate.path, target)
+            fsync_folder(target.parent)
+        if file_identity(target) != candidate.identity:
+            raise RolledBackError(f"{target} is not the file that was verified")
+
+    def start_services(self) -> None:
+        """Start the services and wait until they are up.
+
+        :raises ServicesDownError: when one does not come up, or Docker does not tell.
+        """
+        if not self.project:
+            return
+        services = self.journal.services
+        with self.report.console.step("🔄 Starting Docker containers...") as step:
+            try:
+                with self.report.phase("start"):
+                    self.project.start(services)
+                    up = self.project.wait(services)
+                states = {item.service: item.health or "running" for item in self.project.containers()}
+            except CommandError as error:
+                raise ServicesDownError(
+                    f"Docker does not tell whether the services run: {error}",
+                    hint=error.hint,
+                    state=f"{AS_BEFORE}; whether the services run is not known.",
+                ) from None
+            down = ""
+            if self._stopped is not None:
+                self.report.downtime_seconds = round(up - self._stopped, 3)
+                down = f"; down for {up - self._stopped:.1f} s"
+            step.done(", ".join(f"{name} {states.get(name, '')}" for name in services) + down)
+
+    def check_live(self) -> None:
+        """Check the restored database while the services use it.
+
+        :raises RolledBackError: when it is not sound.
+        """
+        try:
+            with (
+                self.report.phase("post-restore check"),
+                self.report.console.step("🔎 Post-restore check...") as step,
+                contextlib.closing(self.engine.connect_reader(self.journal.target)) as connection,
+            ):
+                step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
+        except (*self.engine.errors, UnsoundBackupError) as error:
+            raise RolledBackError(f"the restored database is not sound: {error}") from None
+
+    def commit(self) -> None:
+        """From here the new database is the one that counts.
+
+        :raises OSError: when that cannot be written down.
+        """
+        self.journal.state = "committed"
+        self.journal.write()
+
+    # --- back --------------------------------------------------------------------------------------------------
+
+    def roll_back(self, error: BaseException) -> None:
+        """Take back what a run did that failed, and raise what tells the state things are in.
+
+        :raises RolledBackError: the database had been touched, and is as before.
+        :raises ServicesDownError: the database is as before, but the services do not come up.
+        :raises RollbackFailedError: manual intervention required.
+        """
+        cause, console, touched = explain(error), self.report.console, self.journal.state != "begun"
+        console.line(f"❌ Restore failed: {cause}")
+        if touched:
+            console.line("🔄 Rolling back…")
+        self.undo()
+        with self.clearing_up():
+            self.journal.remove()
+        if touched:
+            if not isinstance(error, (OperatorError, OSError, *self.engine.errors)):
+                console.line("".join(traceback.format_exception(error)))
+            raise RolledBackError(cause, hint=getattr(error, "hint", "")) from None
+        if self._stopped is not None and isinstance(error, OperatorError):
+            error.state = f"The database was not touched; {RUNNING}"
+
+    def undo(self) -> None:
+        """Back to the old database, with the services running, from wherever the journal says this got to.
+
+        :raises RollbackFailedError: when services cannot be stopped (putting the old database back under them could
+            damage it), or the old database cannot be put back.
+        :raises ServicesDownError: when the services do not come up; the old database is live then.
+        """
+        if self.journal.state == "begun":
+            self.report.console.line("✅ The database was not touched")
+        else:
+            self.journal.state = "rolling back"
+            try:
+                with contextlib.suppress(OSError):
+                    self.journal.write()
+                if self.journal.new_is_live:
+                    self._refuse_users_of_new()
+                put_back(self.engine, self.journal)
+            except (OSError, OperatorError) as error:
+                raise self._stuck(f"the old database could not be put back: {explain(error)}") from None
+            self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
+            self.journal.new_inode = None  # it is free, and a database that comes here later may get it
+            with contextlib.suppress(OSError):
+                self.journal.write()
+        self.start_services()
+
+    def _refuse_users_of_new(self) -> None:
+        """Stop the services, and make sure that nobody else has the new database open."""
+        if self.project:
+            self.project.stop(self.journal.services)
+        holders, _ = find_holders(database_files(self.journal.target))
+        if holders:  # one that is idle, and not in WAL mode, shows in no lock
+            raise DatabaseInUseError(f"{self.journal.target} is in use by {', '.join(map(str, holders))}")
+
+    def _stuck(self, message: str) -> RollbackFailedError:
+        """Return the error that says what is where."""
+        kept = self.journal.set_aside if os.path.lexists(self.journal.set_aside) else None
+        where = f"{self.journal.what_is_live}{f'; the old one is kept as {kept}' if kept else ''}"
+        where += "; the services may be down" if self.project else ""
+        return RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
+
+    # --- after an interruption ---------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """End a restore that was interrupted: with the new database if that is live and sound, else with the old one.
+
+        :raises ServicesDownError: when the services do not come up; its state says which database is live.
+        :raises RollbackFailedError: manual intervention required.
+        """
+        try:
+            if self.journal.state == "switching" and self.journal.new_is_live:
+                self._finish_or_undo()
+            elif self.journal.state == "committed":
+                self._start_committed()
+            else:
+                self.undo()
+        except OSError as error:
+            raise self._stuck(f"the recovery cannot go on: {explain(error)}") from None
+        self.clear_away()
+
+    def _finish_or_undo(self) -> None:
+        try:
+            self.start_services()
+            self.check_live()
+        except OperatorError as error:
+            self.report.console.line(f"❌ It cannot be finished: {error}")
+            self.undo()
+        else:
+            self.commit()
+            self.report.console.line("✅ The restore is finished: the new database is live")
+
+    def _start_committed(self) -> None:
+        try:
+            self.start_services()
+        except ServicesDownError as error:
+            known = "whether the services run is not known" if error.state else "but the services are NOT running"
+            error.state = f"The restored database is live, {known}."
+            raise
+
+    # --- what is left ------------------------------------------------------------------------------------------
+
+    def clear_away(self) -> None:
+        """At the end: keep what was written after the safety backup, then remove the old database and the journal."""
+        set_aside = self.journal.set_aside
+        with self.clearing_up():
+            copies = database_files(set_aside)
+            if copies and self.journal.unsaved:
+                try:
+                    with self.report.phase("last writes"):
+                        path = self.back_up("💾 Keeping the last writes...", set_aside, quiet=len(copies) == 1)
+                    self.report.console.line(f"✅ Last writes kept: {shown(path)}")
+                except OperatorError as error:
+                    self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
+                    copies = []
+            if copies:
+                drop(*copies)
+            self.journal.remove()
+
+    @contextlib.contextmanager
+    def clearing_up(self) -> Iterator[None]:
+        """What cannot be removed is only said: the next run does it."""
+        try:
+            yield
+        except OSError as error:
+            self.report.warn(f"{explain(error)}; clear up with: {self.recover_command}")
+
+
+# --- the renames -----------------------------------------------------------------------------------------------
+
+
+def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
+    """Move all that a database has committed into its main file, leave its sidecars empty, and keep others out.
+
+    :returns: the connection that holds the lock; close it after the file has lost its name.
+
+    :raises DatabaseInUseError: when somebody has it open.
+    :raises UnreadableError: when it cannot be opened.
+    """
+    try:
+        connection = engine.connect(database, mode="rw", timeout=2)
+    except engine.errors as error:
+        raise UnreadableError(str(error)) from None
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
+            left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if left != (0, 0, 0):
+                raise DatabaseInUseError(f"the WAL of {database} cannot be emptied: another process reads it")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+        else:
+            connection.execute("BEGIN EXCLUSIVE")
+        for sidecar in sidecars(database):
+            if not sidecar.name.endswith("-shm") and sidecar.stat().st_size:
+                raise UnreadableError(f"{sidecar.name} still holds data")
+    except engine.errors as error:
+        connection.close()
+        if "locked" in str(error) or "busy" in str(error):
+            raise DatabaseInUseError(
+                f"{database} is locked by another process", hint=f"Find it: fuser -v {quoted(database)}"
+            ) from None
+        raise UnreadableError(str(error)) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def link_aside(database: Path, name: Path, *, checkpointed: bool) -> None:
+    """Give a database a second name, by link where the filesystem has links; with its sidecars unless those are empty.
+
+    Nothing is read, since an unreadable one may lie on a broken disk. The main file comes last, as the sign of a whole.
+    """
+    beside = [] if checkpointed else [path for path in sidecars(database) if not path.name.endswith("-shm")]
+    for path in [*beside, database]:
+        if path.exists():
+            second = name.with_name(name.name + path.name[len(database.name) :])
+            try:
+                os.link(path, second, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                copy_durably(path, second)
+    fsync_folder(database.parent)
+
+
+def remove_sidecars(database: Path) -> None:
+    """Remove a database's sidecars, durably."""
+    for path in sidecars(database):
+        path.unlink()
+    fsync_folder(database.parent)
+
+
+def put_back(engine: Engine, journal: Journal) -> None:
+    """Make the old database live again, by renames only; may be interrupted anywhere and called again.
+
+    Nobody may have the database open.
+    """
+    target, set_aside = journal.target, journal.set_aside
+    if journal.new_is_live:
+        with contextlib.suppress(UnreadableError):
+            checkpoint_and_lock(engine, target).close()
+        remove_sidecars(target)
+        if journal.existed:
+            os.rename(set_aside, target)
+        else:
+            target.unlink()
+        fsync_folder(target.parent)
+    for suffix in SIDECARS:  # they were set aside with it if the old database could not be read
+        copy = set_aside.with_name(set_aside.name + suffix)
+        if copy.exists():
+            live = target.with_name(target.name + suffix)
+            copy.unlink() if live.exists() else copy.rename(live)
+    drop(journal.set_aside, journal.candidate)

@@ -1,0 +1,265 @@
+"""The database to replace, and every name beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from backuplib.database import database_files, refuse_irregular, sidecars
+from backuplib.errors import (
+    CHECK_DISK,
+    CannotWriteError,
+    DatabaseInUseError,
+    LockedError,
+    NoSpaceError,
+    RefusedError,
+    UnsuitableTargetError,
+)
+from backuplib.files import (
+    NO_HARD_LINKS,
+    copy_metadata,
+    create_file,
+    drop,
+    file_identity,
+    flock,
+    fsync_folder,
+    open_folder,
+    stat_or_none,
+)
+from backuplib.formatting import megabytes, plural, quoted
+from backuplib.image import DatabaseImage
+from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The new database file beside the target, complete, durable and proved; not yet under its name."""
+
+    path: Path
+    identity: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The database to replace, whether it is there or not.
+
+    :param path: absolute, links resolved.
+    """
+
+    path: Path
+
+    @classmethod
+    def resolve(cls, path: Path) -> Target:
+        """Follow links, and look what is there.
+
+        :raises UnsuitableTargetError: when it is neither a regular file nor absent, or its folder is not there.
+        """
+        target = cls(Path(os.path.realpath(path)))
+        folder = target.path.parent
+        if not folder.is_dir():
+            raise UnsuitableTargetError(f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}")
+        status = stat_or_none(target.path)
+        if status and not stat.S_ISREG(status.st_mode):
+            raise UnsuitableTargetError(
+                f"{target.path} is not a regular file", hint="Name a database file with --target-path."
+            )
+        refuse_irregular(sidecars(target.path))
+        return target
+
+    # --- names ---
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.restore-{suffix}")
+
+    @property
+    def candidate(self) -> Path:
+        """Where the new database is written before it takes the target's name."""
+        return self._beside("new")
+
+    @property
+    def journal(self) -> Path:
+        """Where an unfinished restore is written down."""
+        return self._beside("state.json")
+
+    def new_set_aside(self) -> Path:
+        """Return a free name for the old database."""
+        while True:
+            path = self.path.with_name(f"{self.path.name}.backup-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+            if not path.exists():
+                return path
+            time.sleep(1 - time.time() % 1)
+
+    # --- looks ---
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database to replace."""
+        return self.path.exists()
+
+    def change_marker(self) -> list[tuple[int, int, int, int]]:
+        """What changes whenever something is written to the database; empty when nothing is there."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        return [file_identity(path) for path in (self.path, wal) if path.exists()]
+
+    def restore_running(self) -> str:
+        """Return which process restores the database at this moment, and since when; empty when none does."""
+        with contextlib.suppress(OSError):
+            folder = open_folder(self.path.parent)
+            try:
+                return "" if flock(folder, fcntl.LOCK_SH) else lock_owner(folder)
+            finally:
+                os.close(folder)
+        return ""
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the kernel's lock on the target's folder: one restore at a time, and no backup meanwhile.
+
+        :raises LockedError: when somebody else holds it.
+        """
+        try:
+            folder = open_folder(self.path.parent)
+        except OSError as error:
+            raise UnsuitableTargetError(f"cannot read the folder {self.path.parent}: {error.strerror}") from None
+        try:
+            if not flock(folder, fcntl.LOCK_EX):
+                raise LockedError(
+                    f"another restore or backup is running in {self.path.parent}: {lock_owner(folder)}",
+                    hint="Wait for it to end.",
+                )
+            yield
+        finally:
+            os.close(folder)
+
+    def refuse_holders(self, expected: Sequence[str] = (), *, force: bool) -> str:
+        """Refuse when a process has the database open, except those in the expected containers.
+
+        :param force: the operator says that nobody has it open where that cannot be looked at.
+        :returns: what could not be looked at, for a warning; else empty.
+        :raises DatabaseInUseError: naming who.
+        """
+        holders, hidden = find_holders(database_files(self.path))
+        strangers = [item for item in holders if not any(container in item.cgroup for container in expected)]
+        if strangers:
+            commands = "; ".join(sorted({item.ending for item in strangers}))
+            raise DatabaseInUseError(
+                f"{self.path} is in use by {', '.join(map(str, strangers))}",
+                hint=f"End it ({commands}); or, if a compose file runs it, name that with --compose-file.",
+            )
+        if not hidden or not self.exists:
+            return ""
+        unseen = f"cannot tell whether {self.path} is in use: no permission to inspect {plural(hidden, 'process')}"
+        # Where even root may not look, there is no better way to run this: then it is only said.
+        if not force and not has_capability(CAP_SYS_PTRACE):
+            raise DatabaseInUseError(
+                unseen, hint="Run this as root; or, if you know that nothing has it open, add --force."
+            )
+        return unseen
+
+    def refuse_unreplaceable(self, size: int) -> None:
+        """Refuse when the switch could not be done in the target's folder: tries create, link and rename.
+
+        :param size: bytes that are needed there at the least.
+        :raises UnsuitableTargetError: when one of them is not possible.
+        :raises NoSpaceError: when there is too little room.
+        """
+        path, folder = self.path, self.path.parent
+        if is_mount_point(path):
+            raise UnsuitableTargetError(f"{path} is a mount point of its own: it cannot be replaced by a rename")
+        probe, second = self._beside("probe"), self._beside("probe2")
+        try:
+            try:
+                self.clear_leftovers()
+                create_file(probe).close()
+                os.rename(probe, second)
+                if self.exists:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(path, probe, follow_symlinks=False)
+            finally:
+                with contextlib.suppress(OSError):
+                    drop(probe, second)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
+                raise UnsuitableTargetError(
+                    f"the database cannot be replaced in {folder}: {error.strerror}",
+                    hint=f"Look: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It takes the rights of the file's "
+                    "owner.",
+                ) from None
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise NoSpaceError(
+                f"too little space in {folder}: {megabytes(free)} free, more than {megabytes(size)} needed",
+                hint=f"Make room: df -h {quoted(folder)}",
+            )
+
+    # --- changes ---
+
+    def clear_leftovers(self) -> None:
+        """Remove what a run left that was killed before its switch; the lock says that none is alive."""
+        copies = self.path.parent.glob(f"{glob.escape(self.path.name)}.backup-*.restore-new")
+        drop(*map(self._beside, ("new", "probe", "probe2", "state.json.tmp")), *copies)
+
+    def write_candidate(self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None) -> Candidate:
+        """Write the new file beside the target: complete, durable, with owner and mode, and read back.
+
+        :raises RefusedError: when it cannot be written; it is gone then.
+        """
+        path, folder = self.candidate, self.path.parent
+        try:
+            path.unlink(missing_ok=True)
+            with create_file(path) as file:
+                os.posix_fallocate(file.fileno(), 0, image.size)
+                image.write_to(file, progress)
+                if self.exists:
+                    copy_metadata(self.path, file.fileno())
+                else:
+                    status = folder.stat()
+                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
+                    os.fchmod(file.fileno(), 0o640)
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk is read
+                proved = image.is_in(file)
+            fsync_folder(folder)
+            if not proved:
+                raise RefusedError(f"{path} does not hold what was written to it", hint=CHECK_DISK)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise CannotWriteError(
+                f"the new database cannot be written in {folder}: {error.strerror}",
+                hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {quoted(folder)}",
+            ) from None
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return Candidate(path, file_identity(path))
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted on a path, a single file included (os.path.ismount does not see those)."""
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(_unescape(line.split()[4]) == str(path) for line in mounts)
+
+
+def _unescape(name: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether the file has the attribute that chattr +i sets."""
+    get_flags, immutable = 0x80086601, 0x10  # FS_IOC_GETFLAGS, FS_IMMUTABLE_FL of linux/fs.h
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        flags = bytearray(8)
+        fcntl.ioctl(file, get_flags, flags)
+        return bool(int.from_bytes(flags[:4], sys.byteorder) & immutable)
+    return False

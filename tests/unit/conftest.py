@@ -1,0 +1,26 @@
+"""Fixtures of the unit tests: one module of backuplib each, real files, no shop, no containers."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from backuplib.console import Console, Report
+from backuplib.processes import Signals
+
+TAKEN_OVER = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Signals, whatever they do to this process undone afterwards."""
+    before = {number: signal.getsignal(number) for number in TAKEN_OVER}
+    yield Signals()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def report(signals: Signals, capsys: pytest.CaptureFixture[str]) -> Report:
+    """A report whose console writes to what capsys reads."""
+    return Report(Console(), signals)
