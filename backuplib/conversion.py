@@ -2,9 +2,9 @@
 
 Sources: an SQL dump, SQLCipher 1 to 3, another passphrase, the other mode. The backup file itself is never changed.
 
-Preserved: rows and rowids, schema, sqlite_sequence, user_version, application_id, encoding, auto_vacuum, WAL flag. Lost:
-the page size, when a database becomes SQLCipher (4096, with 80 reserved bytes). A dump, which has no journal mode, gets
-the bot's.
+Preserved: rows, rowids, schema, sqlite_sequence, user_version, application_id, encoding, auto_vacuum, WAL flag. Lost:
+the page size, when a database becomes SQLCipher (4096, with 80 reserved bytes). A dump has no journal mode and gets the
+bot's.
 """
 
 import contextlib
