@@ -1,12 +1,10 @@
-"""Turns what an older backup holds into a database of the configured mode, in RAM only.
+"""Converts what an older backup holds into a database of the configured mode, in RAM only.
 
-An SQL dump, a database of SQLCipher 1 to 3, one made under an older passphrase, or one of the other mode: each is
-recognised, and converted or refused with the option that allows it. What is there already is never changed: the
-backup file is not written to, and a database is exported (or rekeyed) from a copy in the RAM folder.
+Sources: an SQL dump, SQLCipher 1 to 3, another passphrase, the other mode. The backup file itself is never changed.
 
-What survives: rows with their rowids, schema, sqlite_sequence, user_version, application_id, encoding, auto_vacuum and
-the WAL flag. What cannot: a SQLCipher database has the bot's page size (4096) and 80 reserved bytes on each page, so
-the page size of an unencrypted one is lost on the way there. A dump says nothing of WAL: the bot's mode is set.
+Preserved: rows, rowids, schema, sqlite_sequence, user_version, application_id, encoding, auto_vacuum, WAL flag. Lost:
+the page size, when a database becomes SQLCipher (4096, with 80 reserved bytes). A dump has no journal mode and gets the
+bot's.
 """
 
 import contextlib
@@ -15,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from backuplib.database import (
     DERIVATIONS,
@@ -29,23 +27,22 @@ from backuplib.database import (
     raw_key,
     sidecars,
 )
-from backuplib.errors import CannotConvertError, ConvertRequiredError, NoMemoryError, TooLargeError, WrongDbPassError
+from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
-from backuplib.formatting import megabytes
+from backuplib.image import DatabaseImage
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
-_FIRST_PAGE = 65536  # bytes of the largest there is: what recognising takes
+_FIRST_PAGE = 65536  # bytes of the largest page, enough to recognise a format
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
 _DEFAULT_PAGES = {1: 1024, 2: 1024, 3: 1024, 4: 4096}
-_BOTS_VERSION = 4
+_BOTS_VERSION, _BOTS_PAGES = 4, _DEFAULT_PAGES[4]
 _ROOM = 4 * CHUNK
-_CACHE = "PRAGMA cache_size = -65536"  # 64 MB: with the default, pages are encrypted again and again
-_SLOWEST = 1e6  # bytes of dump a second, below which it is ended
-_PATIENCE = 60  # seconds on top
+_SLOWEST = 1e6  # bytes of dump a second, below which the load is aborted
+_PATIENCE = 60  # seconds added to that
 
-# All that an export does; a schema that makes it do more is not one that SQLite wrote.
+# All that an export does; a schema that makes it do more was not written by SQLite.
 _EXPORTING = frozenset({
     sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_READ,
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE, sqlite3.SQLITE_REINDEX,
@@ -53,23 +50,14 @@ _EXPORTING = frozenset({
 })  # fmt: skip
 
 
-class Image(Protocol):
-    """A backup's content in memory."""
-
-    buffer: io.BytesIO
-    header: bytes
-    size: int
-
-
 @dataclass(frozen=True)
 class Source:
     """What a backup holds.
 
-    :param name: for people: "SQLite", "SQLCipher 4", "SQLCipher 3", "SQL dump".
+    :param name: "SQLite", "SQLCipher 4", "SQLCipher 3", …, or "SQL dump".
     :param version: of SQLCipher; 0 when it is not encrypted.
-    :param key: what opens it, as `PRAGMA key` takes it.
-    :param page_size: of a SQLCipher database.
-    :param as_configured: whether the bot can open it as it is.
+    :param key: as `PRAGMA key` takes it.
+    :param as_configured: the bot can open it without conversion.
     """
 
     name: str
@@ -85,19 +73,18 @@ class Source:
 
     @property
     def only_key_differs(self) -> bool:
-        """Whether the bot could open it, were it not for the passphrase."""
-        return self.version == _BOTS_VERSION and self.page_size == _DEFAULT_PAGES[_BOTS_VERSION]
+        """Whether it has the bot's format, whatever the passphrase."""
+        return (self.version, self.page_size) == (_BOTS_VERSION, _BOTS_PAGES)
 
     def plan(self, engine: Engine) -> str:
         """Return what has to be done to it, for people; empty when nothing."""
         if self.as_configured:
             return ""
-        target = _target(engine)
         if self.is_dump:
-            return f"loaded into a new {target} database"
+            return f"loaded into a new {_target(engine)} database"
         if engine.db_pass and self.only_key_differs:
-            return "rekeyed to today's DB_PASS"
-        return f"exported to {target}" + (" under today's DB_PASS" if engine.db_pass else "")
+            return "rekeyed to the current DB_PASS"
+        return f"exported to {_target(engine)}" + (" with the current DB_PASS" if engine.db_pass else "")
 
 
 def _target(engine: Engine) -> str:
@@ -106,7 +93,7 @@ def _target(engine: Engine) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done, for people, and what the operator should know of it."""
+    """What was done, for people, and warnings for the operator."""
 
     done: str
     warnings: tuple[str, ...] = ()
@@ -115,12 +102,12 @@ class Converted:
 # --- recognising ---------------------------------------------------------------------------------------------------
 
 
-def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret | None) -> Source | None:
-    """Tell what a backup holds; None when that cannot be told (noise, or no passphrase here opens it).
+def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass: Secret | None) -> Source | None:
+    """Recognise what a backup holds; None for noise, or when no known passphrase opens it.
 
     :param engine: the configured one.
-    :param backup_pass: the passphrase that the backup was made under, if the operator gave one.
-    :raises WrongDbPassError: when that passphrase is none, or does not open the backup.
+    :param backup_pass: the passphrase that the database in the backup has, if the operator gave one.
+    :raises WrongDbPassError: when that passphrase is invalid or wrong.
     """
     if backup_pass is not None:
         _check_passphrase(backup_pass)
@@ -135,26 +122,26 @@ def recognise(image: Image, engine: Engine, ram: RamFolder, backup_pass: Secret 
     with _scratch(ram.path / "probe.db") as probe:
         with create_file(probe) as file:
             file.write(head)
-            file.truncate(16 * image.size)  # sparse: one that is too short can be told, too
+            file.truncate(16 * image.size)  # sparse: so a truncated database is recognised, too
         found = _recognise_sqlcipher(probe, image.size, engine, backup_pass)
     if found is None and backup_pass is not None:
-        both = "neither DB_PASS nor the passphrase of --backup-db-pass opens" if engine.db_pass else ""
+        wrong = "neither DB_PASS nor --backup-db-pass opens" if engine.db_pass else "--backup-db-pass does not open"
         raise WrongDbPassError(
-            f"{both or 'the passphrase of --backup-db-pass does not open'} the database in the backup",
-            hint="Run this again with the passphrase that DB_PASS was when the backup was made. If that is what you "
-            "gave, the backup is damaged or no SQLCipher database: restore another one (--list).",
+            f"{wrong} the database in the backup",
+            hint="Run this again with the DB_PASS of the time when the backup was made. If that is what you gave, the "
+            "backup is corrupted or not a SQLCipher database: restore another one (--list).",
         )
     return found
 
 
 def _check_passphrase(backup_pass: Secret) -> None:
-    hint = "Run this again and give the passphrase that DB_PASS was when the backup was made."
+    hint = "Run this again with the DB_PASS of the time when the backup was made."
     try:
         text = backup_pass.reveal()
     except UnicodeDecodeError:
         raise WrongDbPassError("the passphrase of --backup-db-pass is not UTF-8 text", hint=hint) from None
     if not text or "\0" in text:
-        what = "holds a NUL character" if text else "is empty"
+        what = "contains a NUL character" if text else "is empty"
         raise WrongDbPassError(f"the passphrase of --backup-db-pass {what}", hint=hint)
 
 
@@ -177,18 +164,17 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
 
 
 def _raw_key(secret: Secret, database: Path, version: int) -> str:
-    """Return the key itself as `PRAGMA key` takes it: to derive it anew for each page size would take seconds."""
+    """Return the raw key for `PRAGMA key`: deriving it again for each page size would take seconds."""
     if RAW_KEY.fullmatch(secret.reveal()):
         return quoted_passphrase(secret)
     with io.FileIO(database) as file:
-        salt = file.read(16)
-    return raw_key(secret, salt, *DERIVATIONS[version])
+        return raw_key(secret, file.read(16), *DERIVATIONS[version])
 
 
 def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
     module = _sqlcipher()
     try:
-        with contextlib.closing(_connect(module, f"{path.as_uri()}?mode=ro&immutable=1")) as connection:
+        with contextlib.closing(_connect(module, path, "mode=ro&immutable=1")) as connection:
             _set_key(connection, key, version, page_size)
             connection.execute("PRAGMA schema_version").fetchone()
     except module.Error:
@@ -200,34 +186,32 @@ def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
 
 
 def require_convert_option(source: Source, engine: Engine, *, convert: bool) -> None:
-    """Refuse what the operator has to ask for.
+    """Refuse a conversion that the operator has to ask for, unless ``convert`` says so.
 
-    :param convert: whether the operator did.
-    :raises ConvertRequiredError: saying what the backup holds, what the bot has, and the option to type.
+    :raises ConvertRequiredError: naming both formats and the option.
     """
     if convert or source.as_configured or source.is_dump or (engine.db_pass and source.only_key_differs):
         return
     if not source.version:
         raise ConvertRequiredError(
             "the backup holds an unencrypted SQLite database, but DB_ENCRYPTION is true",
-            hint="It was made before encryption was switched on. To restore it encrypted under today's DB_PASS, add "
-            "--convert; for a bot without encryption, set DB_ENCRYPTION=false.",
+            hint="To restore it encrypted with the current DB_PASS, add --convert. If the bot does not use encryption, "
+            "set DB_ENCRYPTION=false.",
         )
     if not engine.db_pass:
         raise ConvertRequiredError(
             f"the backup holds a {source.name} database, but DB_ENCRYPTION is false",
             hint="To restore it WITHOUT encryption, add --convert; else set DB_ENCRYPTION=true and DB_PASS in .env.",
         )
-    pages = "" if source.version < _BOTS_VERSION else f" with pages of {source.page_size} bytes"
-    bots = "" if source.version < _BOTS_VERSION else f" with pages of {_DEFAULT_PAGES[_BOTS_VERSION]}"
     raise ConvertRequiredError(
-        f"the backup holds a {source.name} database{pages}; the bot's are SQLCipher {_BOTS_VERSION}{bots}",
-        hint="To restore it in the bot's format, add --convert. The backup file stays as it is.",
+        f"the backup holds a {source.name} database with pages of {source.page_size} bytes; the bot uses SQLCipher "
+        f"{_BOTS_VERSION} with pages of {_BOTS_PAGES}",
+        hint="To restore it in the bot's format, add --convert. The backup file is not changed.",
     )
 
 
 def convert(
-    image: Image,
+    image: DatabaseImage,
     source: Source,
     engine: Engine,
     ram: RamFolder,
@@ -236,13 +220,13 @@ def convert(
     limit: int,
     progress: Callable[[int], object] = lambda _size: None,
 ) -> Converted:
-    """Convert a backup that is not as configured, and give the new database to ``sink`` piece by piece.
+    """Convert a backup that is not as configured, and write the new database to ``sink``.
 
-    The image is used up: its memory is needed. Nothing is written outside the RAM folder.
+    The image is emptied, since its memory is needed. Nothing is written outside the RAM folder.
 
-    :param limit: bytes of the new database at which it stops.
-    :param progress: is told how much of a dump was read.
-    :raises UnsoundBackupError: when it is not sound; what was given to the sink is then of no use.
+    :param limit: maximum bytes of the new database.
+    :param progress: receives the number of bytes read from a dump.
+    :raises UnsoundBackupError: when it is not sound; discard what the sink received.
     :raises NoMemoryError: when the RAM folder is too small.
     """
     with _scratch(ram.path / "backup.db") as old, _scratch(ram.path / "converted.db") as new:
@@ -251,7 +235,10 @@ def convert(
             if source.is_dump:
                 done = _load(image, engine, new, min(limit, ram.free), progress)
             else:
-                _write_out(image, old, ram)
+                ram.require(image.size + _ROOM, "convert the database")
+                with create_file(old) as file:
+                    image.write_to(file)
+                image.buffer.truncate(0)
                 if engine.db_pass and source.only_key_differs:
                     done = _rekey(source, engine.db_pass, old, image.size)
                     old.rename(new)
@@ -261,111 +248,76 @@ def convert(
         except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or "is full" in str(error):
                 raise TooLargeError(limit) from None
-            raise CannotConvertError(f"the {source.name} in the backup cannot be converted: {error}") from None
+            raise CannotConvertError(f"cannot convert the backup ({source.name}): {error}") from None
         with io.FileIO(new) as file:
             for piece in iter(lambda: file.read(CHUNK), b""):
                 sink(piece)
     return done
 
 
-def _write_out(image: Image, path: Path, ram: RamFolder) -> None:
-    if ram.free < image.size + _ROOM:
-        raise NoMemoryError(
-            f"too little room in RAM to convert the database: {megabytes(ram.free)} free in {ram.path}, "
-            f"{megabytes(image.size + _ROOM)} needed",
-            hint="Use a machine with more memory, or stop the bot first: --stop-first",
-        )
-    with create_file(path) as file, image.buffer.getbuffer() as view:
-        for start in range(0, image.size, CHUNK):
-            file.write(view[start : start + CHUNK])
-    _release(image)
-
-
-def _release(image: Image) -> None:
-    image.buffer.seek(0)
-    image.buffer.truncate()
-
-
-def _load(image: Image, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
+def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
     module = _sqlcipher() if engine.db_pass else sqlite3
     image.buffer.seek(0)
-    with contextlib.closing(_connect(module, f"{new.as_uri()}?mode=rw", cached_statements=0)) as connection:
+    with contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
         if engine.db_pass:
             connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
+        _guard(module, connection)
         _write_fast(connection)
-        loaded = load_sql_dump(
-            image.buffer,
-            connection,
-            progress=progress,
-            limit_bytes=limit,
-            limit_seconds=_PATIENCE + image.size / _SLOWEST,
-        )
-        _release(image)
+        seconds = _PATIENCE + image.size / _SLOWEST
+        loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
+        image.buffer.truncate(0)
         connection.execute("PRAGMA journal_mode = WAL")
-    problems = tuple(f"the dump leaves foreign key violations: {text}" for text in loaded.foreign_key_problems)
-    return Converted(f"{loaded.statements:,} statements of SQL → {_target(engine)}", problems)
+    problems = tuple(f"foreign key violations in the dump: {text}" for text in loaded.foreign_key_problems)
+    return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", problems)
 
 
 def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
-    """Encrypt every page anew; nothing else of the database changes."""
-    with contextlib.closing(_open_source(source, path)) as connection:
-        _check_source(source, connection, size)
-        (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+    """Encrypt every page with the new passphrase; nothing else of the database changes."""
+    with _opened_source(source, path, size) as connection:
+        journal = _value(connection, "journal_mode")
         _write_fast(connection)
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute(f"PRAGMA rekey = {quoted_passphrase(db_pass)}")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
-    return Converted("from the passphrase of the backup to today's DB_PASS")
+    return Converted("from the backup's passphrase to the current DB_PASS")
 
 
 def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, limit: int) -> Converted:
-    """Build the database anew with sqlcipher_export, and carry over what that leaves out."""
-    with contextlib.closing(_open_source(source, old)) as connection:
-        _check_source(source, connection, size)
-        ask = _asker(connection)
-        values = {name: ask(f"main.{name}") for name in ("user_version", "application_id", "auto_vacuum", "page_size")}
-        journal = ask("main.journal_mode")
-        connection.execute(
-            "ATTACH ? AS converted KEY ?",
-            (f"{new.as_uri()}?mode=rw", engine.db_pass.reveal() if engine.db_pass else ""),
-        )
+    """Rebuild the database with sqlcipher_export, and copy what that leaves out."""
+    with _opened_source(source, old, size) as connection:
+        kept = {name: int(_value(connection, f"main.{name}")) for name in ("user_version", "application_id")}
+        page_size, auto_vacuum = (int(_value(connection, f"main.{name}")) for name in ("page_size", "auto_vacuum"))
+        journal = _value(connection, "main.journal_mode")
+        passphrase = engine.db_pass.reveal() if engine.db_pass else ""
+        connection.execute("ATTACH ? AS converted KEY ?", (f"{new.as_uri()}?mode=rw", passphrase))
         if not engine.db_pass:
-            connection.execute(f"PRAGMA converted.page_size = {int(values['page_size'])}")
-        connection.execute(f"PRAGMA converted.auto_vacuum = {int(values['auto_vacuum'])}")
+            connection.execute(f"PRAGMA converted.page_size = {page_size}")
+        connection.execute(f"PRAGMA converted.auto_vacuum = {auto_vacuum}")
         _write_fast(connection, "converted.")
-        connection.execute(f"PRAGMA converted.max_page_count = {max(1, limit // int(ask('converted.page_size')))}")
+        pages = max(1, limit // int(_value(connection, "converted.page_size")))
+        connection.execute(f"PRAGMA converted.max_page_count = {pages}")
         tables = _tables_with_rowids(connection)
         with _only_exporting(connection):
             connection.execute("SELECT sqlcipher_export('converted')").fetchone()
             _restore_rowids(connection, tables)
-        for name in ("user_version", "application_id"):
-            connection.execute(f"PRAGMA converted.{name} = {int(values[name])}")
+        for name, value in kept.items():
+            connection.execute(f"PRAGMA converted.{name} = {value}")
         connection.execute("DETACH converted")
     with contextlib.closing(engine.connect(new)) as connection:
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
-    return Converted(f"{source.name} → {_target(engine)}", _page_size_notes(int(values["page_size"]), source, engine))
-
-
-def _page_size_notes(page_size: int, source: Source, engine: Engine) -> tuple[str, ...]:
-    if not engine.db_pass or page_size == _DEFAULT_PAGES[_BOTS_VERSION] or 0 < source.version < _BOTS_VERSION:
-        return ()
-    return (f"pages of {page_size} bytes became SQLCipher's {_DEFAULT_PAGES[_BOTS_VERSION]}",)
-
-
-def _check_source(source: Source, connection: Any, size: int) -> None:
-    """Look at the database before the export: that would leave a damaged index, or pages that nobody reads, behind."""
-    hashed = source.version > 1  # SQLCipher 1 has no checksums on its pages
-    check_integrity(Engine(Secret(source.key) if hashed else None), connection, size)
+    changed = engine.db_pass and page_size != _BOTS_PAGES and source.version in (0, _BOTS_VERSION)
+    note = (f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}",) if changed else ()
+    return Converted(f"{source.name} → {_target(engine)}", note)
 
 
 @contextlib.contextmanager
 def _only_exporting(connection: Any) -> Iterator[None]:
-    """No more than an export takes is done meanwhile, whatever the schema says."""
+    """Allow only what an export takes, whatever the schema says."""
 
     def authorize(action: int, _first: str, _second: str, _database: str, trigger: str | None) -> int:
         return sqlite3.SQLITE_OK if action in _EXPORTING and not trigger else sqlite3.SQLITE_DENY
 
-    connection.execute("PRAGMA ignore_check_constraints = ON")  # what is there came in by them
+    connection.execute("PRAGMA ignore_check_constraints = ON")  # existing rows may violate them
     connection.set_authorizer(authorize)
     try:
         yield
@@ -373,16 +325,8 @@ def _only_exporting(connection: Any) -> Iterator[None]:
         connection.set_authorizer(None)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A table as the export needs to know it; ``rowid`` is the name by which its rows' numbers can be reached."""
-
-    name: str
-    rowid: str
-    columns: tuple[str, ...]
-
-
-def _tables_with_rowids(connection: Any) -> list[_Table]:
+def _tables_with_rowids(connection: Any) -> list[tuple[str, str, list[str]]]:
+    """Return name, name of the rowid and columns of each table whose rowids are accessible."""
     found = []
     for name, without_rowid in connection.execute(
         "SELECT name, wr FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'shadow') "
@@ -391,24 +335,24 @@ def _tables_with_rowids(connection: Any) -> list[_Table]:
         columns = connection.execute("SELECT name, hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
         taken = {column.lower() for column, _ in columns}
         rowid = next((alias for alias in ("rowid", "oid", "_rowid_") if alias not in taken), None)
-        if not without_rowid and rowid:  # else nobody can tell how its rows are numbered
-            names = tuple(quoted_identifier(column) for column, hidden in columns if not hidden)
-            found.append(_Table(quoted_identifier(name), rowid, names))
+        if not without_rowid and rowid:
+            visible = [quoted_identifier(column) for column, hidden in columns if not hidden]
+            found.append((quoted_identifier(name), rowid, visible))
     return found
 
 
-def _restore_rowids(connection: Any, tables: list[_Table]) -> None:
-    """Copy those tables again whose rows were numbered anew; full-text indexes and programs may refer to rowids.
+def _restore_rowids(connection: Any, tables: list[tuple[str, str, list[str]]]) -> None:
+    """Copy tables again whose rows got new rowids, since full-text indexes and programs may refer to them.
 
-    The triggers of the new database are not in force yet: sqlcipher_export enters them in its schema as text.
+    The new database's triggers do not fire yet: sqlcipher_export writes them into its schema as text.
     """
-    for table in tables:
-        span = f"SELECT min({table.rowid}), max({table.rowid}), count(*) FROM {{}}.{table.name}"
+    for table, rowid, columns in tables:
+        span = f"SELECT min({rowid}), max({rowid}), count(*) FROM {{}}.{table}"
         before, after = (connection.execute(span.format(schema)).fetchone() for schema in ("main", "converted"))
         if before != after:
-            names = ", ".join((table.rowid, *table.columns))
-            connection.execute(f"DELETE FROM converted.{table.name}")
-            connection.execute(f"INSERT INTO converted.{table.name} ({names}) SELECT {names} FROM main.{table.name}")
+            names = ", ".join((rowid, *columns))
+            connection.execute(f"DELETE FROM converted.{table}")
+            connection.execute(f"INSERT INTO converted.{table} ({names}) SELECT {names} FROM main.{table}")
 
 
 # --- connections ---------------------------------------------------------------------------------------------------
@@ -416,7 +360,7 @@ def _restore_rowids(connection: Any, tables: list[_Table]) -> None:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A name in the RAM folder whose files are gone afterwards."""
+    """A name in the RAM folder whose files are removed afterwards."""
     try:
         yield path
     finally:
@@ -430,7 +374,8 @@ def _sqlcipher() -> Any:
     return module
 
 
-def _connect(module: Any, uri: str, *, cached_statements: int = 128) -> Any:
+def _connect(module: Any, path: Path, query: str = "mode=rw", *, cached_statements: int = 128) -> Any:
+    uri = f"{path.as_uri()}?{query}"
     connection = module.connect(uri, uri=True, isolation_level=None, cached_statements=cached_statements)
     if module is not sqlite3:
         connection.execute("PRAGMA cipher_log_level = NONE")
@@ -443,27 +388,29 @@ def _set_key(connection: Any, key: str, version: int, page_size: int) -> None:
     connection.execute(f"PRAGMA cipher_page_size = {page_size}")
 
 
-def _open_source(source: Source, path: Path) -> Any:
-    connection = _connect(_sqlcipher(), f"{path.as_uri()}?mode=rw")
-    if source.version:
-        _set_key(connection, source.key, source.version, source.page_size)
-    _guard(connection)
-    return connection
+@contextlib.contextmanager
+def _opened_source(source: Source, path: Path, size: int) -> Iterator[Any]:
+    """Open and check the database: an export would silently drop a corrupted index, or pages that it does not read."""
+    with contextlib.closing(_connect(_sqlcipher(), path)) as connection:
+        if source.version:
+            _set_key(connection, source.key, source.version, source.page_size)
+        _guard(_sqlcipher(), connection)
+        hashed = source.version > 1  # pages of SQLCipher 1 have no authentication code
+        check_integrity(Engine(Secret(source.key) if hashed else None), connection, size)
+        yield connection
 
 
-def _guard(connection: Any) -> None:
-    """The schema is not trusted; sorting stays in memory."""
-    distrust_schema(sqlite3 if isinstance(connection, sqlite3.Connection) else _sqlcipher(), connection)
-    connection.execute("PRAGMA temp_store = MEMORY")
+def _guard(module: Any, connection: Any) -> None:
+    distrust_schema(module, connection)
+    connection.execute("PRAGMA temp_store = MEMORY")  # else sorting writes rows into files in /var/tmp
 
 
 def _write_fast(connection: Any, schema: str = "") -> None:
-    """A file that is thrown away when anything fails needs no care; a statement that fails is still taken back."""
-    _guard(connection)
-    connection.execute(_CACHE.replace("cache_size", f"{schema}cache_size"))
+    """Trade durability for speed: the file is discarded when anything fails. Failed statements are still undone."""
+    connection.execute(f"PRAGMA {schema}cache_size = -65536")  # 64 MB: the default encrypts pages again and again
     connection.execute(f"PRAGMA {schema}journal_mode = MEMORY")
     connection.execute(f"PRAGMA {schema}synchronous = OFF")
 
 
-def _asker(connection: Any) -> Callable[[str], str]:
-    return lambda name: str(connection.execute(f"PRAGMA {name}").fetchone()[0])
+def _value(connection: Any, name: str) -> str:
+    return str(connection.execute(f"PRAGMA {name}").fetchone()[0])

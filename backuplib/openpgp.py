@@ -35,7 +35,7 @@ from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
 from backuplib.secret import Secret
 
-WRONG_KEY_HINT = "Give the passphrase of the private key, not DB_PASS; check the keyboard layout, and for a line break."
+WRONG_KEY_HINT = "It is the key's passphrase, not DB_PASS. Check the keyboard layout, and for a leading line break."
 HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipient (gpg -R)
 GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
 
