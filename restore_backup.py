@@ -51,7 +51,7 @@ from backuplib.errors import (
     explain,
     restore_command,
 )
-from backuplib.files import CHUNK, drop_quietly
+from backuplib.files import CHUNK, Identity, drop_quietly
 from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
 from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
 from backuplib.journal import Journal
@@ -61,7 +61,7 @@ from backuplib.processes import Signals, close_streams, harden_process, open_str
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
 from backuplib.secret import Secret
 from backuplib.switch import Switch
-from backuplib.target import Candidate, Target
+from backuplib.target import Target
 from backuplib.terminal import Terminal
 from config import Environment, Settings, load_settings
 from database_backup import DatabaseBackup
@@ -116,7 +116,7 @@ class SafetyBackup:
     """The safety backup, and in what state the live files were when it began."""
 
     path: Path | None
-    files: list[tuple[int, int, int, int]]
+    files: list[Identity]
 
 
 # --- the restore -------------------------------------------------------------------------------------------------
@@ -547,19 +547,19 @@ class Restorer:
         self.report.safety_backup = str(path)
         return path
 
-    def write_ahead(self, plan: Plan, image: DatabaseImage) -> Future[Candidate] | None:
+    def write_ahead(self, plan: Plan, image: DatabaseImage) -> Future[Identity] | None:
         """Begin to write the new file beside the check, when nobody has to agree first; None when somebody has."""
         ahead = self.options.force and not self.options.verify_only and image.size
         return self.beside.submit(self.write_candidate, plan, image) if ahead else None
 
     def write_candidate(
         self, plan: Plan, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None
-    ) -> Candidate:
+    ) -> Identity:
         """Write the new file beside the target."""
         with self.report.phase("write"):
             return plan.target.write_candidate(image, progress)
 
-    def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Candidate] | None) -> Candidate:
+    def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Identity] | None) -> Identity:
         """Return the new file, written now or begun before; the image in memory is not needed any more."""
         with self.console.step("💽 Writing the new database...", None if ahead else image.size) as step:
             candidate = ahead.result() if ahead else self.write_candidate(plan, image, step.progress)
@@ -620,7 +620,7 @@ class Restorer:
         except (OSError, OperatorError) as error:
             raise CannotStopError(explain(error), hint=getattr(error, "hint", CHECK_DISK)) from None
 
-    def swap(self, plan: Plan, switch: Switch, candidate: Candidate, safety: SafetyBackup) -> None:
+    def swap(self, plan: Plan, switch: Switch, candidate: Identity, safety: SafetyBackup) -> None:
         """Phase 5: the old database gets a second name, the new one takes its first.
 
         :raises OperatorError: when it fails; the old one is then put back.

@@ -81,7 +81,10 @@ def flock(descriptor: int, operation: int) -> bool:
     return True
 
 
-def file_identity(path: Path | int) -> tuple[int, int, int, int]:
+Identity = tuple[int, int, int, int]
+
+
+def file_identity(path: Path | int) -> Identity:
     """Return device, inode, size and mtime (ns): equal while a path is the same, unchanged file."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -31,11 +31,10 @@ from backuplib.errors import (
     UnsoundBackupError,
     explain,
 )
-from backuplib.files import NO_HARD_LINKS, copy_durably, drop, file_identity, fsync_folder
+from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
 from backuplib.processes import find_holders
-from backuplib.target import Candidate
 
 if TYPE_CHECKING:
     import sqlite3
@@ -90,16 +89,17 @@ class Switch:
                 self.project.stop(self.journal.services)
                 step.done(", ".join(self.journal.services))
 
-    def exchange(self, candidate: Candidate, refuse_users: Callable[[], None], *, unsaved: bool) -> None:
+    def exchange(self, candidate: Identity, refuse_users: Callable[[], None], *, unsaved: bool) -> None:
         """Set the old database aside and rename the new one into its place; at each moment one of them is whole.
 
+        :param candidate: the identity that the new file was proved with.
         :param refuse_users: called right before the renames.
         :param unsaved: the old database holds what the safety backup does not.
         :raises OperatorError: when it fails.
         :raises OSError: likewise.
         """
         journal = self.journal
-        journal.state, journal.new_inode, journal.unsaved = "switching", candidate.identity[1], unsaved
+        journal.state, journal.new_inode, journal.unsaved = "switching", candidate[1], unsaved
         journal.write()
         target, checkpointed = journal.target, True
         with contextlib.ExitStack() as guard:
@@ -114,9 +114,9 @@ class Switch:
             refuse_users()
             link_aside(target, journal.set_aside, checkpointed=checkpointed)
             remove_sidecars(target)
-            os.rename(candidate.path, target)
+            os.rename(journal.candidate, target)
             fsync_folder(target.parent)
-        if file_identity(target) != candidate.identity:
+        if file_identity(target) != candidate:
             raise RolledBackError(f"{target} is not the file that was verified")
 
     def start_services(self) -> None:

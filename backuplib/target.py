@@ -28,6 +28,7 @@ from backuplib.errors import (
 )
 from backuplib.files import (
     NO_HARD_LINKS,
+    Identity,
     copy_metadata,
     create_file,
     drop,
@@ -40,14 +41,6 @@ from backuplib.files import (
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The new database file beside the target, complete, durable and proved; not yet under its name."""
-
-    path: Path
-    identity: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class Target:
         """Whether there is a database to replace."""
         return self.path.exists()
 
-    def change_marker(self) -> list[tuple[int, int, int, int]]:
+    def change_marker(self) -> list[Identity]:
         """What changes whenever something is written to the database; empty when nothing is there."""
         wal = self.path.with_name(self.path.name + "-wal")
         return [file_identity(path) for path in (self.path, wal) if path.exists()]
@@ -210,8 +203,8 @@ class Target:
         copies = self.path.parent.glob(f"{glob.escape(self.path.name)}.backup-*.restore-new")
         drop(*map(self._beside, ("new", "probe", "probe2", "state.json.tmp")), *copies)
 
-    def write_candidate(self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None) -> Candidate:
-        """Write the new file beside the target: complete, durable, with owner and mode, and read back.
+    def write_candidate(self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None) -> Identity:
+        """Write the new file beside the target: complete, durable, with owner and mode, read back; return its identity.
 
         :raises RefusedError: when it cannot be written; it is gone then.
         """
@@ -242,7 +235,7 @@ class Target:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Candidate(path, file_identity(path))
+        return file_identity(path)
 
 
 def is_mount_point(path: Path) -> bool:
