@@ -43,7 +43,6 @@ class Settings:
 
     @property
     def encrypted(self) -> bool:
-        """Whether the database is encrypted with SQLCipher."""
         return self.db_pass is not None
 
 

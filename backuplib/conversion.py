@@ -68,7 +68,6 @@ class Source:
 
     @property
     def is_dump(self) -> bool:
-        """Whether it is SQL text."""
         return self.name == "SQL dump"
 
     @property
@@ -93,9 +92,7 @@ def _target(engine: Engine) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done, for people, and warnings for the operator."""
-
-    done: str
+    done: str  # for people
     warnings: tuple[str, ...] = ()
 
 

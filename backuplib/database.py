@@ -38,10 +38,7 @@ def database_files(database: Path) -> list[Path]:
 
 
 def refuse_irregular(files: list[Path]) -> None:
-    """Refuse a planted named pipe, which SQLite would open beside a database and block on.
-
-    :raises UnsuitableTargetError: naming the file.
-    """
+    """Refuse, with UnsuitableTargetError, a planted named pipe: SQLite would open a sidecar like that and block."""
     for path in files:
         if not path.is_file():
             raise UnsuitableTargetError(
@@ -70,12 +67,8 @@ class Engine:
 
     def __init__(self, db_pass: Secret | None) -> None:
         self.db_pass = db_pass
+        self.name = "SQLCipher" if db_pass else "SQLite"
         self._keys: dict[bytes, str] = {}
-
-    @property
-    def name(self) -> str:
-        """Name, for messages."""
-        return "SQLCipher" if self.db_pass else "SQLite"
 
     @property
     def _module(self) -> Any:
@@ -175,10 +168,7 @@ def _unsafe_functions(module: Any) -> frozenset[str]:
 
 
 def check_database(engine: Engine, path: Path) -> str:
-    """Check a database file that nobody else has open, and return the result for people.
-
-    :raises UnsoundBackupError: when it is not a sound database of the engine.
-    """
+    """Check a database file that nobody else has open, and return the result for people, or raise as below."""
     try:
         with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
             tables = check_integrity(engine, connection, path.stat().st_size)
@@ -224,15 +214,11 @@ def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | 
 
 
 def missing_pages_text(number: float) -> str:
-    """Return how many pages are missing, in words."""
     return f"{plural(number, 'page')} {'is' if number == 1 else 'are'} missing"
 
 
 def check_pages(connection: sqlite3.Connection) -> None:
-    """Check the authentication code of every page of a SQLCipher database, free pages included.
-
-    :raises UnsoundBackupError: naming a page whose code is wrong.
-    """
+    """Check the authentication code of every page of a SQLCipher database, free pages included."""
     problems = [str(row[0]) for row in connection.execute("PRAGMA cipher_integrity_check")]
     if problems:
         raise DamagedDatabaseError(f"the database is corrupted: {problems[0]}")

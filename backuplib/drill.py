@@ -53,11 +53,7 @@ INSERT INTO vouchers VALUES ('came after the backup', 500);
 
 
 class DrillError(OperatorError):
-    """A promise of the restore did not hold here.
-
-    The exit code is that of a bug: the drill uses nothing of the operator's. What the machine lacks (gpg, room in RAM)
-    is refused before, as for a restore.
-    """
+    """A promise of the restore did not hold here: a bug, since the drill uses nothing of the operator's."""
 
     exit_code = ExitCode.UNEXPECTED
 
@@ -78,22 +74,18 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
             home = Keyring(ram).home
             own, foreign = make_key(home, "drill"), make_key(home, "somebody else")
             run_child(["gpgconf", "--homedir", str(home), "--kill", "all"], child_settings())
-        copy_program(ram.path / "program", backup_script)
+        # A copy has no .env beside it: not even a broken one of the operator's has an effect.
+        parts, program = Path(__file__).parent, ram.path / "program"
+        shutil.copytree(parts, program / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("config.py", "restore_backup.py"):
+            shutil.copyfile(parts.with_name(name), program / name)
+        shutil.copyfile(backup_script, program / "database_backup.py")
         for db_pass in (None, f"""it's a "drill" {secrets.token_hex(8)}"""):
             drill.prove_mode(Shop(ram.path, db_pass, own), foreign)
     require(not ram.path.exists(), f"the RAM folder {ram.path} still exists")
     seconds = round(time.monotonic() - began, 1)
     console.result(f"✅ Drill passed in {seconds} s: on this machine a restore works, for SQLite and for SQLCipher")
     return {"seconds": seconds, "proved": drill.proved}
-
-
-def copy_program(target: Path, backup_script: Path) -> None:
-    """Copy the scripts, so that no .env lies beside them, not even a broken one of the operator's."""
-    parts = Path(__file__).parent
-    shutil.copytree(parts, target / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("config.py", "restore_backup.py"):
-        shutil.copyfile(parts.with_name(name), target / name)
-    shutil.copyfile(backup_script, target / "database_backup.py")
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -163,11 +155,9 @@ class Shop:
         self.engine = Engine(Secret(db_pass) if db_pass else None)
         self.key = key
         self.folder = ram / self.engine.name.lower()
-        self._program = ram / "program"
+        self._program, self._data = ram / "program", self.folder / "data"
+        self._database, self.wal = self._data / "shop.db", self._data / "shop.db-wal"
         self._db_pass = db_pass or ""
-        self._data = self.folder / "data"
-        self._database = self._data / "shop.db"
-        self.wal = self._data / "shop.db-wal"
         self._data.mkdir(parents=True)
 
     def open_new(self) -> sqlite3.Connection:
@@ -193,8 +183,8 @@ class Shop:
 
     def files(self) -> dict[str, tuple[int, int, bytes]]:
         """Return inode, mtime and content of all files in the database's folder."""
-        status = {path: path.stat() for path in self._data.iterdir()}
-        return {path.name: (found.st_ino, found.st_mtime_ns, path.read_bytes()) for path, found in status.items()}
+        stats = {path: path.stat() for path in self._data.iterdir()}
+        return {path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in stats.items()}
 
     def back_up(self, key: Key) -> Path:
         """Make a backup for a key, with the real script."""

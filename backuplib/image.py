@@ -54,10 +54,7 @@ class DatabaseImage:
         self._sink(data)
 
     def finish(self) -> None:
-        """Check that the stream is complete.
-
-        :raises UnsoundBackupError: when it is truncated.
-        """
+        """Check that the stream is complete, else raise UnsoundBackupError."""
         if self._sink is None:
             self._collect(self._head)
         if self._decoder:
@@ -87,7 +84,6 @@ class DatabaseImage:
         self.path = path
 
     def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Write the database to a file."""
         for piece in self._pieces(8 * CHUNK):
             write_all(file, piece)
             progress(file.tell())

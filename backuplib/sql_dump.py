@@ -250,7 +250,12 @@ class _Loader:
         problems = self._foreign_key_problems()
         self._connection.set_authorizer(None)  # from here on, no SQL of the dump runs
         self._attach_virtual_tables()
-        return LoadedDump(self._statement - 1, self._count_tables(), self._size, problems)
+        (tables,) = self._connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        ).fetchone()
+        if not tables:
+            raise self._error("creates no table")
+        return LoadedDump(self._statement - 1, int(tables), self._size, problems)
 
     def _read_on(self) -> bool:
         """Extend the buffer; False at the end. Doubling it keeps a long statement from being scanned too often."""
@@ -370,13 +375,10 @@ class _Loader:
         shadows = frozenset(name.lower() for name, _, rootpage in made if rootpage)
         self._virtual[virtual[0][0].lower()] = (*virtual[0], shadows)
 
-    def _authorize_virtual_table(
-        self, action: int, _first: str | None, second: str | None, _database: str | None, _source: str | None
-    ) -> int:
-        if action == sqlite3.SQLITE_ATTACH or (
-            action == sqlite3.SQLITE_CREATE_VTABLE and (second or "").lower() not in _MODULES
-        ):
-            self._refusal = f"must not use the virtual table module {second}"
+    def _authorize_virtual_table(self, action: int, _first: str | None, module: str | None, *_: str | None) -> int:
+        foreign = action == sqlite3.SQLITE_CREATE_VTABLE and (module or "").lower() not in _MODULES
+        if foreign or action == sqlite3.SQLITE_ATTACH:
+            self._refusal = f"must not use the virtual table module {module}"
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
@@ -444,14 +446,6 @@ class _Loader:
                 self._skip_or_raise(error, b"")
             return (str(error),)  # a mismatching key, which the original database had, too
         return tuple(f"{child} → {parent}: {plural(number, 'row')}" for (child, parent), number in count.items())
-
-    def _count_tables(self) -> int:
-        (tables,) = self._connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        ).fetchone()
-        if not tables:
-            raise self._error("creates no table")
-        return int(tables)
 
     def _skip_or_raise(self, error: Exception, sql: bytes) -> None:
         reason = str(error)

@@ -25,7 +25,6 @@ class Terminal:
             self.present = True
 
     def say(self, text: str) -> None:
-        """Print a line."""
         with self._opened() as (_, write):
             write(f"{text}\n")
 
@@ -71,7 +70,7 @@ class Terminal:
 
     def backup_db_pass(self) -> Secret:
         """Ask for the passphrase of the database in the backup; as :meth:`passphrase`."""
-        return self._secret("🔑 DB_PASS when the backup was made: ")
+        return self._secret("🔑 DB_PASS of the time when the backup was made: ")
 
     def _secret(self, question: str) -> Secret:
         import getpass
