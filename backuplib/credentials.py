@@ -84,7 +84,7 @@ class Credentials:
     def _ask_until_right(self, attempt: Callable[[Secret | None], None]) -> None:
         for left in reversed(range(PASSPHRASE_TRIES)):
             try:
-                attempt(self._terminal.passphrase())
+                attempt(self._terminal.secret("🔑 Passphrase of the private key: "))
             except WrongPassphraseError as error:
                 if not left:
                     raise
@@ -104,7 +104,7 @@ class Credentials:
                 "no terminal to ask for the passphrase of --backup-db-pass",
                 hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
             )
-        return self._terminal.backup_db_pass()
+        return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
 
 
 def read_descriptor(number: int | None, option: str) -> Secret | None:
@@ -117,6 +117,7 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
     if number is None:
         return None
     try:
+        os.fstat(number)  # unlike fdopen, it refuses all that is not a descriptor with OSError or OverflowError
         # Standard streams stay open: the next file to be opened would get their number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())

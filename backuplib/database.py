@@ -46,15 +46,19 @@ def refuse_irregular(files: list[Path]) -> None:
             )
 
 
-def raw_key(passphrase: Secret, salt: bytes, digest: str, rounds: int) -> str:
-    """Derive a key from a passphrase and a salt, and return it as `PRAGMA key` takes it."""
-    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
-    return f"\"x'{key.hex()}{salt.hex()}'\""
-
-
 def quoted_passphrase(passphrase: Secret) -> str:
     """Return a passphrase as an SQL string: `PRAGMA key` takes no bound parameter."""
     return "'" + passphrase.reveal().replace("'", "''") + "'"
+
+
+def cipher_key(passphrase: Secret, salt: bytes, version: int) -> str:
+    """Return the value for `PRAGMA key`: the raw key, so that SQLCipher does not derive it at each opening."""
+    # An empty file has no salt, and SQLCipher takes as raw key what looks like one.
+    if len(salt) < 16 or RAW_KEY.fullmatch(passphrase.reveal()):
+        return quoted_passphrase(passphrase)
+    digest, rounds = DERIVATIONS[version]
+    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
+    return f"\"x'{key.hex()}{salt.hex()}'\""
 
 
 def quoted_identifier(name: str) -> str:
@@ -115,18 +119,11 @@ class Engine:
         return connection
 
     def _key(self, path: Path, db_pass: Secret) -> str:
-        """Return the value for `PRAGMA key`: the raw key, derived once for each salt.
-
-        Opening by passphrase takes SQLCipher 4 0.15 s each time, some of it while the bot is down. The salt is the
-        first 16 bytes of the file.
-        """
+        """Derive a key once for each salt: it takes 0.15 s, some of it while the bot is down."""
         with io.FileIO(path) as file:
             salt = file.read(16)
-        # An empty file has no salt, and SQLCipher takes as raw key what looks like one.
-        if len(salt) < 16 or RAW_KEY.fullmatch(db_pass.reveal()):
-            return quoted_passphrase(db_pass)
         if salt not in self._keys:
-            self._keys[salt] = raw_key(db_pass, salt, *DERIVATIONS[4])
+            self._keys[salt] = cipher_key(db_pass, salt, 4)
         return self._keys[salt]
 
     def connect_reader(self, path: Path) -> sqlite3.Connection:

@@ -48,8 +48,7 @@ _ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
 class Readable(Protocol):
     """A source of bytes for gpg."""
 
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, b"" at the end."""
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,11 @@ class Terminal:
             if answer.isdecimal() and 1 <= int(answer) <= len(choices):
                 return int(answer) - 1
 
-    def passphrase(self) -> Secret:
-        """Ask for the passphrase of the private key, without echo.
+    def secret(self, question: str) -> Secret:
+        """Ask for a passphrase, without echo.
 
-        :raises DeclinedError: at the second Ctrl-D; the first may have been meant for the key.
+        :raises DeclinedError: at the second Ctrl-D; the first may have been meant to end the key.
         """
-        return self._secret("🔑 Passphrase of the private key: ")
-
-    def backup_db_pass(self) -> Secret:
-        """Ask for the passphrase of the database in the backup; as :meth:`passphrase`."""
-        return self._secret("🔑 DB_PASS of the time when the backup was made: ")
-
-    def _secret(self, question: str) -> Secret:
         import getpass
 
         for _ in range(2):
