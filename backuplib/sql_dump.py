@@ -39,9 +39,7 @@ _BUILDING = frozenset({
 })  # fmt: skip
 _PRAGMAS = frozenset({"user_version", "application_id", "encoding", "auto_vacuum", "foreign_key_check"})
 # Common in dumps; ignored, since nothing that is allowed here needs them
-_IGNORED_PRAGMAS = frozenset(
-    {"foreign_keys", "defer_foreign_keys", "writable_schema", "journal_mode", "synchronous", "page_size"}
-)
+_IGNORED_PRAGMAS = {"foreign_keys", "defer_foreign_keys", "writable_schema", "journal_mode", "synchronous", "page_size"}
 _ACTIONS = {
     getattr(sqlite3, f"SQLITE_{name}"): name.replace("_", " ")
     for name in ("ATTACH", "DETACH", "ALTER_TABLE", "SELECT", "INSERT", "UPDATE", "DELETE", "PRAGMA", "SAVEPOINT")
