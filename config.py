@@ -1,7 +1,6 @@
-"""Settings of the bot and its backup tools.
+"""Settings of the bot and its backup tools: from the environment first, then from ``.env`` beside this file.
 
-Settings come from the environment first, then from ``.env`` beside this file; relative paths are relative to this
-file's folder. Importing the module reads nothing: call :func:`load_settings`.
+Relative paths are relative to this file's folder. Importing the module reads nothing: call :func:`load_settings`.
 """
 
 import base64
@@ -16,15 +15,13 @@ from pathlib import Path
 from backuplib.errors import OperatorError
 from backuplib.secret import Secret
 
-# --- exit codes and errors ---------------------------------------------------------------------------------------
-
 
 class SettingsError(OperatorError):
     """A setting is missing or wrong."""
 
 
 class Environment(Enum):
-    """Where the tool runs; decides which compose file belongs to the bot."""
+    """Where the tool runs, with the bot's compose file."""
 
     PROD = "docker-compose.prod.yml"
     DEV = "docker-compose.dev.yml"
@@ -33,7 +30,7 @@ class Environment(Enum):
 
 @dataclass(frozen=True)
 class Settings:
-    """Validated settings; all paths are absolute. ``max_database_bytes`` 0: no limit but memory."""
+    """Validated settings; paths are absolute. ``max_database_bytes`` 0: limited by memory only."""
 
     base_dir: Path
     environment: Environment | None
@@ -46,16 +43,15 @@ class Settings:
 
     @property
     def encrypted(self) -> bool:
-        """Whether the database is a SQLCipher one."""
         return self.db_pass is not None
 
 
 def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read and validate the settings.
 
-    :param base_dir: folder of ``.env`` and of relative paths; the folder of this file when left out.
-    :param environ: what to use as the environment; ``os.environ`` when left out.
-    :raises SettingsError: naming the setting, its value (secrets apart) and what would be right.
+    :param base_dir: folder of ``.env`` and relative paths; by default this file's.
+    :param environ: by default ``os.environ``.
+    :raises SettingsError: naming the setting, its value (except secrets) and what it must be.
     """
     base = (base_dir or Path(__file__).parent).absolute()
     values = _Values(base, os.environ if environ is None else environ)
@@ -75,14 +71,14 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
 
 
 class _Values:
-    """Raw values by name, the environment before ``.env``; an empty value counts as not set."""
+    """Raw values by name, the environment before ``.env``; empty means not set."""
 
     def __init__(self, base: Path, environ: Mapping[str, str]) -> None:
         from dotenv import dotenv_values  # not needed for --help, so not imported with the module
 
         env_file = base / ".env"
         try:
-            # interpolate=False: a passphrase may hold ${…}
+            # interpolate=False: a passphrase may contain ${…}
             file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
@@ -103,7 +99,7 @@ class _Values:
         return Environment[value]
 
     def db_pass(self) -> Secret | None:
-        """The SQLCipher passphrase when encryption is on, else None."""
+        """The SQLCipher passphrase; None without encryption."""
         value = self.text("DB_ENCRYPTION", "false").strip().lower()
         if value not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
             raise _wrong("DB_ENCRYPTION", value, "true or false")
@@ -116,11 +112,11 @@ class _Values:
                 hint="Set DB_PASS in .env to the SQLCipher passphrase, in single quotes.",
             )
         if "\0" in passphrase:
-            raise SettingsError("DB_PASS holds a NUL character", hint="SQLCipher cannot use it: remove it from .env.")
+            raise SettingsError("DB_PASS contains a NUL character", hint="SQLCipher cannot use it: remove it.")
         try:
             return Secret(passphrase)
-        except UnicodeEncodeError:  # its words would show a character
-            raise SettingsError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, best in .env.") from None
+        except UnicodeEncodeError:  # its message shows a character
+            raise SettingsError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, preferably in .env.") from None
 
     def number(self, name: str, default: int, unit: str) -> int:
         value = self.text(name, str(default)).strip()
@@ -134,12 +130,9 @@ class _Values:
             return None
         try:
             return base64.b64decode(value, validate=True)
-        except ValueError:  # for what is not ASCII, too
-            raise _wrong(
-                "PGP_PUBLIC_KEY_BASE64",
-                value[:12] + "…",
-                "the output of: gpg --export KEY-ID | base64 -w0",
-            ) from None
+        except ValueError:  # also when it is not ASCII
+            right = "the output of: gpg --export KEY-ID | base64 -w0"
+            raise _wrong("PGP_PUBLIC_KEY_BASE64", value[:12] + "…", right) from None
 
 
 def _wrong(name: str, value: str, right: str) -> SettingsError:

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from backuplib.database import (
-    DERIVATIONS,
-    RAW_KEY,
     SQLITE_MAGIC,
     Engine,
     check_integrity,
+    cipher_key,
     distrust_schema,
     quoted_identifier,
     quoted_passphrase,
-    raw_key,
     sidecars,
 )
 from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
@@ -36,7 +34,7 @@ from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
 _FIRST_PAGE = 65536  # bytes of the largest page, enough to recognise a format
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
-_DEFAULT_PAGES = {1: 1024, 2: 1024, 3: 1024, 4: 4096}
+_DEFAULT_PAGES = {4: 4096, 3: 1024, 2: 1024, 1: 1024}  # by version of SQLCipher
 _BOTS_VERSION, _BOTS_PAGES = 4, _DEFAULT_PAGES[4]
 _ROOM = 4 * CHUNK
 _SLOWEST = 1e6  # bytes of dump a second, below which the load is aborted
@@ -68,7 +66,6 @@ class Source:
 
     @property
     def is_dump(self) -> bool:
-        """Whether it is SQL text."""
         return self.name == "SQL dump"
 
     @property
@@ -93,9 +90,7 @@ def _target(engine: Engine) -> str:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done, for people, and warnings for the operator."""
-
-    done: str
+    done: str  # for people
     warnings: tuple[str, ...] = ()
 
 
@@ -123,7 +118,7 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
         with create_file(probe) as file:
             file.write(head)
             file.truncate(16 * image.size)  # sparse: so a truncated database is recognised, too
-        found = _recognise_sqlcipher(probe, image.size, engine, backup_pass)
+        found = _recognise_sqlcipher(probe, head[:16], image.size, engine, backup_pass)
     if found is None and backup_pass is not None:
         wrong = "neither DB_PASS nor --backup-db-pass opens" if engine.db_pass else "--backup-db-pass does not open"
         raise WrongDbPassError(
@@ -145,7 +140,9 @@ def _check_passphrase(backup_pass: Secret) -> None:
         raise WrongDbPassError(f"the passphrase of --backup-db-pass {what}", hint=hint)
 
 
-def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Secret | None) -> Source | None:
+def _recognise_sqlcipher(
+    probe: Path, salt: bytes, size: int, engine: Engine, backup_pass: Secret | None
+) -> Source | None:
     if engine.db_pass:
         with (
             contextlib.suppress(*engine.errors),
@@ -154,32 +151,24 @@ def _recognise_sqlcipher(probe: Path, size: int, engine: Engine, backup_pass: Se
             it.execute("PRAGMA schema_version").fetchone()
             return Source("SQLCipher 4", 4, page_size=_DEFAULT_PAGES[4], as_configured=True)
     for secret in filter(None, (backup_pass, engine.db_pass)):
-        for version in DERIVATIONS:
-            key = _raw_key(secret, probe, version)
-            for page_size in sorted(_PAGE_SIZES, key=lambda size: size != _DEFAULT_PAGES[version]):
-                usual = page_size == _DEFAULT_PAGES[version]
-                if (usual or not size % page_size) and _opens(probe, key, version, page_size):
+        for version, usual in _DEFAULT_PAGES.items():
+            key = cipher_key(secret, salt, version)
+            for page_size in sorted(_PAGE_SIZES, key=lambda size: size != usual):
+                if (page_size == usual or not size % page_size) and _opens(probe, key, version, page_size):
                     return Source(f"SQLCipher {version}", version, key, page_size)
     return None
 
 
-def _raw_key(secret: Secret, database: Path, version: int) -> str:
-    """Return the raw key for `PRAGMA key`: deriving it again for each page size would take seconds."""
-    if RAW_KEY.fullmatch(secret.reveal()):
-        return quoted_passphrase(secret)
-    with io.FileIO(database) as file:
-        return raw_key(secret, file.read(16), *DERIVATIONS[version])
-
-
 def _opens(path: Path, key: str, version: int, page_size: int) -> bool:
     module = _sqlcipher()
-    try:
-        with contextlib.closing(_connect(module, path, "mode=ro&immutable=1")) as connection:
-            _set_key(connection, key, version, page_size)
-            connection.execute("PRAGMA schema_version").fetchone()
-    except module.Error:
-        return False
-    return True
+    with (
+        contextlib.suppress(module.Error),
+        contextlib.closing(_connect(module, path, "mode=ro&immutable=1")) as connection,
+    ):
+        _set_key(connection, key, version, page_size)
+        connection.execute("PRAGMA schema_version").fetchone()
+        return True
+    return False
 
 
 # --- converting ----------------------------------------------------------------------------------------------------

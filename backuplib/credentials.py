@@ -17,7 +17,7 @@ PASSPHRASE_TRIES = 3
 
 @dataclass(frozen=True)
 class Access:
-    """A private key in its keyring, and the callback that supplies its passphrase to an attempt to decrypt."""
+    """A private key in its keyring, and the callback that supplies its passphrase."""
 
     keyring: Keyring
     key: ImportedKey
@@ -27,10 +27,10 @@ class Access:
 class Credentials:
     """Where the private key and the passphrases come from.
 
-    :param key_stdin: the key is on standard input.
-    :param passphrase: the key's, when it came through a descriptor.
+    :param key_stdin: read the key from standard input.
+    :param passphrase: the key's, from a descriptor.
     :param passphrase_command: command whose first line of output is the key's passphrase.
-    :param db_pass: the passphrase that the database in the backup was made under, when it came through a descriptor.
+    :param db_pass: passphrase of the database in the backup, from a descriptor.
     :param ask_db_pass: ask for that passphrase.
     """
 
@@ -44,12 +44,9 @@ class Credentials:
         db_pass: Secret | None = None,
         ask_db_pass: bool = False,
     ) -> None:
-        self._terminal = terminal
-        self._key_stdin = key_stdin
-        self._passphrase = passphrase
-        self._passphrase_command = passphrase_command
-        self._db_pass = db_pass
-        self._ask_db_pass = ask_db_pass
+        self._terminal, self._key_stdin = terminal, key_stdin
+        self._passphrase, self._passphrase_command = passphrase, passphrase_command
+        self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
 
     def private_key(self) -> Secret:
         """Read the private key.
@@ -60,28 +57,34 @@ class Credentials:
             return decode_private_key(Secret(sys.stdin.buffer.read()))
         if not self._terminal.present:
             raise NoTerminalError(
-                "there is no terminal to paste the private key into",
+                "no terminal to paste the private key into",
                 hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
             )
         return decode_private_key(self._terminal.private_key())
 
     def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
-        """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong."""
+        """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong.
+
+        :raises NoTerminalError: when there is no way to ask for it.
+        """
         if not key.protected:
             attempt(None)
-            return
-        given = self._given_passphrase()
-        if given is not None or not self._terminal.present:
-            if given is None:
-                raise NoTerminalError(
-                    "the private key has a passphrase, and there is no terminal to ask for it",
-                    hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
-                )
-            attempt(given)
-            return
+        elif self._passphrase_command is not None:
+            attempt(_first_line(_command_output(self._passphrase_command).encode()))
+        elif self._passphrase is not None:
+            attempt(self._passphrase)
+        elif not self._terminal.present:
+            raise NoTerminalError(
+                "the private key has a passphrase, and there is no terminal to ask for it",
+                hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
+            )
+        else:
+            self._ask_until_right(attempt)
+
+    def _ask_until_right(self, attempt: Callable[[Secret | None], None]) -> None:
         for left in reversed(range(PASSPHRASE_TRIES)):
             try:
-                attempt(self._terminal.passphrase())
+                attempt(self._terminal.secret("🔑 Passphrase of the private key: "))
             except WrongPassphraseError as error:
                 if not left:
                     raise
@@ -90,7 +93,7 @@ class Credentials:
                 return
 
     def backup_db_pass(self) -> Secret | None:
-        """Return the passphrase that the database in the backup was made under; None when no option says it differs.
+        """Return the passphrase of the database in the backup; None when no option says that it differs from DB_PASS.
 
         :raises NoTerminalError: when there is no way to ask for it.
         """
@@ -98,28 +101,24 @@ class Credentials:
             return self._db_pass
         if not self._terminal.present:
             raise NoTerminalError(
-                "there is no terminal to ask for the passphrase of --backup-db-pass",
+                "no terminal to ask for the passphrase of --backup-db-pass",
                 hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
             )
-        return self._terminal.backup_db_pass()
-
-    def _given_passphrase(self) -> Secret | None:
-        if self._passphrase_command is not None:
-            return _first_line(_command_output(self._passphrase_command).encode())
-        return self._passphrase
+        return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
 
 
 def read_descriptor(number: int | None, option: str) -> Secret | None:
-    """Return the first line of a file descriptor; None when no option gave one.
+    """Return the first line of a file descriptor; None when the option was not given.
 
-    To be called first of all: the next file that is opened could get the number of one that is closed.
+    Call it before any file is opened, which could get the number of a closed descriptor.
 
     :raises RefusedError: when it cannot be read, naming the option.
     """
     if number is None:
         return None
     try:
-        # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
+        os.fstat(number)  # unlike fdopen, it refuses all that is not a descriptor with OSError or OverflowError
+        # Standard streams stay open: the next file to be opened would get their number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
     except (OSError, OverflowError) as error:
@@ -130,17 +129,17 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
 
 
 def _command_output(command: str) -> str:
-    hint = "Give a program with arguments, as a shell would split them: --passphrase-command 'cat /run/secrets/x'"
+    hint = "Give a program with arguments, quoted as for a shell: --passphrase-command 'cat /run/secrets/x'"
     try:
         argv = shlex.split(command)
     except ValueError as error:
-        raise RefusedError(f"--passphrase-command cannot be understood: {error}", hint=hint) from None
+        raise RefusedError(f"cannot parse --passphrase-command: {error}", hint=hint) from None
     if not argv:
         raise RefusedError("--passphrase-command is empty", hint=hint)
     try:
         return run_command(argv, timeout=120)
-    except CommandError:  # its words would show the arguments, which may be secret
-        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
+    except CommandError:  # its message contains the arguments, which may be secret
+        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it manually. {hint}") from None
 
 
 def _first_line(data: bytes) -> Secret:

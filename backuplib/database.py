@@ -38,10 +38,7 @@ def database_files(database: Path) -> list[Path]:
 
 
 def refuse_irregular(files: list[Path]) -> None:
-    """Refuse a planted named pipe, which SQLite would open beside a database and block on.
-
-    :raises UnsuitableTargetError: naming the file.
-    """
+    """Refuse, with UnsuitableTargetError, a planted named pipe: SQLite would open a sidecar like that and block."""
     for path in files:
         if not path.is_file():
             raise UnsuitableTargetError(
@@ -49,15 +46,19 @@ def refuse_irregular(files: list[Path]) -> None:
             )
 
 
-def raw_key(passphrase: Secret, salt: bytes, digest: str, rounds: int) -> str:
-    """Derive a key from a passphrase and a salt, and return it as `PRAGMA key` takes it."""
-    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
-    return f"\"x'{key.hex()}{salt.hex()}'\""
-
-
 def quoted_passphrase(passphrase: Secret) -> str:
     """Return a passphrase as an SQL string: `PRAGMA key` takes no bound parameter."""
     return "'" + passphrase.reveal().replace("'", "''") + "'"
+
+
+def cipher_key(passphrase: Secret, salt: bytes, version: int) -> str:
+    """Return the value for `PRAGMA key`: the raw key, so that SQLCipher does not derive it at each opening."""
+    # An empty file has no salt, and SQLCipher takes as raw key what looks like one.
+    if len(salt) < 16 or RAW_KEY.fullmatch(passphrase.reveal()):
+        return quoted_passphrase(passphrase)
+    digest, rounds = DERIVATIONS[version]
+    key = hashlib.pbkdf2_hmac(digest, passphrase.reveal_bytes(), salt, rounds, 32)
+    return f"\"x'{key.hex()}{salt.hex()}'\""
 
 
 def quoted_identifier(name: str) -> str:
@@ -70,12 +71,8 @@ class Engine:
 
     def __init__(self, db_pass: Secret | None) -> None:
         self.db_pass = db_pass
+        self.name = "SQLCipher" if db_pass else "SQLite"
         self._keys: dict[bytes, str] = {}
-
-    @property
-    def name(self) -> str:
-        """Name, for messages."""
-        return "SQLCipher" if self.db_pass else "SQLite"
 
     @property
     def _module(self) -> Any:
@@ -122,18 +119,11 @@ class Engine:
         return connection
 
     def _key(self, path: Path, db_pass: Secret) -> str:
-        """Return the value for `PRAGMA key`: the raw key, derived once for each salt.
-
-        Opening by passphrase takes SQLCipher 4 0.15 s each time, some of it while the bot is down. The salt is the
-        first 16 bytes of the file.
-        """
+        """Derive a key once for each salt: it takes 0.15 s, some of it while the bot is down."""
         with io.FileIO(path) as file:
             salt = file.read(16)
-        # An empty file has no salt, and SQLCipher takes as raw key what looks like one.
-        if len(salt) < 16 or RAW_KEY.fullmatch(db_pass.reveal()):
-            return quoted_passphrase(db_pass)
         if salt not in self._keys:
-            self._keys[salt] = raw_key(db_pass, salt, *DERIVATIONS[4])
+            self._keys[salt] = cipher_key(db_pass, salt, 4)
         return self._keys[salt]
 
     def connect_reader(self, path: Path) -> sqlite3.Connection:
@@ -175,10 +165,7 @@ def _unsafe_functions(module: Any) -> frozenset[str]:
 
 
 def check_database(engine: Engine, path: Path) -> str:
-    """Check a database file that nobody else has open, and return the result for people.
-
-    :raises UnsoundBackupError: when it is not a sound database of the engine.
-    """
+    """Check a database file that nobody else has open, and return the result for people, or raise as below."""
     try:
         with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
             tables = check_integrity(engine, connection, path.stat().st_size)
@@ -224,15 +211,11 @@ def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | 
 
 
 def missing_pages_text(number: float) -> str:
-    """Return how many pages are missing, in words."""
     return f"{plural(number, 'page')} {'is' if number == 1 else 'are'} missing"
 
 
 def check_pages(connection: sqlite3.Connection) -> None:
-    """Check the authentication code of every page of a SQLCipher database, free pages included.
-
-    :raises UnsoundBackupError: naming a page whose code is wrong.
-    """
+    """Check the authentication code of every page of a SQLCipher database, free pages included."""
     problems = [str(row[0]) for row in connection.execute("PRAGMA cipher_integrity_check")]
     if problems:
         raise DamagedDatabaseError(f"the database is corrupted: {problems[0]}")

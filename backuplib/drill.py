@@ -1,7 +1,7 @@
-"""Proves on this machine that a restore works, on nothing of the operator's: `restore_backup.py --drill`.
+"""Proves on this machine that a restore works, without touching the operator's data: `restore_backup.py --drill`.
 
-In a RAM folder: a throwaway key and a sample shop, plain and encrypted. The real scripts back it up while it is
-written to, restore it after it has changed, undo that, and must refuse what is damaged, foreign or locked.
+In a RAM folder, with a throwaway key and a sample shop, plain and encrypted: the real scripts back it up while it is
+being written to, restore it after changes, undo that, and must refuse corrupted, foreign and locked backups.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backuplib.backup_file import checksum_path
 from backuplib.console import Console
@@ -31,14 +31,7 @@ from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from backuplib.secret import Secret
 
-if TYPE_CHECKING:
-    import sqlite3
-
-
-ROOM = 64 << 20
-"""Bytes that the drill needs in RAM, its children's copies included."""
-
-SCRIPTS = ("config.py", "restore_backup.py")
+ROOM = 64 << 20  # bytes that the drill needs in RAM, its children's copies included
 
 SCHEMA = """
 CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT UNIQUE, balance REAL, photo BLOB);
@@ -60,11 +53,7 @@ INSERT INTO vouchers VALUES ('came after the backup', 500);
 
 
 class DrillError(OperatorError):
-    """Something that a restore promises did not hold here.
-
-    Its code is that of a bug: the drill brings all that it uses, so nothing that was given to it can be at fault.
-    What the machine lacks (gpg, room in RAM) is refused before, as it is for a restore.
-    """
+    """A promise of the restore did not hold here: a bug, since the drill uses nothing of the operator's."""
 
     exit_code = ExitCode.UNEXPECTED
 
@@ -72,53 +61,45 @@ class DrillError(OperatorError):
 def run(console: Console, backup_script: Path) -> dict[str, object]:
     """Run the drill and return what it proved, with times, for --json.
 
-    :param backup_script: file of the class DatabaseBackup, which may live elsewhere in a bot's repository.
-    :raises DrillError: when something that a restore promises did not hold.
+    :param backup_script: file of the class DatabaseBackup, which may be elsewhere in a bot's repository.
+    :raises DrillError: when a promise of the restore did not hold.
     :raises RefusedError: when the machine lacks gpg or a RAM folder.
     """
     enter_private_mounts()
     began = time.monotonic()
     with RamFolder(ROOM) as ram:
-        console.line(f"🎯 Drill in {ram.path}: throwaway keys and sample data; nothing of yours is touched")
-        drill = Drill(console, ram, backup_script)
-        drill.prove_all()
-    require(not ram.path.exists(), f"the RAM folder {ram.path} is still there")
+        console.line(f"🎯 Drill in {ram.path}: throwaway keys and sample data; your own data is not touched")
+        drill = Drill(console)
+        with drill.proving("two throwaway keys made, with passphrases"):
+            home = Keyring(ram).home
+            own, foreign = make_key(home, "drill"), make_key(home, "somebody else")
+            run_child(["gpgconf", "--homedir", str(home), "--kill", "all"], child_settings())
+        # A copy has no .env beside it: not even a broken one of the operator's has an effect.
+        parts, program = Path(__file__).parent, ram.path / "program"
+        shutil.copytree(parts, program / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("config.py", "restore_backup.py"):
+            shutil.copyfile(parts.with_name(name), program / name)
+        shutil.copyfile(backup_script, program / "database_backup.py")
+        for db_pass in (None, f"""it's a "drill" {secrets.token_hex(8)}"""):
+            drill.prove_mode(Shop(ram.path, db_pass, own), foreign)
+    require(not ram.path.exists(), f"the RAM folder {ram.path} still exists")
     seconds = round(time.monotonic() - began, 1)
     console.result(f"✅ Drill passed in {seconds} s: on this machine a restore works, for SQLite and for SQLCipher")
     return {"seconds": seconds, "proved": drill.proved}
 
 
 def require(holds: bool, otherwise: str) -> None:
-    """Fail the drill unless something holds; unlike assert, python -O does not take it away."""
+    """Fail the drill unless something holds; unlike assert, also under python -O."""
     if not holds:
-        raise DrillError(f"drill failed: {otherwise}", hint="Do not rely on a restore here before this is understood.")
+        raise DrillError(f"drill failed: {otherwise}", hint="Do not rely on restores here until this is understood.")
 
 
 class Drill:
-    """What is proved, in order: :meth:`prove_all` and :meth:`prove_mode` are the whole story."""
+    """What is proved: :meth:`prove_mode` is the whole story."""
 
-    def __init__(self, console: Console, ram: RamFolder, backup_script: Path) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._ram = ram
-        self._backup_script = backup_script
         self.proved: list[dict[str, object]] = []
-
-    def prove_all(self) -> None:
-        """Prove it in both modes."""
-        with self.proving("two throwaway keys made, with passphrases"):
-            keyring = Keyring(self._ram)
-            own, foreign = make_key(keyring.home, "drill"), make_key(keyring.home, "somebody else")
-            run_child(["gpgconf", "--homedir", str(keyring.home), "--kill", "all"], child_settings())
-        # A copy has no .env beside it: not even a broken one of the operator's can reach in.
-        program = self._ram.path / "program"
-        program.mkdir()
-        parts = Path(__file__).parent
-        shutil.copytree(parts, program / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in SCRIPTS:
-            shutil.copyfile(parts.with_name(name), program / name)
-        shutil.copyfile(self._backup_script, program / "database_backup.py")
-        for db_pass in (None, f"""it's a "drill" {secrets.token_hex(8)}"""):
-            self.prove_mode(Shop(self._ram.path, db_pass, own), foreign)
 
     def prove_mode(self, shop: Shop, foreign: Key) -> None:
         """Backup, restore, undo and refusals in one mode."""
@@ -128,7 +109,7 @@ class Drill:
             rows = sum(len(content) for content in original.values())
             with self.proving(f"{mode}: {rows:,} rows backed up while a writer held the last of them in its WAL"):
                 require(shop.wal.stat().st_size > 0, "the sample database has nothing in its WAL")
-                backup = shop.back_up()
+                backup = shop.back_up(shop.key)
             writer.executescript(CHANGES)
             changed = read_contents(writer)
         with self.proving(f"{mode}: restored after changes; every row and the schema are those of the backup"):
@@ -138,19 +119,17 @@ class Drill:
             shop.restore(safety_backup)
             require(shop.read() == changed, "the safety backup does not hold what was there before the restore")
         damaged = shop.folder / "damaged.db.gz.gpg"
-        # The last bit lies in the authentication code: the content can be read in full, and must not be believed.
+        # The last bit is in the authentication code: the content can be read in full, but must not be trusted.
         damaged.write_bytes(backup.read_bytes()[:-1] + bytes([backup.read_bytes()[-1] ^ 1]))
         self.prove_refused(shop, f"{mode}: one flipped bit", damaged, ExitCode.CANNOT_DECRYPT)
         shutil.copyfile(checksum_path(backup), checksum_path(damaged))
         self.prove_refused(shop, f"{mode}: one flipped bit, checksum beside it", damaged, ExitCode.REFUSED)
         other = shop.back_up(foreign)
         self.prove_refused(shop, f"{mode}: backup for another key", other, ExitCode.CANNOT_DECRYPT)
-        self.prove_refused(shop, f"{mode}: wrong passphrase", backup, ExitCode.CANNOT_DECRYPT, passphrase="wrong")  # noqa: S106
+        self.prove_refused(shop, f"{mode}: wrong passphrase", backup, ExitCode.CANNOT_DECRYPT, "wrong")
 
-    def prove_refused(
-        self, shop: Shop, what: str, backup: Path, code: ExitCode, *, passphrase: str | None = None
-    ) -> None:
-        """Prove that a restore is refused with an exit code, and leaves the database's inode and bytes alone."""
+    def prove_refused(self, shop: Shop, what: str, backup: Path, code: ExitCode, passphrase: str = "") -> None:
+        """Prove that a restore is refused with an exit code and leaves the database unchanged."""
         with self.proving(f"{what}: refused with exit code {code:d}, the database untouched"):
             before = shop.files()
             expect(code, shop.run_restore(backup, passphrase or shop.key.passphrase), f"{what} (restore_backup.py)")
@@ -158,7 +137,7 @@ class Drill:
 
     @contextlib.contextmanager
     def proving(self, what: str) -> Iterator[None]:
-        """Say and note what was proved, with its time, when the block gets to its end."""
+        """Record and print what was proved, with its time, when the block completes."""
         began = time.monotonic()
         yield
         seconds = round(time.monotonic() - began, 2)
@@ -170,24 +149,19 @@ class Drill:
 
 
 class Shop:
-    """A sample shop in a folder of its own in RAM, and the real scripts at work on it.
-
-    :param db_pass: its database's passphrase; None for SQLite.
-    """
+    """A sample shop in a folder of its own in RAM, and the real scripts on it; ``db_pass`` None: SQLite."""
 
     def __init__(self, ram: Path, db_pass: str | None, key: Key) -> None:
         self.engine = Engine(Secret(db_pass) if db_pass else None)
         self.key = key
         self.folder = ram / self.engine.name.lower()
-        self._program = ram / "program"
+        self._program, self._data = ram / "program", self.folder / "data"
+        self._database, self.wal = self._data / "shop.db", self._data / "shop.db-wal"
         self._db_pass = db_pass or ""
-        self._data = self.folder / "data"
-        self._database = self._data / "shop.db"
-        self.wal = self._data / "shop.db-wal"
         self._data.mkdir(parents=True)
 
     def open_new(self) -> sqlite3.Connection:
-        """Make the sample database; its last rows are committed, but in the WAL only while the connection is open."""
+        """Make the sample database; while the connection is open, its last committed rows are in the WAL only."""
         create_file(self._database).close()
         connection = self.engine.connect(self._database)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -208,20 +182,18 @@ class Shop:
             return read_contents(connection)
 
     def files(self) -> dict[str, tuple[int, int, bytes]]:
-        """Return what a refused restore must leave alone: inode, time and bytes of all in the database's folder."""
-        return {
-            path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in self._data.iterdir()
-        }
+        """Return inode, mtime and content of all files in the database's folder."""
+        stats = {path: path.stat() for path in self._data.iterdir()}
+        return {path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in stats.items()}
 
-    def back_up(self, key: Key | None = None) -> Path:
-        """Make a backup for a key, the shop's own if none is given, with the real script."""
-        script = str(self._program / "database_backup.py")
-        done = run_child([sys.executable, script, "create"], self._settings(key or self.key))
+    def back_up(self, key: Key) -> Path:
+        """Make a backup for a key, with the real script."""
+        done = self._run("database_backup.py", "create", key=key)
         expect(ExitCode.DONE, done, "database_backup.py create")
         return Path(done.stdout.decode().strip())
 
     def restore(self, backup: Path) -> Path:
-        """Restore a backup with the real script, and return the safety backup that it made."""
+        """Restore a backup, and return the safety backup that was made."""
         done = self.run_restore(backup, self.key.passphrase)
         expect(ExitCode.DONE, done, "restore_backup.py")
         safety_backup = json.loads(done.stdout.splitlines()[-1])["safety_backup"]
@@ -233,16 +205,16 @@ class Shop:
         reader, writer = os.pipe()
         with os.fdopen(writer, "wb") as file:
             file.write(passphrase.encode() + b"\n")
-        script = str(self._program / "restore_backup.py")
         options = ["--key-stdin", "--passphrase-fd", str(reader), "--force", "--allow-swap", "--json"]
         try:
-            argv = [sys.executable, script, str(backup), *options]
-            return run_child(argv, self._settings(self.key), stdin=self.key.private, pass_fds=(reader,))
+            return self._run("restore_backup.py", str(backup), *options, key=self.key, pass_fds=(reader,))
         finally:
             os.close(reader)
 
-    def _settings(self, key: Key) -> dict[str, str]:
-        return child_settings(
+    def _run(
+        self, script: str, *arguments: str, key: Key, pass_fds: tuple[int, ...] = ()
+    ) -> subprocess.CompletedProcess[bytes]:
+        settings = child_settings(
             RUNTIME_ENVIRONMENT="TEST",
             DB_NAME=self._database.name,
             DATA_DIR=str(self._data),
@@ -252,18 +224,16 @@ class Shop:
             DB_BACKUP_RETENTION_DAYS="7",
             PGP_PUBLIC_KEY_BASE64=key.public,
         )
+        argv = [sys.executable, str(self._program / script), *arguments]
+        return run_child(argv, settings, stdin=key.private if pass_fds else b"", pass_fds=pass_fds)
 
 
 def read_contents(connection: sqlite3.Connection) -> dict[str, list[str]]:
-    """Return every row of every table and view, and the schema, with types: 1 is not 1.0, nor '1'."""
+    """Return every row of every table and view, and the schema, with types: 1 is neither 1.0 nor '1'."""
     schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
-    sources = {"schema": "sqlite_master", "user_version": "pragma_user_version"}
-    sources |= {name: name for kind, name, *_ in schema if kind in ("table", "view")}
-    columns = {"schema": "type, name, tbl_name, sql"}
-    return {
-        name: sorted(repr(row) for row in connection.execute(f'SELECT {columns.get(name, "*")} FROM "{source}"'))
-        for name, source in sources.items()
-    }
+    queries = {"schema": "SELECT type, name, tbl_name, sql FROM sqlite_master", "user_version": "PRAGMA user_version"}
+    queries |= {name: f'SELECT * FROM "{name}"' for kind, name, *_ in schema if kind in ("table", "view")}
+    return {name: sorted(map(repr, connection.execute(query))) for name, query in queries.items()}
 
 
 # --- keys and child processes ------------------------------------------------------------------------------------
@@ -271,7 +241,7 @@ def read_contents(connection: sqlite3.Connection) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Key:
-    """A throwaway key pair in base64, as operators pass it on, and its passphrase."""
+    """A throwaway key pair in base64, as operators pass it, and its passphrase."""
 
     public: str
     private: bytes = field(repr=False)
@@ -281,7 +251,7 @@ class Key:
 def make_key(home: Path, name: str) -> Key:
     """Make a key pair with gpg."""
     passphrase = f"Schlüssel {secrets.token_hex(8)}"
-    plan = (
+    parameters = (
         "Key-Type: eddsa\nKey-Curve: ed25519\nKey-Usage: sign\nSubkey-Type: ecdh\nSubkey-Curve: cv25519\n"
         f"Subkey-Usage: encrypt\nName-Real: {name}\nExpire-Date: 0\nPassphrase: {passphrase}\n%commit\n"
     )
@@ -292,13 +262,13 @@ def make_key(home: Path, name: str) -> Key:
         expect(ExitCode.DONE, done, f"gpg {arguments[0]}")
         return base64.b64encode(done.stdout)
 
-    call("--gen-key", stdin=plan)
+    call("--gen-key", stdin=parameters)
     private = call("--passphrase-fd", "0", "--export-secret-keys", f"={name}", stdin=passphrase)
     return Key(call("--export", f"={name}").decode(), private, passphrase)
 
 
 def child_settings(**settings: str) -> dict[str, str]:
-    """Return a child's whole environment: what finds Python, its packages, gpg and the RAM folder; nothing else."""
+    """Return a child's whole environment: what it needs to find Python, packages, gpg and the RAM folder."""
     needed = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "XDG_RUNTIME_DIR")
     inherited = {name: os.environ[name] for name in needed if name in os.environ}
     return {"PATH": os.defpath, **inherited, **settings}
@@ -308,7 +278,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def _die_with_the_drill() -> None:
-    """Have the kernel kill this child when the drill is killed, lest it write where the RAM folder was removed."""
+    """Have the kernel kill this child with the drill, so that it does not write where the RAM folder was."""
     pr_set_pdeathsig = 1
     _LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)
 
@@ -316,7 +286,7 @@ def _die_with_the_drill() -> None:
 def run_child(
     argv: list[str], env: dict[str, str], *, stdin: bytes = b"", pass_fds: tuple[int, ...] = ()
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a child out of the terminal's reach, whatever its exit code; it gets its secrets through pipes."""
+    """Run a child in a session of its own, whatever its exit code; it gets its secrets through pipes."""
     try:
         return subprocess.run(
             argv,
@@ -334,6 +304,6 @@ def run_child(
 
 
 def expect(code: ExitCode, done: subprocess.CompletedProcess[bytes], what: str) -> None:
-    """Fail the drill unless a child ended with an exit code."""
+    """Fail the drill unless a child exited with a code."""
     said = " / ".join(line.strip() for line in done.stderr.decode(errors="replace").splitlines()[-3:])
     require(done.returncode == code, f"{what} ended with exit code {done.returncode} instead of {code:d}: {said}")

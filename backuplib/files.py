@@ -29,10 +29,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def create_file(path: Path) -> io.FileIO:
-    """Create a new file for reading and writing, mode 0600 from the start; never follows or reuses a name.
-
-    :raises FileExistsError: also when the name is that of a link.
-    """
+    """Create a file for reading and writing, mode 0600 from the start; FileExistsError for a name in use, or a link."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     return io.FileIO(descriptor, "r+")
 
@@ -58,10 +55,7 @@ def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
 
 
 def name_without_replacing(file: str, name: Path) -> None:
-    """Give a file a new name; the old one may remain as a second link.
-
-    :raises FileExistsError: when the name is taken.
-    """
+    """Give a file a new name, or raise FileExistsError; the old name may remain as a second link."""
     try:
         os.link(file, name)
     except OSError as error:

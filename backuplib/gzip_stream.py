@@ -64,10 +64,7 @@ class GzipDecoder:
                 return b""
 
     def finish(self) -> None:
-        """Check that the last member is complete.
-
-        :raises DamagedGzipError: when it is not.
-        """
+        """Check that the last member is complete, else raise DamagedGzipError."""
         if self._member is not None or not self._ended:
             raise _gzip_error("it is truncated")
 

@@ -54,10 +54,7 @@ class DatabaseImage:
         self._sink(data)
 
     def finish(self) -> None:
-        """Check that the stream is complete.
-
-        :raises UnsoundBackupError: when it is truncated.
-        """
+        """Check that the stream is complete, else raise UnsoundBackupError."""
         if self._sink is None:
             self._collect(self._head)
         if self._decoder:
@@ -87,7 +84,6 @@ class DatabaseImage:
         self.path = path
 
     def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Write the database to a file."""
         for piece in self._pieces(8 * CHUNK):
             write_all(file, piece)
             progress(file.tell())
@@ -179,8 +175,12 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     if not image.path:
         return DamagedDatabaseError(f"the database is corrupted: {error}")
     os.truncate(image.path, image.size * 16)  # sparse: a truncated database opens then, and tells its length
-    if (pages := _read_page_count(engine, image.path)) is not None:
-        missing = pages - image.size / 4096
+    with (
+        contextlib.suppress(*engine.errors),
+        contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection,
+    ):
+        connection.execute("PRAGMA writable_schema=ON")  # then it opens even with a corrupted schema
+        missing = int(connection.execute("PRAGMA page_count").fetchone()[0]) - image.size / 4096
         what = missing_pages_text(missing) if missing > 0 else error
         return DamagedDatabaseError(f"the database is corrupted: {what}")
     return WrongDbPassError(
@@ -188,13 +188,3 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
         hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
         "that passphrase again, set DB_PASS in .env.",
     )
-
-
-def _read_page_count(engine: Engine, path: Path) -> int | None:
-    """Return the number of pages according to the database itself; None when it cannot be opened."""
-    try:
-        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
-            connection.execute("PRAGMA writable_schema=ON")  # then it opens even with a corrupted schema
-            return int(connection.execute("PRAGMA page_count").fetchone()[0])
-    except engine.errors:
-        return None

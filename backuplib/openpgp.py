@@ -9,11 +9,11 @@ import io
 import logging
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import IO, Any, Protocol, cast
 
@@ -48,14 +48,11 @@ _ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
 class Readable(Protocol):
     """A source of bytes for gpg."""
 
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, b"" at the end."""
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class ImportedKey:
-    """A key in the throwaway keyring."""
-
     fingerprint: str
     protected: bool
     warnings: tuple[str, ...]
@@ -130,10 +127,7 @@ class Keyring:
         return not states or "P" in states
 
     def _ask_agent(self, command: str) -> str:
-        """Send the agent a command and return its answer.
-
-        :raises MissingProgramError: when there is no agent.
-        """
+        """Send the agent a command and return its answer; MissingProgramError when there is no agent."""
         env = child_environment(GNUPGHOME=str(self.home))
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
@@ -242,10 +236,7 @@ class Keyring:
 
 
 def passphrase_text(passphrase: Secret | None) -> str | None:
-    """Return a passphrase as gpg takes it.
-
-    :raises WrongPassphraseError: when gpg cannot take it.
-    """
+    """Return a passphrase as gpg takes it, else raise WrongPassphraseError."""
     if passphrase is None:
         return None
     raw = passphrase.reveal_bytes()
@@ -282,17 +273,11 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     class Gpg(gnupg.GPG):  # type: ignore[misc]
         buffer_size = 1 << 16  # larger pieces make isal slower
         result_map = gnupg.GPG.result_map | {"crypt": Crypt}
-        process: subprocess.Popen[bytes] | None = None
+        process: Popen[bytes] | None = None
 
-        def _open_subprocess(self, args: list[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
-            self.process = subprocess.Popen(
-                [*wrapper, *self.make_args(args, passphrase)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self.env,
-                start_new_session=True,
-            )
+        def _open_subprocess(self, args: list[str], passphrase: bool = False) -> Popen[bytes]:
+            argv = [*wrapper, *self.make_args(args, passphrase)]
+            self.process = Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=self.env, start_new_session=True)
             for pipe in (self.process.stdin, self.process.stdout):
                 with contextlib.suppress(OSError):  # above the kernel's limit for a user
                     fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, 1 << 20)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 from backuplib.errors import CommandError, MissingProgramError
 from backuplib.files import stat_or_none
@@ -122,7 +121,7 @@ class Signals:
         if self._ended_by is not None:
             raise Interrupted(self._ended_by)
 
-    def _received(self, number: int, _frame: FrameType | None) -> None:
+    def _received(self, number: int, _frame: object) -> None:
         if not self._ignored:
             self.ignore()  # a second signal would interrupt the cleanup
             self._ended_by = number
@@ -218,16 +217,8 @@ def _holds(process: Path, files: set[tuple[int, int]]) -> bool | None:
     for _ in range(2):  # the kernel also denies access to a process that is just ending
         with contextlib.suppress(PermissionError):
             try:
-                return any(_identity(descriptor) in files for descriptor in (process / "fd").iterdir())
+                opened = map(stat_or_none, (process / "fd").iterdir())  # None: closed since it was listed
+                return any(status and (status.st_dev, status.st_ino) in files for status in opened)
             except (FileNotFoundError, ProcessLookupError):  # it has ended
                 return False
     return None
-
-
-def _identity(descriptor: Path) -> tuple[int, int]:
-    """Device and inode behind an entry of /proc/PID/fd."""
-    try:
-        status = descriptor.stat()
-    except FileNotFoundError:  # closed since it was listed
-        return (0, 0)
-    return status.st_dev, status.st_ino

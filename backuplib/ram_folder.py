@@ -151,10 +151,7 @@ class RamFolder:
         return min(shutil.disk_usage(self.path).free, available_memory())
 
     def require(self, need: int, purpose: str) -> None:
-        """Refuse, with :class:`NoMemoryError`, what does not fit.
-
-        :param need: bytes.
-        """
+        """Raise NoMemoryError unless so many bytes fit."""
         if self.free < need:
             raise NoMemoryError(
                 f"not enough RAM to {purpose}: {megabytes(self.free)} free in {self.path}, {megabytes(need)} needed",

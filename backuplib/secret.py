@@ -14,7 +14,6 @@ class Secret:
         return self._bytes.decode()
 
     def reveal_bytes(self) -> bytes:
-        """Return the secret as bytes."""
         return bytes(self._bytes)
 
     def wipe(self) -> None:

@@ -1,7 +1,7 @@
-"""Loads an SQL dump into an empty database: what older backups of the bot, ``sqlite3 .dump`` and ``iterdump`` hold.
+"""Loads an SQL dump into an empty database: from older backups of the bot, ``sqlite3 .dump`` or ``iterdump``.
 
-A dump is code, and it may come from anywhere. It runs under an authorizer that allows building this database and
-nothing else, with limits on time, size and memory. Nothing here opens a file: where the database is, the caller says.
+A dump is code from an untrusted source. It runs under an authorizer that only allows building this database, with
+limits on time, size and memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from backuplib.database import quoted_identifier
-from backuplib.errors import ExitCode, OperatorError
+from backuplib.errors import ExitCode, OperatorError, choose_another_backup_hint
 from backuplib.formatting import plural, printable
 
 _CHUNK = 1 << 20
-_GROUP = 1 << 14  # bytes of rows that become one statement; larger ones compile to more than the CPU caches hold
-_LONG = 1 << 16  # a connection keeps its last 128 statements: of a longer one the values are passed beside the text
-_ROOM = 512 << 20  # memory beside the database: the statement at hand, as text and compiled, and Python itself
+_GROUP = 1 << 14  # bytes of rows grouped into one statement; larger ones, compiled, exceed the CPU caches
+_LONG = 1 << 16  # bytes; values of longer statements are bound: a connection caches its last 128 statements
+_ROOM = 512 << 20  # memory beside the database: Python, and the current statement as text and compiled
 _EXCERPT = 80
-_INSTRUCTIONS = 100  # of SQLite, between two looks at the clock; one may call a function that takes a second
-_INT64_DIGITS = 19  # integers that long may not fit
+_INSTRUCTIONS = 100  # of SQLite between two time checks; one may call a function that takes a second
+_INT64_DIGITS = 19  # integers of this length may not fit
 _PARAMETERS = 30_000  # SQLite takes 32766 in one statement
 _BOM = b"\xef\xbb\xbf"
 
@@ -38,16 +38,14 @@ _BUILDING = frozenset({
     sqlite3.SQLITE_INSERT, sqlite3.SQLITE_READ, sqlite3.SQLITE_REINDEX, sqlite3.SQLITE_ANALYZE,
 })  # fmt: skip
 _PRAGMAS = frozenset({"user_version", "application_id", "encoding", "auto_vacuum", "foreign_key_check"})
-# Dumps say these as a matter of course. They are read over: nothing that is allowed here needs them.
-_IGNORED_PRAGMAS = frozenset(
-    {"foreign_keys", "defer_foreign_keys", "writable_schema", "journal_mode", "synchronous", "page_size"}
-)
+# Common in dumps; ignored, since nothing that is allowed here needs them
+_IGNORED_PRAGMAS = {"foreign_keys", "defer_foreign_keys", "writable_schema", "journal_mode", "synchronous", "page_size"}
 _ACTIONS = {
     getattr(sqlite3, f"SQLITE_{name}"): name.replace("_", " ")
     for name in ("ATTACH", "DETACH", "ALTER_TABLE", "SELECT", "INSERT", "UPDATE", "DELETE", "PRAGMA", "SAVEPOINT")
 } | {sqlite3.SQLITE_FUNCTION: "the function", sqlite3.SQLITE_CREATE_TEMP_TRIGGER: "the temporary trigger"}
 _MODULES = frozenset({"fts3", "fts4", "fts5", "rtree", "rtree_i32"})
-# For defaults, checks, generated columns and indexes on expressions; replace, char and unistr stand in rows, too.
+# For defaults, checks, generated columns and indexes on expressions; replace, char and unistr also occur in rows
 _FUNCTIONS = frozenset(
     re.findall(
         r"\S+",
@@ -62,24 +60,24 @@ _FUNCTIONS = frozenset(
 
 # --- how a dump is cut into statements ---------------------------------------------------------------------------
 
-# Why possessive groups end with the alternative that never matches: before Python 3.11.5 such a group, when its last
-# alternative failed halfway, had moved on all the same (https://github.com/python/cpython/issues/106052).
+# Possessive groups end with (?!), which never matches: before Python 3.11.5 such a group kept its position when its
+# last alternative failed halfway (https://github.com/python/cpython/issues/106052).
 _TRIVIA = rb"(?:[ \t\r\n\f]++|--[^\n]*+(?:\n|\Z)|/\*(?s:.*?)\*/|(?!))*+"
 _TO_SEMICOLON = (
     rb"""(?:[^'"`\[;/-]++|'[^']*+'|"[^"]*+"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+\n|/\*(?s:.*?)\*/|-(?!-)|/(?!\*)|(?!))*+;"""
 )
 _TRIGGER = rb"(?i:CREATE" + _TRIVIA + rb"(?:TEMP(?:ORARY)?" + _TRIVIA + rb")?TRIGGER\b)"
-# SQLite's rule of completeness: a semicolon ends a statement, but a trigger ends with ";END;" only.
+# SQLite's rule: a semicolon ends a statement, but a trigger only ends with ";END;".
 _STATEMENT = re.compile(
     rb"(?P<trivia>" + _TRIVIA + rb")(?P<sql>(?!" + _TRIGGER + rb")" + _TO_SEMICOLON
     + rb"|(?=" + _TRIGGER + rb")(?:" + _TO_SEMICOLON + rb")+?" + _TRIVIA + rb"(?i:END)" + _TRIVIA + rb";)"
 )  # fmt: skip
 _BLANKS = re.compile(rb"\s*+")
 _ONLY_TRIVIA = re.compile(_TRIVIA + rb"\Z")
-_REPORTED_ERROR = re.compile(rb"/\*{4,} (?:CORRUPTION )?ERROR")  # the sqlite3 shell's mark for what it could not read
+_REPORTED_ERROR = re.compile(rb"/\*{4,} (?:CORRUPTION )?ERROR")  # how the sqlite3 shell marks what it could not read
 
-# Rows of nothing but plain values, as dumpers write them, are put together into one statement. Anything else between
-# the brackets (a name, a bracket, a comment) might mean something else beside its neighbours, so it goes in alone.
+# Rows of plain values only, as dump tools write them, are grouped into one statement. A row with anything else (a name,
+# a bracket, a comment) is run alone, since it could change the meaning of its neighbours.
 _NAME = rb"""(?:"(?:[^"]|""|(?!))*+"|'(?:[^']|''|(?!))*+'|`[^`]*+`|\[[^\]]*+\]|[A-Za-z_\x80-\xff][\w$\x80-\xff]*+)"""
 _STRING = rb"(?:'[^']*+'|(?!))++"
 _BROKEN_LINES = rb"replace\((?:%(s)b|replace\(%(s)b,%(s)b,char\(13\)\)),%(s)b,char\(1[03]\)\)|unistr\(%(s)b\)" % {
@@ -91,7 +89,7 @@ _INSERT = re.compile(
     rb"INSERT INTO (?!\"?sqlite_(?:schema|master)\b)(?P<table>%(n)b)"
     rb"(?:\s*+\(\s*+%(n)b(?:\s*+,\s*+%(n)b|(?!))*+\s*+\)|(?!))?+\s*+VALUES\s*+" % {b"n": _NAME}
 )
-# Up to four decimals every engine reads exactly, by arithmetic; what is longer is read here.
+# Every engine reads up to four decimals exactly; longer floats are parsed here.
 _ROWS = re.compile(rb"(\((?:[0-9, \t\r\n]++(?:\.[0-9]{1,4}+(?=[,)])|(?!))?+|" + _PLAIN + rb"|(?!))*+\))\s*+;\s*+")
 _ROWS_WITH_FLOATS = re.compile(rb"(\((?:[, \t\r\n]++|" + _FLOAT + rb"|" + _PLAIN + rb"|(?!))*+\))\s*+;\s*+")
 _NUMBER = rb"-?+(?:[0-9.][0-9.eE+-]*+|(?i:inf|nan)\b)"
@@ -111,7 +109,7 @@ _FIRST_WORDS = re.compile(
 
 
 def looks_like_sql_dump(head: bytes) -> bool:
-    """Whether the first kilobytes of a file are SQL text: a statement, or the comments before one."""
+    """Whether the first kilobytes of a file are SQL: a statement, or comments before one."""
     head = head.removeprefix(_BOM)
     if head.startswith(b"-----BEGIN PGP"):
         return False
@@ -123,7 +121,7 @@ def looks_like_sql_dump(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class LoadedDump:
-    """What came in; ``foreign_key_problems`` names tables, never rows (the database dumped may have had them)."""
+    """What was loaded; ``foreign_key_problems`` names tables, never rows (the original may have had them)."""
 
     statements: int
     tables: int
@@ -132,20 +130,17 @@ class LoadedDump:
 
 
 class DumpError(OperatorError):
-    """The dump is incomplete, not SQL, too large, or does what a dump has no need to do."""
+    """The dump is incomplete, not SQL, too large, or does what no dump needs to do."""
 
     exit_code = ExitCode.UNSOUND_BACKUP
 
     def __init__(self, reason: str, line: int, statement: int, sql: bytes = b"") -> None:
         self.line, self.statement = line, statement
         text = sql[: 4 * _EXCERPT].strip().decode(errors="replace")[:_EXCERPT]  # no more: rows are personal data
-        # SQLite quotes what it stumbled over, which may be a whole row.
+        # SQLite quotes where it failed, which may be a whole row.
         reason = re.sub(r'"(.*)"', lambda quoted: quoted[0] if quoted[1] in text else '"…"', reason, flags=re.DOTALL)
         message = f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else "")
-        super().__init__(
-            printable(message),
-            hint="This backup cannot be restored as it is; nothing was changed. Choose another one (--list).",
-        )
+        super().__init__(printable(message), hint=choose_another_backup_hint())
 
 
 def load_sql_dump(
@@ -156,11 +151,13 @@ def load_sql_dump(
     limit_bytes: int,
     limit_seconds: float,
 ) -> LoadedDump:
-    """Run ``dump`` in ``connection``, an open and empty database in RAM (sqlite3 or sqlcipher3, isolation_level=None).
+    """Run a dump in an empty database in RAM (sqlite3 or sqlcipher3, isolation_level=None).
 
-    It is faster by half with ``cached_statements=0``, since no statement comes twice; under ``journal_mode=OFF`` an
-    error would name the wrong line. ``progress`` is told how many bytes of the dump were read so far. Raises DumpError;
-    the database is then of no use.
+    ``cached_statements=0`` makes it faster by half, since no statement occurs twice; ``journal_mode=OFF`` makes errors
+    name the wrong line.
+
+    :param progress: receives the number of bytes read so far.
+    :raises DumpError: discard the database then.
     """
     loader = _Loader(dump, connection, progress, limit_bytes, time.monotonic() + limit_seconds)
     with _memory_limit(2 * limit_bytes + _ROOM), _guarded(connection, loader, limit_bytes):
@@ -172,7 +169,7 @@ def load_sql_dump(
 
 @contextmanager
 def _memory_limit(extra: int) -> Iterator[None]:
-    """A row may say zeroblob(1e9) a thousand times, which no limit of SQLite's would stop before memory is full."""
+    """Limit memory: a row may contain zeroblob(1e9) a thousand times, which no limit of SQLite's stops in time."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     ceilings = [limit for limit in (used + extra, soft, hard) if limit != resource.RLIM_INFINITY]
@@ -185,8 +182,8 @@ def _memory_limit(extra: int) -> Iterator[None]:
 
 @contextmanager
 def _guarded(connection: Any, loader: _Loader, limit_bytes: int) -> Iterator[None]:
-    """Authorizer, clock and size limit for as long as the dump runs; what is taken away is given back."""
-    page_size = int(connection.execute("PRAGMA page_size").fetchone()[0])  # SQLCipher gives it as text
+    """Authorizer, time and size limits while the dump runs; restored afterwards."""
+    page_size = int(connection.execute("PRAGMA page_size").fetchone()[0])  # SQLCipher returns it as text
     (page_limit,) = connection.execute("PRAGMA max_page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count={max(1, limit_bytes // page_size)}")
     limits = {sqlite3.SQLITE_LIMIT_ATTACHED: 0, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200}
@@ -211,7 +208,7 @@ def _guarded(connection: Any, loader: _Loader, limit_bytes: int) -> Iterator[Non
 
 
 def _unistr(text: str) -> str:
-    """The SQL function by which newer shells write control characters; older libraries do not know it."""
+    """SQL function with which newer shells write control characters; older libraries lack it."""
     escape = re.compile(r"\\(?:(\\)|\+([0-9a-fA-F]{6})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-9a-fA-F]{4}))")
     return escape.sub(lambda found: found[1] or chr(int(next(filter(None, found.groups())), 16)), text)
 
@@ -220,18 +217,19 @@ def _unistr(text: str) -> str:
 
 
 class _Loader:
-    """Reads, cuts and runs one dump. Lines and statements are counted from 1, where the statement at hand begins."""
+    """Reads, cuts and runs one dump. Line and number, both from 1, are those of the current statement."""
 
     def __init__(
         self, dump: BinaryIO, connection: Any, progress: Callable[[int], object], limit_bytes: int, deadline: float
     ) -> None:
         self._dump, self._connection, self._progress = dump, connection, progress
         self._limit_bytes, self._deadline = limit_bytes, deadline
+        # ValueError: NUL or invalid UTF-8 outside of a string
+        self._engine_errors = (connection.Error, connection.Warning, MemoryError, ValueError)
         self._buffer, self._position, self._size = b"", 0, 0
         self._line, self._statement = 1, 1
-        self._one_by_one_until = 0  # rows up to here failed together: the one that fails is to be found
-        self._select_allowed = False
-        self._committed = False
+        self._one_by_one_until = 0  # a group of rows up to here failed: find the row
+        self._select_allowed = self._committed = False
         self._refusal = ""
         self._virtual: dict[str, tuple[str, str, frozenset[str]]] = {}  # name, SQL, shadow tables
 
@@ -241,24 +239,27 @@ class _Loader:
         self._position = len(_BOM) if self._buffer.startswith(_BOM) else 0
         while self._run_rows() or self._run_statement() or self._read_on():
             if self.out_of_time():
-                raise self._error("took too long: the time limit is over")
+                raise self._error("exceeded the time limit")
         if not _ONLY_TRIVIA.match(self._buffer, self._position):
             raise self._error("incomplete: it ends in the middle of a statement", self._buffer[self._position :])
         if not self._committed or self._connection.in_transaction:
-            raise self._error("incomplete: it ends without its COMMIT")
+            raise self._error("incomplete: it ends without COMMIT")
         self._refuse_reported_errors(self._buffer[self._position :])
         problems = self._foreign_key_problems()
-        self._connection.set_authorizer(None)  # the dump has had its say
+        self._connection.set_authorizer(None)  # from here on, no SQL of the dump runs
         self._attach_virtual_tables()
-        return LoadedDump(self._statement - 1, self._count_tables(), self._size, problems)
-
-    # --- reading ---
+        (tables,) = self._connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        ).fetchone()
+        if not tables:
+            raise self._error("creates no table")
+        return LoadedDump(self._statement - 1, int(tables), self._size, problems)
 
     def _read_on(self) -> bool:
-        """Add to what is still to be run; doubling it, so that a long statement is not scanned too often."""
+        """Extend the buffer; False at the end. Doubling it keeps a long statement from being scanned too often."""
         pending = len(self._buffer) - self._position
         if pending > 2 * self._limit_bytes + _CHUNK:
-            raise self._error("has a single statement that is larger than the size limit allows")
+            raise self._error("this statement is larger than the size limit")
         parts = [self._buffer[self._position :]]
         wanted = max(_CHUNK, pending)
         while wanted > 0 and (part := self._dump.read(wanted)):
@@ -275,10 +276,8 @@ class _Loader:
         self._position = end
         self._statement += statements
 
-    # --- running ---
-
     def _run_rows(self) -> bool:
-        """Run the INSERTs of plain values that come next for one table as one statement; False if there are none."""
+        """Run the next INSERTs of plain values into one table as one statement; False when there are none."""
         self._advance(_BLANKS.match(self._buffer, self._position).end(), 0)  # type: ignore[union-attr]  # empty matches
         head = _INSERT.match(self._buffer, self._position)
         if head is None:
@@ -287,12 +286,12 @@ class _Loader:
         if not rows:
             return False
         self._require_transaction()
-        if _unquoted(head["table"]) not in self._virtual:  # such rows are in its shadow tables, too
+        if _unquoted(head["table"]) not in self._virtual:  # its shadow tables hold such rows
             values: list[object] = []
             try:
                 sql = _with_values_apart(b",".join(rows), values, floats=floats)
                 self._execute(head[0] + sql, values, select_allowed=True)
-            except self._engine_errors() as error:
+            except self._engine_errors as error:
                 if len(rows) > 1 and self._connection.in_transaction:
                     self._one_by_one_until = end
                     return True
@@ -301,7 +300,7 @@ class _Loader:
         return True
 
     def _collect_rows(self, head: bytes) -> tuple[list[bytes], int, bool]:
-        """The rows, in brackets, of INSERTs that begin with ``head``; where these end; whether floats are in them."""
+        """Return the rows, in brackets, of INSERTs that begin with ``head``; their end; whether they have floats."""
         rows: list[bytes] = []
         floats = False
         buffer, length, end = self._buffer, len(head), self._position
@@ -319,7 +318,7 @@ class _Loader:
         return rows, end, floats
 
     def _run_statement(self) -> bool:
-        """Run the next statement, whatever it is, alone; False if the buffer holds no whole one."""
+        """Run the next statement alone; False when the buffer has no complete one."""
         found = _STATEMENT.match(self._buffer, self._position)
         if found is None:
             return False
@@ -328,7 +327,7 @@ class _Loader:
         sql = found["sql"]
         try:
             self._run_alone(sql[:-1].rstrip())  # the shell's line break before ; is not the statement's
-        except self._engine_errors() as error:
+        except self._engine_errors as error:
             self._skip_or_raise(error, sql)
         self._advance(found.end(), 1)
         return True
@@ -349,19 +348,17 @@ class _Loader:
             self._require_transaction()
 
     def _execute(self, sql: bytes, values: list[object], *, select_allowed: bool) -> None:
-        """Several rows, and ANALYZE, are a SELECT inside; in neither can the text of the dump hold one of its own."""
+        """Run a statement; SELECT is allowed inside grouped rows and ANALYZE, where the dump cannot place its own."""
         self._refusal, self._select_allowed = "", select_allowed
         self._connection.execute(_decoded(sql), values)
 
-    # --- virtual tables ---
-
     def _set_aside_virtual_table(self, create: bytes) -> None:
-        """Let SQLite judge the statement in a scratch database, and keep what it makes of it.
+        """Run the statement in a scratch database and keep the result.
 
-        A dump holds the tables in which a virtual table keeps its content, so it can only be put in place after them.
+        The dump also holds the virtual table's shadow tables, so that it can only be added after them.
         """
         if b"compress" in create.lower():
-            raise self._error("names functions for a virtual table to call", create)
+            raise self._error("must not name functions for a virtual table to call", create)
         scratch = type(self._connection)(":memory:", isolation_level=None)
         try:
             scratch.set_authorizer(self._authorize_virtual_table)
@@ -372,22 +369,19 @@ class _Loader:
             scratch.close()
         virtual = [(name, sql) for name, sql, rootpage in made if rootpage == 0]
         if len(virtual) != 1 or virtual[0][0].lower() in self._virtual:
-            raise self._error("creates a virtual table in a way that no dumper does", create)
+            raise self._error("creates a virtual table in a way that no dump tool does", create)
         shadows = frozenset(name.lower() for name, _, rootpage in made if rootpage)
         self._virtual[virtual[0][0].lower()] = (*virtual[0], shadows)
 
-    def _authorize_virtual_table(
-        self, action: int, _first: str | None, second: str | None, _database: str | None, _source: str | None
-    ) -> int:
-        if action == sqlite3.SQLITE_ATTACH or (
-            action == sqlite3.SQLITE_CREATE_VTABLE and (second or "").lower() not in _MODULES
-        ):
-            self._refusal = f"must not use the virtual table module {second}"
+    def _authorize_virtual_table(self, action: int, _first: str | None, module: str | None, *_: str | None) -> int:
+        foreign = action == sqlite3.SQLITE_CREATE_VTABLE and (module or "").lower() not in _MODULES
+        if foreign or action == sqlite3.SQLITE_ATTACH:
+            self._refusal = f"must not use the virtual table module {module}"
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
     def _attach_virtual_tables(self) -> None:
-        """Enter the virtual tables in the schema, as SQLite wrote them down; the dump itself was never let near it."""
+        """Add the virtual tables to the schema, in SQLite's own words; the dump itself has no access to it."""
         if not self._virtual:
             return
         tables = {name.lower() for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
@@ -400,15 +394,13 @@ class _Loader:
         try:
             for name, _, _ in self._virtual.values():
                 self._connection.execute(f"SELECT * FROM {quoted_identifier(name)} LIMIT 0")
-        except self._engine_errors() as error:
-            raise self._error(f"a virtual table is damaged: {error}") from None
-
-    # --- checks ---
+        except self._engine_errors as error:
+            raise self._error(f"a virtual table is corrupted: {error}") from None
 
     def authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, source: str | None
     ) -> int:
-        """SQLite asks this for everything that a statement, or a trigger which it fires, is about to do."""
+        """SQLite's authorizer callback, for each action of a statement or a trigger that it fires."""
         first, second = (first or "").lower(), (second or "").lower()
         if action == sqlite3.SQLITE_PRAGMA and first in _IGNORED_PRAGMAS:
             return sqlite3.SQLITE_IGNORE
@@ -423,60 +415,46 @@ class _Loader:
         if allowed and not source:
             return sqlite3.SQLITE_OK
         if source:
-            self._refusal = f"would set off the trigger or view {source} during the load"
+            self._refusal = f"would use the trigger or view {source} during the load"
         elif action == sqlite3.SQLITE_TRANSACTION:
-            self._refusal = "incomplete: its dumper met errors and gave up"
+            self._refusal = "incomplete: the dump tool gave up after errors"
         else:
             detail = second if action == sqlite3.SQLITE_FUNCTION else first
             self._refusal = f"must not use {_ACTIONS.get(action, f'action {action}')} {detail}".rstrip()
         return sqlite3.SQLITE_DENY
 
     def out_of_time(self) -> bool:
-        """Whether to stop here; SQLite asks every few thousand instructions."""
+        """Whether the time limit is exceeded; also SQLite's progress handler."""
         return time.monotonic() > self._deadline
 
     def _require_transaction(self) -> None:
         if not self._connection.in_transaction:
-            raise self._error("stands outside BEGIN and COMMIT, so that nothing shows whether the dump is complete")
+            raise self._error("is outside BEGIN and COMMIT, so that the dump may be incomplete")
 
     def _refuse_reported_errors(self, trivia: bytes) -> None:
         if _REPORTED_ERROR.search(trivia):
-            raise self._error("incomplete: its dumper reported a damaged database", trivia.lstrip())
+            raise self._error("incomplete: the dump tool reported a corrupted database", trivia.lstrip())
 
     def _foreign_key_problems(self) -> tuple[str, ...]:
         try:
             rows = self._connection.execute("PRAGMA foreign_key_check")
             count = Counter((child, parent) for child, _, parent, _ in rows)
-        except self._engine_errors() as error:
+        except self._engine_errors as error:
             if self.out_of_time():
                 self._skip_or_raise(error, b"")
-            return (str(error),)  # a key that fits no parent: the database dumped had it, and worked
+            return (str(error),)  # a mismatching key, which the original database had, too
         return tuple(f"{child} → {parent}: {plural(number, 'row')}" for (child, parent), number in count.items())
-
-    def _count_tables(self) -> int:
-        (tables,) = self._connection.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-        ).fetchone()
-        if not tables:
-            raise self._error("builds no table")
-        return int(tables)
-
-    # --- errors ---
-
-    def _engine_errors(self) -> tuple[type[Exception], ...]:
-        """Both engines have classes of their own; ValueError is a NUL or broken UTF-8 outside of a string."""
-        return (self._connection.Error, self._connection.Warning, MemoryError, ValueError)
 
     def _skip_or_raise(self, error: Exception, sql: bytes) -> None:
         reason = str(error)
         if re.fullmatch(r"no such table: sqlite_(sequence|stat[0-9])", reason):
-            return  # left over from a table that was dropped, or statistics that this library does not keep: no data
+            return  # no data: from a dropped table, or statistics that this library does not keep
         if isinstance(error, MemoryError):
             reason = "needs more memory than the size limit allows"
         elif "is full" in reason:
-            reason = f"builds a database larger than the limit of {self._limit_bytes} bytes"
+            reason = f"the database exceeds the limit of {self._limit_bytes} bytes"
         elif self.out_of_time():
-            reason = "took too long: the time limit is over"
+            reason = "exceeded the time limit"
         raise self._error(self._refusal or reason, sql) from None
 
     def _error(self, reason: str, sql: bytes = b"") -> DumpError:
@@ -495,9 +473,9 @@ def _unquoted(name: bytes) -> str:
 
 
 def _with_values_apart(rows: bytes, values: list[object], *, floats: bool) -> bytes:
-    """Replace floats by parameters, in long text every literal; what they stand for is added to ``values``.
+    """Replace floats, in long text all literals, by parameters, and add their values to ``values``.
 
-    Python reads floats exactly, and inf and nan, which it and older shells write; SQLite is off by a bit now and then.
+    SQLite may read a float with a wrong last bit. Python does not, and reads inf and nan, from iterdump and old shells.
     """
 
     def set_apart(token: re.Match[bytes]) -> bytes:
@@ -519,13 +497,13 @@ def _with_values_apart(rows: bytes, values: list[object], *, floats: bool) -> by
         return _LITERAL.sub(set_apart, rows)
     if floats:
         texts, numbers = zip(*_UP_TO_FLOAT.findall(rows), strict=True)
-        values.extend(map(float, filter(None, numbers)))  # in so short a text there are fewer than _PARAMETERS
+        values.extend(map(float, filter(None, numbers)))  # fewer than _PARAMETERS in so short a text
         return b"?".join(texts[: len(values) + 1])
     return rows
 
 
 def _decoded(sql: bytes) -> str:
-    """As text without NUL, at which SQLite would stop reading; rows may hold NUL and, from the shell, broken UTF-8."""
+    """Return SQL as text without NUL, where SQLite stops; rows may contain NUL and, from the shell, invalid UTF-8."""
     if b"\0" not in sql:
         with suppress(UnicodeDecodeError):
             return sql.decode()

@@ -1,4 +1,4 @@
-"""The terminal that the operator sits at."""
+"""The operator's terminal."""
 
 import contextlib
 import errno
@@ -11,50 +11,41 @@ from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted
 from backuplib.secret import Secret
 
-PAGE = 15
-"""Lines of a menu at a time; a terminal has 24."""
+PAGE = 15  # lines of a menu shown at a time; a terminal has 24
 
 
 class Terminal:
-    """The terminal that the operator sits at, reached as /dev/tty, so that standard input may be a pipe."""
+    """The operator's terminal, if ``present``; opened as /dev/tty, so that standard input may be a pipe."""
 
     def __init__(self) -> None:
         self._encoding = shown_encoding("utf-8")
         self.present = False
-        """Whether there is one."""
         with contextlib.suppress(OSError):
             os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
             self.present = True
 
     def say(self, text: str) -> None:
-        """Print a line."""
         with self._opened() as (_, write):
             write(f"{text}\n")
 
     def confirm(self, question: str) -> bool:
-        """Ask a question whose answer is no unless it is y or yes. What was typed before it does not count."""
+        """Ask a yes/no question; the default is no."""
         return self.ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
     def ask(self, question: str) -> str:
-        """Ask for a line."""
+        """Ask for a line; input typed before the question is discarded."""
         with self._opened() as (reader, write):
             import termios
 
             termios.tcflush(reader, termios.TCIFLUSH)
             write(question)
             line = b""
-            while not line.endswith(b"\n"):
-                byte = os.read(reader, 1)
-                if not byte:
-                    break
+            while not line.endswith(b"\n") and (byte := os.read(reader, 1)):
                 line += byte
         return line.decode(errors="replace").strip("\n")
 
     def choose(self, title: str, choices: Sequence[str], heading: str = "") -> int | None:
-        """Let one of several be chosen by number; None when the operator leaves.
-
-        :param heading: stands over the choices; what does not fit on a screen is shown when it is asked for.
-        """
+        """Show a menu, a page at a time, and return the index of the choice; None when the operator quits."""
         width = len(str(len(choices)))
         lines = [f"{number:>{width}} {text}" for number, text in enumerate(choices, 1)]
         self.say("\n".join([title, *([f"{'':{width}} {heading}"] if heading else []), *lines[:PAGE]]))
@@ -70,21 +61,11 @@ class Terminal:
             if answer.isdecimal() and 1 <= int(answer) <= len(choices):
                 return int(answer) - 1
 
-    def passphrase(self) -> Secret:
-        """Ask for the passphrase, without echo.
+    def secret(self, question: str) -> Secret:
+        """Ask for a passphrase, without echo.
 
-        :raises DeclinedError: at Ctrl-D, for the second time: the first may have been meant to end the key.
+        :raises DeclinedError: at the second Ctrl-D; the first may have been meant to end the key.
         """
-        return self._secret("🔑 Passphrase of the private key: ")
-
-    def backup_db_pass(self) -> Secret:
-        """Ask for the passphrase that the database in the backup was made under, without echo.
-
-        :raises DeclinedError: at Ctrl-D, for the second time.
-        """
-        return self._secret("🔑 DB_PASS of the time when the backup was made: ")
-
-    def _secret(self, question: str) -> Secret:
         import getpass
 
         for _ in range(2):
@@ -93,13 +74,13 @@ class Terminal:
         raise DeclinedError("no passphrase was given")
 
     def private_key(self) -> Secret:
-        """Let the private key be pasted, without echo: one line of any length, or many lines up to Ctrl-D."""
+        """Ask for the private key, without echo: one line of any length, or several lines up to Ctrl-D."""
         import termios
 
         with self._opened() as (reader, write):
             before = termios.tcgetattr(reader)
             raw = termios.tcgetattr(reader)
-            # A terminal in canonical mode cuts a line at 4095 characters; an RSA-4096 key is longer.
+            # In canonical mode a terminal truncates lines at 4095 characters; an RSA-4096 key is longer.
             raw[3] &= ~(termios.ICANON | termios.ECHO)
             try:
                 termios.tcsetattr(reader, termios.TCSAFLUSH, raw)
@@ -112,12 +93,9 @@ class Terminal:
 
     @staticmethod
     def _read_paste(reader: int) -> bytearray:
-        """Read up to Ctrl-D, or to where the key is whole."""
+        """Read up to Ctrl-D or the end of the key."""
         pasted = bytearray()
-        while b"\4" not in pasted and not _is_whole(pasted):
-            piece = os.read(reader, 4096)
-            if not piece:
-                break
+        while b"\4" not in pasted and not _is_complete(pasted) and (piece := os.read(reader, 4096)):
             pasted += piece
         return pasted.partition(b"\4")[0]
 
@@ -126,18 +104,18 @@ class Terminal:
         import termios
 
         with hangup_when_lost():
-            # os.open: in text mode, open() wants to seek, which a terminal cannot
+            # os.open: in text mode, open() seeks, which fails on a terminal
             descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             try:
                 yield descriptor, lambda text: os.write(descriptor, in_words(text, self._encoding).encode())
-                termios.tcgetattr(descriptor)  # fails when the terminal is gone: what was read may have been its end
+                termios.tcgetattr(descriptor)  # fails when the terminal is gone: the input may be incomplete
             finally:
                 os.close(descriptor)
 
 
 @contextlib.contextmanager
 def hangup_when_lost() -> Iterator[None]:
-    """End the run as SIGHUP does when the terminal is gone: the signal itself may come later, or to a parent only."""
+    """End the run like SIGHUP when the terminal is gone: the signal may come later, or only to a parent."""
     import termios
 
     try:
@@ -148,11 +126,8 @@ def hangup_when_lost() -> Iterator[None]:
         raise Interrupted(signal.SIGHUP) from None
 
 
-def _is_whole(pasted: bytearray) -> bool:
-    """Whether what was pasted is a whole key, so that nobody has to press Ctrl-D after it.
-
-    No tool wraps base64 at more than 76 characters, so a long first line is all of it.
-    """
+def _is_complete(pasted: bytearray) -> bool:
+    """Whether a key is complete without Ctrl-D: tools wrap base64 at 76 characters, so a longer line is all of it."""
     lines = pasted.replace(b"\r", b"\n").lstrip(b"\n").split(b"\n")
     if lines[0].startswith(b"-----BEGIN PGP"):
         return any(line.startswith(b"-----END PGP") for line in lines[:-1])

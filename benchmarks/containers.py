@@ -1,4 +1,4 @@
-"""A bot in a real container, and how long it was down: from the kill signal to the start, by Docker's own events."""
+"""A bot in a real container, and its downtime: from the kill signal to the start, according to Docker's events."""
 
 from __future__ import annotations
 
@@ -40,17 +40,15 @@ class Bot:
 
     @property
     def database(self) -> Path:
-        """The live database."""
         return self.folder / "data" / "shop.db"
 
     @property
     def compose_file(self) -> Path:
-        """The file that runs it."""
         return self.folder / "docker-compose.prod.yml"
 
     def downtime(self, work: Callable[[], object]) -> float:
-        """Do what stops the bot and starts it again; return the seconds from the kill signal to the start."""
-        # Listening from before: Docker keeps only its last 256 events, of all containers.
+        """Run ``work``, which stops and starts the bot; return the seconds from the kill signal to the start."""
+        # Start listening first: Docker keeps only its last 256 events, of all containers.
         events = ["docker", "events", "--since", f"{time.time():.6f}", "--format", "{{json .}}"]
         events += ["--filter", f"container={self.container}", "--filter", "event=kill", "--filter", "event=start"]
         with subprocess.Popen(events, stdout=subprocess.PIPE, text=True) as listener:
@@ -64,12 +62,12 @@ class Bot:
                     began = began or event["timeNano"]
             finally:
                 listener.terminate()
-        raise RuntimeError("Docker stopped telling its events")
+        raise RuntimeError("docker events ended before the bot was started")
 
 
 @contextmanager
 def running_bot(folder: Path) -> Iterator[Bot]:
-    """Start a bot in a folder, and remove its container at the end.
+    """Run a bot in a folder; its container is removed afterwards.
 
     :raises NoDockerError: naming what is missing.
     """
@@ -90,7 +88,7 @@ def running_bot(folder: Path) -> Iterator[Bot]:
 
 
 def _compose(folder: Path) -> Compose:
-    """Compose 2, or else Compose 1; its settings go to the folder."""
+    """Compose 2, else Compose 1, with its settings in the folder."""
     try:
         return compose_v2(folder)
     except NotAvailable:

@@ -1,6 +1,6 @@
-"""Inputs of the benchmark: databases, keys and backups, made once in a folder outside the tree and then reused.
+"""Inputs of the benchmark: databases, keys and backups, generated once in a folder outside the repository.
 
-The databases are the same on every machine (a seeded generator). The keys are not: only their kind matters.
+The databases are the same on every machine (seeded generator); the keys are not, since only their algorithm matters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CREATE INDEX customers_by_email ON customers (email);
 
 @dataclass(frozen=True)
 class Key:
-    """A key pair: a gpg home that holds it (for the rivals), and its halves as exported (for the tool)."""
+    """A key pair in a gpg home (for the rivals), and exported (for the tool)."""
 
     home: Path
     secret: bytes
@@ -45,7 +45,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Sample:
-    """One database, and a backup of it that `key` opens."""
+    """A database, and a backup of it that ``key`` decrypts."""
 
     database: Path
     backup: Path
@@ -62,7 +62,7 @@ class Sample:
 
 
 def database(folder: Path, size_mb: int, *, encrypted: bool = False) -> Path:
-    """Return a database of about `size_mb` million bytes, made on the first call."""
+    """Return a database of about ``size_mb`` million bytes, generated on the first call."""
     path = folder / f"{'sqlcipher' if encrypted else 'plain'}-{size_mb}.db"
     if not path.exists():
         partial = path.with_suffix(".partial")
@@ -74,7 +74,7 @@ def database(folder: Path, size_mb: int, *, encrypted: bool = False) -> Path:
 
 
 def sql_dump(source: Path) -> Path:
-    """Return the dump of a plain database by the sqlite3 shell, made on the first call."""
+    """Return a plain database's dump by the sqlite3 shell, made on the first call."""
     path = source.with_suffix(".sql")
     if not path.exists():
         partial = path.with_suffix(".partial")
@@ -85,7 +85,7 @@ def sql_dump(source: Path) -> Path:
 
 
 def connect(path: Path, *, encrypted: bool) -> Any:
-    """Open `path` in either mode."""
+    """Open a database in either mode."""
     if not encrypted:
         return sqlite3.connect(path, isolation_level=None)
     from sqlcipher3 import dbapi2
@@ -97,7 +97,7 @@ def connect(path: Path, *, encrypted: bool) -> Any:
 
 
 def _fill(connection: Any, size: int) -> None:
-    """Mixed text, numbers and blobs in proportions of a shop: about a third is text that compresses well."""
+    """Fill it like a shop: text, numbers and blobs; about a third is text that compresses well."""
     rng = random.Random(size)
     words = [_word(rng) for _ in range(3000)]
     connection.execute("PRAGMA cache_size=-200000")
@@ -158,7 +158,7 @@ def _moment(rng: random.Random) -> int:
 def key(folder: Path, algorithm: str, passphrase: str = "") -> Key:
     """Return a key pair, made on the first call.
 
-    :param folder: with a short path, since the sockets of gpg's agent must fit.
+    :param folder: with a path short enough for the sockets of gpg's agent.
     """
     home = folder / f"gpg-{algorithm}"
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback"]
@@ -172,7 +172,7 @@ def key(folder: Path, algorithm: str, passphrase: str = "") -> Key:
 
 
 def settings(database_path: Path, backups: Path, public: bytes, *, encrypted: bool) -> dict[str, str]:
-    """Return the environment in which the tool works on a database."""
+    """Return the tool's environment for a database."""
     return os.environ | {
         "RUNTIME_ENVIRONMENT": "TEST",
         "DB_NAME": database_path.name,
@@ -185,7 +185,7 @@ def settings(database_path: Path, backups: Path, public: bytes, *, encrypted: bo
 
 
 def sample(folder: Path, size_mb: int, owner: Key, *, encrypted: bool = False) -> Sample:
-    """Return a database and its backup (made by database_backup.py, as the bot does), made on the first call."""
+    """Return a database and its backup by database_backup.py, made on the first call."""
     source = database(folder, size_mb, encrypted=encrypted)
     backups = folder / f"backups-{source.stem}-{owner.home.name}"
     if not any(backups.glob("*.gpg")):

@@ -1,4 +1,4 @@
-"""Running a command to its end, with its time or its peak memory, and comparing commands fairly."""
+"""Measures time or peak memory of commands, and compares commands fairly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Done:
-    """A command that ended with exit code 0."""
+    """A command that succeeded."""
 
     seconds: float
     output: str
@@ -24,8 +24,8 @@ class Done:
 def run(argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | None = None, secret: str = "") -> Done:
     """Run a command and return its time and output.
 
-    :param secret: a passphrase, given on a pipe; `{fd}` in the arguments becomes the number of its descriptor.
-    :raises RuntimeError: when it fails, with the end of what it said.
+    :param secret: passphrase, passed through a pipe; ``{fd}`` in the arguments is replaced by its descriptor.
+    :raises RuntimeError: when it fails, with the end of its standard error.
     """
     reader, writer = os.pipe()
     os.write(writer, secret.encode() + b"\n")
@@ -47,7 +47,7 @@ def run(argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | Non
 
 
 def interleave(contestants: Mapping[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
-    """Let contestants run in turns, so that a disturbance hits all of them; the first round only warms up."""
+    """Run contestants in turns, so that a disturbance affects all of them; the first round is warm-up."""
     runs: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(repeat + 1):
         for name, work in contestants.items():
@@ -58,7 +58,6 @@ def interleave(contestants: Mapping[str, Callable[[], float]], repeat: int) -> d
 
 
 def median(times: Sequence[float]) -> float:
-    """Return the median."""
     return statistics.median(times)
 
 
@@ -67,22 +66,20 @@ def median(times: Sequence[float]) -> float:
 
 @dataclass
 class Memory:
-    """Peaks in bytes. Files in a tmpfs are memory too, and belong to no process."""
+    """Peaks in bytes; files in a tmpfs are memory that belongs to no process."""
 
     process: int = 0
     largest_child: int = 0
     ram_files: int = 0
-    total: int = 0
-    """Of the sum over all processes and the tmpfs at one moment: less than the sum of the peaks."""
+    total: int = 0  # of all processes and the tmpfs together at one moment: less than the sum of the peaks
 
 
 def peak_memory(argv: Sequence[str], *, stdin: bytes, env: Mapping[str, str]) -> Memory:
-    """Run a command and return its peaks: of itself, of its largest descendant, and of the growth of its tmpfs.
+    """Run a command and return the peaks of its process, its largest descendant and the growth of its tmpfs.
 
-    The rusage of wait4 has one number for a process and all its children, hence the sampling, every 10 ms. The peaks
-    of processes are the kernel's (VmHWM); tmpfs use is looked at in the command's own mount namespace. Other
-    programs that fill a tmpfs meanwhile are counted as well; the page cache, which gives way, and gpg's agent
-    (a few MB), which is nobody's child, are not.
+    Sampled every 10 ms, since wait4 returns one number for a process and all its children. Process peaks are the
+    kernel's (VmHWM); tmpfs use is read in the command's own mount namespace. Included: other programs' tmpfs files.
+    Not included: the page cache, which the kernel reclaims, and gpg's agent (a few MB), which is not a descendant.
     """
     before = _tmpfs_use(os.getpid())
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
@@ -130,7 +127,7 @@ def _family(root: int) -> list[int]:
     family = [root]
     for member in family:
         family += [pid for pid, parent in parents.items() if parent == member]
-    # Between fork and exec a child still has its parent's memory, and command line.
+    # Between fork and exec a child still has its parent's memory and command line.
     own = _command(root)
     return [pid for pid in family if pid == root or _command(pid) != own]
 
@@ -143,7 +140,7 @@ def _command(pid: int) -> bytes:
 
 
 def _tmpfs_use(pid: int) -> int:
-    """Bytes in all tmpfs that a process sees."""
+    """Bytes used in all tmpfs visible to a process."""
     used = {}
     try:
         lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""The picture for the README: where the time goes, and how long the bot is down."""
+"""The chart in the README: restore time by stage, and downtime by size."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _bars(axes: Any, stages: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _merge(parts: Mapping[str, float]) -> dict[str, float]:
-    """Give the same work the same name; what takes under 1 % counts as the rest."""
+    """Give the same work the same name; less than 1 % counts as rest."""
     both_at_once = "decompress" not in parts  # as in the tool; the straightforward method has two stages
     merged: dict[str, float] = {}
     for name, seconds in parts.items():

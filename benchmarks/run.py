@@ -1,7 +1,7 @@
-"""Measure the tool beside the commands that an operator would type instead, in turns, on data made here.
+"""Compare the tool with the commands that an operator would type instead, in turns, on generated data.
 
     python benchmarks/run.py                     everything: about 17 minutes, and 5 GB in the data folder
-    python benchmarks/run.py --quick             small data, to see that it works; its ratios mean nothing
+    python benchmarks/run.py --quick             small data, to check that it works; its ratios mean nothing
     python benchmarks/run.py --only restore      one measure
 
 Prints a table and writes results.md, results.json and benchmark.svg. Needs a quiet machine.
@@ -39,7 +39,7 @@ NEEDED = ("bash", "gpg", "gunzip", "gzip", "sqlite3")
 
 # --- the rivals --------------------------------------------------------------------------------------------------
 
-# Prints the clock after each stage, for the picture.
+# Prints the time after each stage, for the chart.
 SHELL = """
 set -euo pipefail
 echo $EPOCHREALTIME
@@ -90,7 +90,7 @@ def bash(script: str, environment: Mapping[str, str]) -> Done:
 
 @dataclass
 class Row:
-    """One line of the table; the smaller the ratio, the better, and `aim` is its upper bound."""
+    """One line of the table; a smaller ratio is better, ``aim`` is its upper bound."""
 
     measure: str
     tool: str
@@ -102,7 +102,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """What all measures share: where the data lies, how often to run, and what was found."""
+    """State of all measures: folder of the data, number of runs, results."""
 
     folder: Path
     repeat: int
@@ -121,7 +121,7 @@ class Bench:
         return path
 
     def sample(self, size_mb: int, *, encrypted: bool = False) -> Sample:
-        """Return a database with a backup that a key without a passphrase opens (RSA-3072)."""
+        """Return a database with a backup for an RSA-3072 key without a passphrase."""
         owner = data.key(self.folder, "rsa3072")
         print(f"  data: {size_mb} MB{' SQLCipher' if encrypted else ''}", file=sys.stderr)
         return data.sample(self.folder, size_mb, owner, encrypted=encrypted)
@@ -151,7 +151,7 @@ class Job:
         return self.folder / "shop.db"
 
     def environment(self, public: bytes = b"") -> dict[str, str]:
-        """Return the environment that the tool and the shell commands run in."""
+        """Return the environment of the tool and the shell commands."""
         backups = self.folder / "backups"
         settings = data.settings(self.target, backups, public, encrypted=self.sample.encrypted)
         names = {
@@ -174,14 +174,14 @@ class Job:
         return base64.b64encode(self.sample.key.secret)
 
     def tool(self) -> float:
-        """Restore with the tool; no Docker, and no safety backup, since the rivals make none."""
+        """Restore with the tool, without Docker and safety backup, which the rivals do not have."""
         argv = self.argv("--no-restart", "--skip-backup")
         done = run(argv, stdin=self.key, env=self.environment(), secret=self.sample.key.passphrase)
         self.note("tool", done, stages_of(json.loads(done.output.splitlines()[-1])))
         return done.seconds
 
     def shell(self) -> float:
-        """Restore with the commands that one would type."""
+        """Restore with shell commands."""
         script = SHELL.replace("CHECK", CHECK_SQLCIPHER if self.sample.encrypted else CHECK_PLAIN)
         done = bash(script, self.environment())
         clock = [float(line) for line in done.output.split()]
@@ -196,7 +196,7 @@ class Job:
         return done.seconds
 
     def note(self, name: str, done: Done, stages: dict[str, float]) -> None:
-        """Keep the stages of a run; what they do not cover is start-up and the rest."""
+        """Record the stages of a run; the remaining time is start-up and rest."""
         rest = {"start-up and rest": max(0.0, done.seconds - sum(stages.values()))}
         self.details.setdefault(name, []).append((done.seconds, stages | rest))
 
@@ -206,7 +206,7 @@ class Job:
 
 
 def stages_of(report: dict[str, Any]) -> dict[str, float]:
-    """Return the tool's phases; of phases that overlap, each gets what it adds to the end."""
+    """Return the tool's phases; a phase that overlaps an earlier one counts with the time that it adds."""
     stages: dict[str, float] = {}
     end = 0.0
     for phase in report["phases"]:
@@ -223,7 +223,7 @@ def stages_of(report: dict[str, Any]) -> dict[str, float]:
 
 
 def measure_restore(bench: Bench) -> None:
-    """Restore a plain database: against the shell, the straightforward method and the limit."""
+    """Restore a plain database, compared with the shell, the straightforward method and the limit."""
     sample = bench.sample(bench.plain_mb)
     job = Job(sample, bench.work("restore"))
     parts = limit_parts(sample, job.folder)
@@ -239,7 +239,7 @@ def measure_restore(bench: Bench) -> None:
 
 
 def limit_parts(sample: Sample, folder: Path) -> dict[str, Callable[[], float]]:
-    """Return what no tool can do without, each to be timed alone: a tool can only overlap it."""
+    """Return the steps that every tool needs, timed alone: a tool can only overlap them."""
     gpg = ["gpg", "--homedir", str(sample.key.home), "--quiet", "--batch", "-d", str(sample.backup)]
     compressed = folder / "image.gz"
     with compressed.open("wb") as file:
@@ -253,14 +253,14 @@ def limit_parts(sample: Sample, folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that something takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def decompress(path: Path) -> None:
-    """Decompress with ISA-L, keeping nothing."""
+    """Decompress with ISA-L and discard the output."""
     from isal import isal_zlib
 
     member = isal_zlib.decompressobj(31)
@@ -270,16 +270,16 @@ def decompress(path: Path) -> None:
 
 
 def integrity_check(path: Path) -> float:
-    """Check an image that already is in RAM."""
+    """Check an image in RAM."""
     image = bytearray(path.read_bytes())
-    image[18:20] = b"\1\1"  # one in WAL mode cannot be opened in memory
+    image[18:20] = b"\1\1"  # a database in WAL mode cannot be opened in memory
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.deserialize(image)
         return timed(lambda: connection.execute("PRAGMA integrity_check").fetchall())
 
 
 def write_and_sync(source: Path, path: Path) -> float:
-    """Write a file of that size durably."""
+    """Write a copy of a file durably."""
     content = memoryview(source.read_bytes())
 
     def work() -> None:
@@ -302,7 +302,7 @@ def measure_sqlcipher(bench: Bench) -> None:
 
 
 def measure_fixed(bench: Bench) -> None:
-    """Restore almost nothing, with a key that costs something: RSA-4096 with a passphrase."""
+    """Restore 1 MB with an expensive key: RSA-4096 with a passphrase."""
     owner = data.key(bench.folder, "rsa4096", data.KEY_PASSPHRASE)
     job = Job(data.sample(bench.folder, 1, owner), bench.work("fixed"))
     secret = job.folder / "key"
@@ -328,7 +328,7 @@ def measure_create(bench: Bench) -> None:
 
 
 def measure_dump(bench: Bench) -> None:
-    """Restore an SQL dump, as backups of older bots are, into either mode; and the rate at which it is loaded."""
+    """Restore an SQL dump, as in backups of older bots, in both modes, and measure the loading rate."""
     source = bench.sample(bench.sqlcipher_mb)
     dump = data.sql_dump(source.database)
     for encrypted in (False, True):
@@ -343,7 +343,7 @@ def measure_dump(bench: Bench) -> None:
 
 
 def measure_downtime(bench: Bench) -> None:
-    """Time the gap between the bot's end and its new start, at several sizes, in both orders of phases."""
+    """Measure the bot's downtime at several sizes, in both orders of phases."""
     for size_mb in bench.sizes:
         sample = bench.sample(size_mb)
         folder = bench.work(f"bot-{size_mb}")
@@ -363,7 +363,7 @@ def measure_downtime(bench: Bench) -> None:
 
 
 def downtime_contestants(sample: Sample, bot: Bot) -> dict[str, Callable[[], float]]:
-    """Return restores that take the bot down and up again, and say for how long it was down."""
+    """Return restores that stop and start the bot and return its downtime."""
     job = Job(sample, bot.database.parent)
     environment = job.environment() | bot.environment
     argv = job.argv("--skip-backup", "--compose-file", str(bot.compose_file))
@@ -383,7 +383,7 @@ def downtime_contestants(sample: Sample, bot: Bot) -> dict[str, Callable[[], flo
 
 
 def measure_memory(bench: Bench) -> None:
-    """Take the peak of memory, with and without a safety backup: each case is run once."""
+    """Measure peak memory, with and without a safety backup, one run each."""
     cases = [(size_mb, False) for size_mb in sorted({*bench.sizes, bench.plain_mb})] + [(bench.sqlcipher_mb, True)]
     for size_mb, encrypted in cases:
         sample = bench.sample(size_mb, encrypted=encrypted)
@@ -401,7 +401,7 @@ def measure_memory(bench: Bench) -> None:
 
 
 def measure_growth(bench: Bench) -> None:
-    """Restore at several sizes: what one more 100 MB costs must not grow."""
+    """Restore at several sizes: the cost of each further 100 MB must not grow."""
     samples = {size_mb: bench.sample(size_mb) for size_mb in bench.sizes}
     jobs = {size_mb: Job(sample, bench.work(f"growth-{size_mb}")) for size_mb, sample in samples.items()}
     runs = interleave({str(size_mb): job.tool for size_mb, job in jobs.items()}, bench.repeat)
@@ -444,7 +444,7 @@ def table(rows: list[Row]) -> str:
 
 
 def machine() -> dict[str, str | float | None]:
-    """Return what the absolute times depend on."""
+    """Return the properties of this machine that the times depend on."""
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
     gpg = subprocess.check_output(["gpg", "--version"], text=True).splitlines()[0]
     return {
@@ -464,7 +464,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="small data and one run of each")
     add("--sizes", default="", metavar="MB,MB,…", help="sizes for downtime, memory and growth (default: 10,100,1000)")
-    add("--repeat", type=int, default=0, metavar="N", help="runs of each contestant, besides a first one to warm up")
+    add("--repeat", type=int, default=0, metavar="N", help="runs of each contestant, after one warm-up run")
     add("--only", action="append", choices=MEASURES, help="only this measure (may be repeated)")
     add("--data", type=Path, default=Path(tempfile.gettempdir()) / "restore-benchmark", help="folder of the data")
     add("--out", type=Path, default=Path(__file__).with_name("results"), help="folder of the results")
@@ -483,19 +483,19 @@ def main() -> int:
     sizes_mb = sorted(int(size) for size in (given.sizes or sizes).split(","))
     bench = Bench(given.data.absolute(), given.repeat or repeat, plain_mb, sqlcipher_mb, sizes_mb)
     if os.getloadavg()[0] > 0.5:
-        print("⚠️  other programs are busy: the ratios may hold, the times will not", file=sys.stderr)
+        print("⚠️  other programs are running: times are not reliable, ratios may be", file=sys.stderr)
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.only or MEASURES:
         print(f"{name} …", file=sys.stderr)
         MEASURES[name](bench)
-        save(bench, given.out)  # each time, so that a run that is cut off has not been in vain
+        save(bench, given.out)  # after each measure, so that an interrupted run keeps its results
     shutil.rmtree(bench.folder / "work", ignore_errors=True)
     print(table(bench.rows))
     return 0
 
 
 def save(bench: Bench, folder: Path) -> None:
-    """Write what was measured so far."""
+    """Write the results so far."""
     results = {"machine": machine(), "repeat": bench.repeat, "rows": [asdict(row) for row in bench.rows]}
     results |= {"stages": bench.stages, "downtime": bench.downtime}
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

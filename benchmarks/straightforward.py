@@ -1,4 +1,4 @@
-"""The straightforward method, as a reference: each step finishes before the next begins, everything held whole.
+"""The straightforward method, as a reference: one step after another, with all data in memory.
 
     straightforward.py BACKUP TARGET < binary private key without a passphrase
 
@@ -32,7 +32,7 @@ def restore(backup: Path, target: Path, key: bytes) -> dict[str, float]:
     image = io.BytesIO(gzip.decompress(decrypted.data))
     marks.append(time.monotonic())
     checked = bytearray(image.getvalue())
-    checked[18:20] = b"\1\1"  # an image in WAL mode cannot be opened in memory
+    checked[18:20] = b"\1\1"  # a database in WAL mode cannot be opened in memory
     connection = sqlite3.connect(":memory:")
     connection.deserialize(checked)
     if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes docs/restore.svg, the picture of a restore in README.md: `sudo python docs/picture.py`.
 
-A shop with a real bot in a container, on an engine that runs already; its restore on a terminal of 80 columns. What
-rich drew there in colour is drawn by rich once more. Names and numbers are those of this very run.
+It shows a real run: a shop with a bot in a container, restored on a terminal of 80 columns, rendered by rich. Needs a
+running Docker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
 
 
 def main() -> None:
-    """Make the shop, restore it, draw what was seen."""
+    """Make a shop, restore it, draw the terminal."""
     with tempfile.TemporaryDirectory(prefix="picture-") as folder, gpg_home() as home:
         keys = make_keys(home)
         (Path(folder) / "docker").mkdir()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def restore(shop: BotShop, key: str, passphrase: str) -> str:
-    """What the terminal shows during a restore, the command included."""
+    """Restore the shop and return what the terminal showed, with the command."""
     with closing(shop.connect()) as connection:
         connection.execute("CREATE TABLE photos (id INTEGER PRIMARY KEY, content BLOB)")
         for _ in range(30):
@@ -71,7 +71,7 @@ def restore(shop: BotShop, key: str, passphrase: str) -> str:
     checksum = Path(f"{made}.sha256").read_text().replace(made.name, Path(BACKUP).name)
     (shop.path / f"{BACKUP}.sha256").write_text(checksum)
     with closing(shop.connect()) as connection:
-        connection.execute("DELETE FROM orders WHERE id > 40")  # the mistake that is to be undone
+        connection.execute("DELETE FROM orders WHERE id > 40")  # the mistake to undo
         connection.execute("DELETE FROM items WHERE order_id > 40")
     shop.wait_health("healthy")
     env = shop.environment({"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
@@ -88,7 +88,7 @@ def restore(shop: BotShop, key: str, passphrase: str) -> str:
         terminal.end()
     if code:
         raise SystemExit(f"the restore ended with {code}:\n{terminal.output}")
-    # Said only on machines that keep even root from looking at process 1.
+    # Printed only on machines where even root must not inspect process 1.
     shown = re.sub(r"⚠️  cannot verify [^\n]*\n", "", terminal.output)
     return f"$ python restore_backup.py {BACKUP}\r\n{shown}".replace(str(shop.path), "/srv/shopbot")
 
@@ -97,7 +97,7 @@ TOKEN = re.compile(r"\x1b\[(?P<number>[0-9;?]*)(?P<what>[A-Za-z])|(?P<end>\r?\n)
 
 
 def final_lines(shown: str) -> list[str]:
-    """What stays on the screen, as a terminal does it: progress is erased, long lines are broken."""
+    """Return what remains on the screen, like a terminal: progress is erased, long lines are wrapped."""
     lines = [""]
     row = 0
     for token in TOKEN.finditer(shown):
@@ -110,17 +110,17 @@ def final_lines(shown: str) -> list[str]:
             lines[row] = ""
         elif token["text"]:
             lines[row] += token["text"]
-    # Most terminals give a sign with a variation selector one cell; rich would give it two.
+    # Most terminals show a character with a variation selector in one cell, rich in two.
     narrow = [line.replace("\ufe0f", "") for line in lines]
     return [part for line in narrow for part in chop_cells(line, COLUMNS) or [""]]
 
 
-# In an element of its own each is put into its own cell, whatever width the reader's font gives it.
+# Each in an element of its own, so that it has its own cell, whatever its width in the reader's font.
 OWN_CELL = re.compile(r"^ +|[\U0001F300-\U0001FAFF\u2600-\u27BF]\ufe0f?")
 
 
 def draw(shown: str) -> None:
-    """Export the picture with rich."""
+    """Write the picture with rich."""
     lines = "\n".join(final_lines(shown)).rstrip().split("\n")
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
@@ -129,7 +129,7 @@ def draw(shown: str) -> None:
             text.highlight_regex(OWN_CELL, "not bold")
             console.print(text, highlight=False, crop=False)
     picture = console.export_svg(title="ssh -t host", unique_id="restore")
-    # Readers' machines shall not ask somebody's server for a font.
+    # Readers' machines must not fetch a font from a server.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     (ROOT / "docs/restore.svg").write_text(picture, encoding="utf-8")
     print(f"docs/restore.svg: {len(lines)} lines")

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Proves from the machine that keeps the private key that the newest backup on the host can be restored. Touches nothing.
+# Verifies, from the machine that has the private key, that the newest backup on the host can be restored. Changes nothing.
 #
 #   verify-newest.sh HOST [FOLDER]
 #
-# KEY_COMMAND and PASSPHRASE_COMMAND print the key (base64) and its passphrase; both travel through the connection only.
-# Silent when all is well, so that cron writes a mail only when it is not. The exit code is that of restore_backup.py.
+# KEY_COMMAND and PASSPHRASE_COMMAND print the key (base64) and its passphrase; both are sent through the connection only.
+# Prints nothing on success, so that cron mails failures only. The exit code is that of restore_backup.py.
 set -euo pipefail
 
 host=${1:?which host?}
