@@ -83,8 +83,7 @@ class DatabaseBackup:
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
         self._quiet = quiet
-        self.progress: Callable[[int], object] = lambda _: None
-        """Is told how many bytes of the database have been read for the backup."""
+        self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
 
     def create_backup(self, compress: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
@@ -324,15 +323,12 @@ class DatabaseBackup:
         for path in self.backup_dir.glob(".db_backup_*.tmp"):
             with contextlib.suppress(OSError), open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
                 if flock(file.fileno(), fcntl.LOCK_EX):
-                    if os.fstat(file.fileno()).st_nlink > 1:
-                        self._remove_checksum_of_nothing(path)
+                    # a checksum got its name before the process was killed, and its backup never did
+                    named = os.fstat(file.fileno()).st_nlink > 1
+                    for checksum in self.backup_dir.glob("db_backup_*.sha256") if named else ():
+                        if checksum.samefile(path) and not checksum.with_suffix("").exists():
+                            checksum.unlink()
                     path.unlink()
-
-    def _remove_checksum_of_nothing(self, temporary: Path) -> None:
-        """Remove the name that a checksum got before its process was killed, when its backup never got one."""
-        for checksum in self.backup_dir.glob("db_backup_*.sha256"):
-            if checksum.samefile(temporary) and not checksum.with_suffix("").exists():
-                checksum.unlink()
 
 
 # --- command line ------------------------------------------------------------------------------------------------

@@ -140,8 +140,7 @@ class Restorer:
         self.console = report.console
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
-        self.beside = ThreadPoolExecutor(1)
-        """Single worker, concurrent with the check: a third thread would only slow it down on two cores."""
+        self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
     def restore(self) -> None:
         """Restore the backup; an OperatorError has the exit code of what went wrong, and the state that leaves."""

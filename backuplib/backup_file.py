@@ -136,8 +136,7 @@ class BackupFile:
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path = path
-        self.expected = recorded_checksum(path)
-        """SHA-256 that the file must have, if that is known: from beside it, or from when it was read before."""
+        self.expected = recorded_checksum(path)  # SHA-256, if known: from beside it, or from when it was read before
         self._unreported = self.expected is not None
         try:
             self._file = open_regular(path)

@@ -76,8 +76,6 @@ class Switch:
                 f"cannot write in {self.journal.target.parent}: {error.strerror}", hint=CHECK_DISK
             ) from None
 
-    # --- forward -----------------------------------------------------------------------------------------------
-
     def stop_services(self) -> None:
         """Stop the services.
 
@@ -168,8 +166,6 @@ class Switch:
         self.journal.state = "committed"
         self.journal.write()
 
-    # --- back --------------------------------------------------------------------------------------------------
-
     def roll_back(self, error: BaseException) -> None:
         """Take back what a run did that failed, and raise what tells the state things are in.
 
@@ -231,8 +227,6 @@ class Switch:
         where += "; the services may be down" if self.project else ""
         return RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
 
-    # --- after an interruption ---------------------------------------------------------------------------------
-
     def resume(self) -> None:
         """End a restore that was interrupted: with the new database if that is live and sound, else with the old one.
 
@@ -240,12 +234,17 @@ class Switch:
         :raises RollbackFailedError: manual intervention required.
         """
         try:
-            if self.journal.state == "switching" and self.journal.new_is_live:
+            if self.journal.state == "committed":
+                self.start_services()
+            elif self.journal.state == "switching" and self.journal.new_is_live:
                 self._finish_or_undo()
-            elif self.journal.state == "committed":
-                self._start_committed()
             else:
                 self.undo()
+        except ServicesDownError as error:
+            if self.journal.state == "committed":
+                known = "whether the services run is not known" if error.state else "but the services are NOT running"
+                error.state = f"The restored database is live, {known}."
+            raise
         except OSError as error:
             raise self._stuck(f"the recovery cannot go on: {explain(error)}") from None
         self.clear_away()
@@ -260,16 +259,6 @@ class Switch:
         else:
             self.commit()
             self.report.console.line("✅ The restore is finished: the new database is live")
-
-    def _start_committed(self) -> None:
-        try:
-            self.start_services()
-        except ServicesDownError as error:
-            known = "whether the services run is not known" if error.state else "but the services are NOT running"
-            error.state = f"The restored database is live, {known}."
-            raise
-
-    # --- what is left ------------------------------------------------------------------------------------------
 
     def clear_away(self) -> None:
         """At the end: keep what was written after the safety backup, then remove the old database and the journal."""

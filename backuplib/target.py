@@ -70,8 +70,6 @@ class Target:
         refuse_irregular(sidecars(target.path))
         return target
 
-    # --- names ---
-
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(f"{self.path.name}.restore-{suffix}")
 
@@ -92,8 +90,6 @@ class Target:
             if not path.exists():
                 return path
             time.sleep(1 - time.time() % 1)
-
-    # --- looks ---
 
     @property
     def exists(self) -> bool:
@@ -196,8 +192,6 @@ class Target:
                 hint=f"Make room: df -h {quoted(folder)}",
             )
 
-    # --- changes ---
-
     def clear_leftovers(self) -> None:
         """Remove what a run left that was killed before its switch; the lock says that none is alive."""
         copies = self.path.parent.glob(f"{glob.escape(self.path.name)}.backup-*.restore-new")
@@ -206,7 +200,7 @@ class Target:
     def write_candidate(self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None) -> Identity:
         """Write the new file beside the target: complete, durable, with owner and mode, read back; return its identity.
 
-        :raises RefusedError: when it cannot be written; it is gone then.
+        :raises RefusedError: when it cannot be written.
         """
         path, folder = self.candidate, self.path.parent
         try:
@@ -232,9 +226,6 @@ class Target:
                 f"the new database cannot be written in {folder}: {error.strerror}",
                 hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {quoted(folder)}",
             ) from None
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
         return file_identity(path)
 
 
