@@ -461,9 +461,6 @@ class _Loader:
         return DumpError(reason, self._line, self._statement, sql)
 
 
-# --- text --------------------------------------------------------------------------------------------------------
-
-
 def _unquoted(name: bytes) -> str:
     """A table's name as SQLite compares it."""
     quote = name[:1]
