@@ -50,19 +50,13 @@ _EXPORTING = frozenset({
 
 @dataclass(frozen=True)
 class Source:
-    """What a backup holds.
+    """What a backup holds."""
 
-    :param name: "SQLite", "SQLCipher 4", "SQLCipher 3", …, or "SQL dump".
-    :param version: of SQLCipher; 0 when it is not encrypted.
-    :param key: as `PRAGMA key` takes it.
-    :param as_configured: the bot can open it without conversion.
-    """
-
-    name: str
-    version: int = 0
-    key: str = field(default="", repr=False)
+    name: str  # "SQLite", "SQLCipher 4", "SQLCipher 3", …, or "SQL dump"
+    version: int = 0  # of SQLCipher; 0: not encrypted
+    key: str = field(default="", repr=False)  # as `PRAGMA key` takes it
     page_size: int = 0
-    as_configured: bool = False
+    as_configured: bool = False  # the bot can open it without conversion
 
     @property
     def is_dump(self) -> bool:

@@ -25,14 +25,7 @@ class Access:
 
 
 class Credentials:
-    """Where the private key and the passphrases come from.
-
-    :param key_stdin: read the key from standard input.
-    :param passphrase: the key's, from a descriptor.
-    :param passphrase_command: command whose first line of output is the key's passphrase.
-    :param db_pass: passphrase of the database in the backup, from a descriptor.
-    :param ask_db_pass: ask for that passphrase.
-    """
+    """Supplies the private key, its passphrase, and ``db_pass``, the passphrase of the database in the backup."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
-from backuplib.formatting import plural
+from backuplib.formatting import plural, quoted
 from backuplib.secret import Secret
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def refuse_irregular(files: list[Path]) -> None:
     for path in files:
         if not path.is_file():
             raise UnsuitableTargetError(
-                f"{path} is not a regular file", hint=f"Find out who made it, then remove it: ls -l {path}"
+                f"{path} is not a regular file", hint=f"Find out who made it, then remove it: ls -l {quoted(path)}"
             )
 
 
@@ -165,7 +165,7 @@ def _unsafe_functions(module: Any) -> frozenset[str]:
 
 
 def check_database(engine: Engine, path: Path) -> str:
-    """Check a database file that nobody else has open, and return the result for people, or raise as below."""
+    """Check a database file that nobody else has open; return the result for people, or raise UnsoundBackupError."""
     try:
         with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
             tables = check_integrity(engine, connection, path.stat().st_size)

@@ -12,11 +12,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 class GzipDecoder:
-    """Decompresses a gzip stream of one or more members.
-
-    :param sink: receives the content.
-    :param limit: maximum bytes of content.
-    """
+    """Decompresses a gzip stream of one or more members into ``sink``, up to ``limit`` bytes."""
 
     def __init__(self, sink: Callable[[bytes], object], limit: int) -> None:
         from isal import isal_zlib
@@ -74,11 +70,7 @@ def _gzip_error(reason: str) -> DamagedGzipError:
 
 
 class GzipReader:
-    """Reads a file as a gzip stream.
-
-    :param level: 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L.
-    :param progress: receives the number of bytes read from the file.
-    """
+    """Reads a file as a gzip stream: level 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L."""
 
     def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
         from isal import isal_zlib
@@ -93,7 +85,7 @@ class GzipReader:
         """Return up to ``size`` bytes of the gzip stream, b"" at its end."""
         while not (data := self._pending.read(size)) and self._compressor:
             piece = self._file.read(CHUNK)
-            self._progress(self._file.tell())
+            self._progress(self._file.tell())  # bytes read from the file
             self._pending = io.BytesIO(self._compressor.compress(piece) if piece else self._compressor.flush())
             if not piece:
                 self._compressor = None

@@ -26,10 +26,9 @@ SQLITE_DBCONFIG_DEFENSIVE = 1010  # from sqlite3.h: no SQL can corrupt the datab
 
 
 class DatabaseImage:
-    """The restored database as bytes in memory, filled from the decrypted stream.
+    """The restored database as bytes in memory, filled from the decrypted stream, up to ``limit`` bytes.
 
-    :param limit: maximum size in bytes.
-    :param bare: the stream is the database itself: a SQLCipher database may begin like gzip by chance.
+    ``bare``: the stream is the database itself; a SQLCipher database may begin like gzip by chance.
     """
 
     def __init__(self, limit: int, *, bare: bool = False) -> None:

@@ -97,9 +97,8 @@ class Keyring:
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            raise UnusablePublicKeyError(
-                f"PGP_PUBLIC_KEY_BASE64 {what}", hint="Set it to the output of: gpg --export KEY-ID | base64 -w0"
-            )
+            hint = "Set it to the output of: gpg --export KEY-ID | base64 -w0"
+            raise UnusablePublicKeyError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
         return str(result.fingerprints[0])
 
     def import_private(self, key: Secret) -> ImportedKey:
@@ -113,7 +112,7 @@ class Keyring:
             self._ask_agent("GETINFO version")  # raises when there is no agent; gpg does not tell
         if not result.sec_read or not result.sec_imported or not secret:
             if result.imported and not result.sec_read:
-                raise KeyHasNoSecretPartError("not a private key: that is a public key")
+                raise KeyHasNoSecretPartError("that is a public key, not a private key")
             if result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
                 raise UnusableKeyError("the private key is truncated or corrupted")
             raise UnusableKeyError("not an OpenPGP key")
@@ -132,9 +131,7 @@ class Keyring:
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
         except CommandError as error:
-            raise MissingProgramError(
-                f"cannot use gpg-agent: {error}", hint="Install it: apt-get install gnupg"
-            ) from None
+            raise MissingProgramError(f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg") from None
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.

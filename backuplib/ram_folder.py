@@ -60,13 +60,10 @@ def enter_private_mounts() -> None:
 
 
 class RamFolder:
-    """A private folder in RAM (mode 0700), removed when closed and when this process is killed.
+    """A private folder in RAM (mode 0700) for ``need`` bytes, removed when closed and when this process is killed.
 
     A tmpfs that cannot be swapped out if :func:`enter_private_mounts` succeeded, else a folder in XDG_RUNTIME_DIR or
-    /dev/shm. Never on a disk.
-
-    :param need: bytes that it has to hold.
-    :raises NoMemoryError: when no RAM folder has that much room.
+    /dev/shm. Never on a disk: NoMemoryError when neither has that much room.
     """
 
     private_mounts: ClassVar[bool] = False

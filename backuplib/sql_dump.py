@@ -60,8 +60,8 @@ _FUNCTIONS = frozenset(
 
 # --- how a dump is cut into statements ---------------------------------------------------------------------------
 
-# Possessive groups end with (?!), which never matches: before Python 3.11.5 such a group kept its position when its
-# last alternative failed halfway (https://github.com/python/cpython/issues/106052).
+# Possessive groups end with (?!), which never matches: before Python 3.11.5 a group did not step back when its last
+# alternative failed halfway (https://github.com/python/cpython/issues/106052).
 _TRIVIA = rb"(?:[ \t\r\n\f]++|--[^\n]*+(?:\n|\Z)|/\*(?s:.*?)\*/|(?!))*+"
 _TO_SEMICOLON = (
     rb"""(?:[^'"`\[;/-]++|'[^']*+'|"[^"]*+"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+\n|/\*(?s:.*?)\*/|-(?!-)|/(?!\*)|(?!))*+;"""
@@ -459,9 +459,6 @@ class _Loader:
 
     def _error(self, reason: str, sql: bytes = b"") -> DumpError:
         return DumpError(reason, self._line, self._statement, sql)
-
-
-# --- text --------------------------------------------------------------------------------------------------------
 
 
 def _unquoted(name: bytes) -> str:

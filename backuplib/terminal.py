@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import termios
 from collections.abc import Callable, Iterator, Sequence
 
 from backuplib.console import in_words, shown_encoding
@@ -35,8 +36,6 @@ class Terminal:
     def ask(self, question: str) -> str:
         """Ask for a line; input typed before the question is discarded."""
         with self._opened() as (reader, write):
-            import termios
-
             termios.tcflush(reader, termios.TCIFLUSH)
             write(question)
             line = b""
@@ -75,8 +74,6 @@ class Terminal:
 
     def private_key(self) -> Secret:
         """Ask for the private key, without echo: one line of any length, or several lines up to Ctrl-D."""
-        import termios
-
         with self._opened() as (reader, write):
             before = termios.tcgetattr(reader)
             raw = termios.tcgetattr(reader)
@@ -101,8 +98,6 @@ class Terminal:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
-        import termios
-
         with hangup_when_lost():
             # os.open: in text mode, open() seeks, which fails on a terminal
             descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -116,8 +111,6 @@ class Terminal:
 @contextlib.contextmanager
 def hangup_when_lost() -> Iterator[None]:
     """End the run like SIGHUP when the terminal is gone: the signal may come later, or only to a parent."""
-    import termios
-
     try:
         yield
     except (OSError, termios.error) as error:
