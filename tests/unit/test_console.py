@@ -153,6 +153,10 @@ def test_warning_is_said_on_one_line_and_noted(report: Report, screen: io.String
 # --- where errors end ------------------------------------------------------------------------------------------------
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "identity"),
     [
@@ -174,7 +178,7 @@ def test_each_error_ends_with_its_code_identity_and_state(
     report: Report, screen: io.StringIO, error: BaseException, code: int, identity: str
 ) -> None:
     with report.failures():
-        raise error
+        fail(error)
     assert report.exit_code == code
     assert report.error
     assert report.error["id"] == identity
@@ -186,7 +190,7 @@ def test_each_error_ends_with_its_code_identity_and_state(
 )
 def test_error_without_a_class_of_its_own_ends_like_any_other(report: Report) -> None:
     with report.failures():
-        raise OperatorError("x")
+        fail(OperatorError("x"))
     assert report.exit_code == 3
 
 
@@ -198,13 +202,13 @@ def test_success_is_no_error(report: Report) -> None:
 
 def test_bug_is_told_with_its_traceback(report: Report, screen: io.StringIO) -> None:
     with report.failures():
-        raise ValueError("x")
+        fail(ValueError("x"))
     assert "test_bug_is_told_with_its_traceback" in screen.getvalue()
 
 
 def test_hint_and_state_of_an_error_are_said(report: Report, screen: io.StringIO) -> None:
     with report.failures():
-        raise RefusedError("what", hint="do this", state="All is well.")
+        fail(RefusedError("what", hint="do this", state="All is well."))
     assert "do this" in screen.getvalue()
     assert "All is well." in screen.getvalue()
     assert ExitCode.REFUSED.state not in screen.getvalue()
@@ -213,7 +217,7 @@ def test_hint_and_state_of_an_error_are_said(report: Report, screen: io.StringIO
 def test_failure_when_all_is_done_says_that_the_database_is_restored(report: Report, screen: io.StringIO) -> None:
     with report.failures():
         report.outcome = "restored"
-        raise OSError(5, "Input/output error")
+        fail(OSError(5, "Input/output error"))
     assert RESTORED in screen.getvalue()
 
 
