@@ -280,6 +280,35 @@ def test_where_no_database_was_there_is_none_again(scene: Scene) -> None:
     assert scene.names == []
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_sidecars_of_an_empty_or_missing_database_come_back_with_it(scene: Scene, missing: bool) -> None:
+    """Opening it would remove them; the rows may be in the WAL still."""
+    wal = Path(f"{scene.target.path}-wal")
+    before = wal.read_bytes()
+    if missing:
+        scene.target.path.unlink()
+    else:
+        os.truncate(scene.target.path, 0)
+    exchanged(scene)
+    assert not wal.exists()
+    assert scene.live == NEW
+    switch = scene.next_run()
+    switch.undo()
+    switch.clear_away()
+    assert wal.read_bytes() == before
+    assert scene.names == (["shop.db-wal"] if missing else ["shop.db", "shop.db-wal"])
+
+
+def test_old_database_does_not_meet_the_sidecars_of_the_new_one(scene: Scene) -> None:
+    """Where the new one cannot be opened, SQLite does not remove them."""
+    exchanged(scene)
+    scene.target.path.write_bytes(b"noise" * 3000)
+    Path(f"{scene.target.path}-shm").write_bytes(b"stale" * 1000)
+    scene.next_run().undo()
+    assert "shop.db-shm" not in scene.names
+    assert scene.live == OLD
+
+
 @pytest.mark.xfail(reason="SQLite folds the WAL when a database that it cannot read is closed")
 def test_unreadable_database_comes_back_byte_for_byte_with_its_sidecars(scene: Scene) -> None:
     wal = Path(f"{scene.target.path}-wal")
