@@ -1,5 +1,7 @@
 """Fixtures of the unit tests: one module of backuplib each, real files, no shop, no containers."""
 
+import contextlib
+import io
 import signal
 from collections.abc import Iterator
 
@@ -21,6 +23,13 @@ def signals() -> Iterator[Signals]:
 
 
 @pytest.fixture
-def report(signals: Signals, capsys: pytest.CaptureFixture[str]) -> Report:
-    """A report whose console writes to what capsys reads."""
-    return Report(Console(), signals)
+def screen() -> io.StringIO:
+    """What the operator reads, results and all; it shows ASCII only."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def report(signals: Signals, screen: io.StringIO) -> Report:
+    """A report whose console writes to the screen."""
+    with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(screen):
+        return Report(Console(), signals)

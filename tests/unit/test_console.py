@@ -1,0 +1,234 @@
+"""Lines that steer no terminal, streams that may break, and the one place where errors end."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from backuplib.console import LOG_NAME, OUTCOME, RESTORED, Console, Report, Step, Unbreakable, in_words, last_outcome
+from backuplib.errors import (
+    ExitCode,
+    OperatorError,
+    RefusedError,
+    RollbackFailedError,
+    UsageError,
+    WrongKeyError,
+)
+from backuplib.processes import Interrupted, Signals
+
+# --- words and streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_pictures_are_words_where_they_cannot_be_shown(encoding: str) -> None:
+    text = in_words("✅ ok ❌ ⚠️  🔓 Decrypting…", encoding)
+    text.encode(encoding)
+    assert [text.count(word) for word in ("[ok]", "[FAILED]", "[!]", "...")] == [1, 1, 1, 1]
+    assert "Decrypting" in text
+
+
+def test_pictures_are_pictures_where_they_can_be_shown() -> None:
+    assert in_words("✅ ⚠️  …", "utf-8") == "✅ ⚠️  …"
+
+
+def test_reader_that_has_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True) as stream:
+        unbreakable = Unbreakable(stream)
+        assert unbreakable.write("text\n") == 5
+        unbreakable.flush()
+        assert not unbreakable.isatty()
+
+
+def test_stream_that_is_closed_is_no_error() -> None:
+    stream = io.StringIO()
+    unbreakable = Unbreakable(stream)
+    stream.close()
+    unbreakable.write("text")
+    assert not unbreakable.isatty()
+
+
+@pytest.mark.parametrize("char", ["\x1b", "\r", "\b", "\t", "\x7f", "\x9b", "\0"])
+def test_no_line_steers_the_terminal(report: Report, screen: io.StringIO, char: str) -> None:
+    report.console.line(f"a{char}b")
+    assert screen.getvalue() == "a b\n"
+
+
+def test_json_stands_alone_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    console = Console(as_json=True)
+    console.line("progress")
+    console.result("result")
+    console.json({"a": "ä"})
+    assert json.loads(out.getvalue()) == {"a": "ä"}
+    assert err.getvalue() == "progress\nresult\n"
+
+
+@pytest.mark.parametrize(("label", "wide"), [("a", 0), ("🔓 a", 1), ("⚙️  a", -1), ("📦📦", 2)])
+def test_columns_of_a_label_beyond_its_characters(label: str, wide: int) -> None:
+    assert Step(label).wide == wide
+
+
+def test_step_says_its_notes_and_its_result_or_that_it_failed(report: Report, screen: io.StringIO) -> None:
+    with report.console.step("Checking...") as step:
+        step.notes.append("a note")
+        step.done("fine")
+    note, result = screen.getvalue().splitlines()
+    assert note == "a note"
+    assert result.startswith("Checking...")
+    assert result.endswith("fine")
+    with pytest.raises(RefusedError), report.console.step("Failing..."):
+        raise RefusedError("x")
+    assert screen.getvalue().splitlines()[-1].endswith("[FAILED]")
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_outcome_of_the_last_run_is_read_from_the_log(report: Report, tmp_path: Path) -> None:
+    assert last_outcome(tmp_path) == ""
+    assert report.console.log_to(tmp_path) == tmp_path / LOG_NAME
+    report.console.line("a line")
+    killed = last_outcome(tmp_path)
+    assert "a line" not in killed
+    assert str(os.getpid()) in killed
+    report.console.record(f"{OUTCOME}restored")
+    report.console.close()
+    assert last_outcome(tmp_path).endswith(f"{os.getpid()} restored")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_log_that_is_no_file_is_neither_written_to_nor_waited_for(report: Report, tmp_path: Path, kind: str) -> None:
+    log, victim = tmp_path / LOG_NAME, tmp_path / "victim"
+    if kind == "pipe":
+        os.mkfifo(log)
+    elif kind == "link":
+        log.symlink_to(victim)
+    else:
+        log.mkdir()
+    assert report.console.log_to(tmp_path) is None
+    assert not victim.exists()
+    if kind != "link":
+        assert last_outcome(tmp_path)  # that it is not known
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_report_has_null_for_what_there_is_none_of(report: Report) -> None:
+    told = report.as_dict()
+    json.dumps(told)
+    assert not {"console", "signals", "started"} & {*told}
+    assert told["backup"] is None
+    assert told["safety_backup"] is None
+    assert told["outcome"] == "failed"
+    assert told["exit_code"] == 0
+    assert told["error"] is None
+    assert told["warnings"] == []
+
+
+def test_phase_is_noted_also_when_it_fails(report: Report) -> None:
+    with report.phase("first"):
+        pass
+    with pytest.raises(RefusedError), report.phase("second"):
+        raise RefusedError("x")
+    assert [phase["name"] for phase in report.phases] == ["first", "second"]
+    assert all(phase["seconds"] >= 0 for phase in report.phases)
+
+
+def test_warning_is_said_on_one_line_and_noted(report: Report, screen: io.StringIO) -> None:
+    report.warn("table a\nb")
+    assert len(screen.getvalue().splitlines()) == 1
+    assert report.warnings == ["table a\nb"]
+
+
+# --- where errors end ------------------------------------------------------------------------------------------------
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "identity"),
+    [
+        (UsageError("x"), 2, "usage"),
+        (RefusedError("x"), 3, "refused"),
+        (WrongKeyError("x"), 4, "wrong-key"),
+        (RollbackFailedError("x"), 20, "rollback-failed"),
+        (ModuleNotFoundError("x", name="isal"), 3, "missing-package"),
+        (OSError(5, "Input/output error", "/srv/x"), 3, "disk"),
+        (ValueError("x"), 1, "unexpected"),
+        (MemoryError(), 1, "unexpected"),
+        (Interrupted(signal.SIGHUP), 129, "ended-by-signal"),
+        (Interrupted(signal.SIGINT), 130, "ended-by-signal"),
+        (Interrupted(signal.SIGTERM), 143, "ended-by-signal"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_each_error_ends_with_its_code_identity_and_state(
+    report: Report, screen: io.StringIO, error: BaseException, code: int, identity: str
+) -> None:
+    with report.failures():
+        fail(error)
+    assert report.exit_code == code
+    assert report.error
+    assert report.error["id"] == identity
+    assert ExitCode[next(item.name for item in ExitCode if item == code)].state in screen.getvalue()
+
+
+@pytest.mark.xfail(
+    raises=AttributeError, reason="the base class has no identity of its own, and is raised in one place"
+)
+def test_error_without_a_class_of_its_own_ends_like_any_other(report: Report) -> None:
+    with report.failures():
+        fail(OperatorError("x"))
+    assert report.exit_code == 3
+
+
+def test_success_is_no_error(report: Report) -> None:
+    with report.failures():
+        pass
+    assert (report.exit_code, report.error) == (0, None)
+
+
+def test_bug_is_told_with_its_traceback(report: Report, screen: io.StringIO) -> None:
+    with report.failures():
+        fail(ValueError("x"))
+    assert "test_bug_is_told_with_its_traceback" in screen.getvalue()
+
+
+def test_hint_and_state_of_an_error_are_said(report: Report, screen: io.StringIO) -> None:
+    with report.failures():
+        fail(RefusedError("what", hint="do this", state="All is well."))
+    assert "do this" in screen.getvalue()
+    assert "All is well." in screen.getvalue()
+    assert ExitCode.REFUSED.state not in screen.getvalue()
+
+
+def test_failure_when_all_is_done_says_that_the_database_is_restored(report: Report, screen: io.StringIO) -> None:
+    with report.failures():
+        report.outcome = "restored"
+        fail(OSError(5, "Input/output error"))
+    assert RESTORED in screen.getvalue()
+
+
+def test_signal_that_was_swallowed_counts_at_the_end(report: Report, signals: Signals) -> None:
+    """As one that comes while SQLite calls back into Python."""
+
+    def swallow() -> None:
+        with contextlib.suppress(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signals.install()
+    with report.failures():
+        swallow()
+    assert report.exit_code == 143

@@ -1,0 +1,151 @@
+"""Where key and passphrases come from, without a terminal."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backuplib.credentials import Credentials, read_descriptor
+from backuplib.errors import NoTerminalError, RefusedError, WrongPassphraseError
+from backuplib.openpgp import ImportedKey
+from backuplib.secret import Secret
+from backuplib.terminal import Terminal
+
+PROTECTED = ImportedKey("A" * 40, protected=True, warnings=())
+OPEN = ImportedKey("A" * 40, protected=False, warnings=())
+
+
+@pytest.fixture
+def nobody() -> Terminal:
+    """No terminal, wherever the tests run."""
+    terminal = Terminal()
+    terminal.present = False
+    return terminal
+
+
+def pipe_with(data: bytes) -> int:
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    return reader
+
+
+# --- file descriptors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "secret"),
+    [
+        (b"hunter2\n", b"hunter2"),
+        (b"hunter2", b"hunter2"),
+        (b"hunter2\r\n", b"hunter2"),
+        (b"hunter2\nsecond\n", b"hunter2"),
+        (b" hunter2\t\n", b" hunter2\t"),
+        ("pässwörd\n".encode(), "pässwörd".encode()),
+        (b"\n", b""),
+        (b"", b""),
+    ],
+)
+def test_first_line_of_a_descriptor_is_the_passphrase(data: bytes, secret: bytes) -> None:
+    number = pipe_with(data)
+    found = read_descriptor(number, "--passphrase-fd")
+    assert found is not None
+    assert found.reveal_bytes() == secret
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(number)  # closed: no child gets it
+
+
+def test_no_option_is_none() -> None:
+    assert read_descriptor(None, "--passphrase-fd") is None
+
+
+def test_descriptor_that_is_closed_is_refused_naming_the_option() -> None:
+    number = pipe_with(b"")
+    os.close(number)
+    with pytest.raises(RefusedError) as raised:
+        read_descriptor(number, "--passphrase-fd")
+    assert f"--passphrase-fd {number}" in str(raised.value)
+
+
+@pytest.mark.xfail(raises=(ValueError, TypeError), reason="not caught yet")
+@pytest.mark.parametrize("number", [-1, 1 << 40])
+def test_number_that_is_no_descriptor_is_refused(number: int) -> None:
+    with pytest.raises(RefusedError):
+        read_descriptor(number, "--passphrase-fd")
+
+
+def test_descriptor_for_writing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError):
+        read_descriptor(os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT), "--passphrase-fd")
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    number = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(RefusedError):
+        read_descriptor(number, "--passphrase-fd")
+    os.close(number)  # open() refuses a folder before it takes it over
+
+
+# --- unlocking -------------------------------------------------------------------------------------------------------
+
+
+def tried(credentials: Credentials, key: ImportedKey) -> list[bytes | None]:
+    """What was tried."""
+    attempts: list[bytes | None] = []
+    credentials.unlock(key, lambda secret: attempts.append(None if secret is None else secret.reveal_bytes()))
+    return attempts
+
+
+def test_key_without_a_passphrase_is_used_without_one(nobody: Terminal) -> None:
+    assert tried(Credentials(nobody), OPEN) == [None]
+    assert tried(Credentials(nobody, passphrase=Secret("x")), OPEN) == [None]
+
+
+def test_passphrase_that_was_given_is_tried(nobody: Terminal) -> None:
+    assert tried(Credentials(nobody, passphrase=Secret("hunter2")), PROTECTED) == [b"hunter2"]
+    assert tried(Credentials(nobody, passphrase=Secret("")), PROTECTED) == [b""]  # gpg's words are for later
+
+
+def test_passphrase_is_the_first_line_of_a_command(nobody: Terminal) -> None:
+    command = r"printf 'it\047s\nsecond'"
+    assert tried(Credentials(nobody, passphrase_command=command), PROTECTED) == [b"it's"]
+
+
+def test_passphrase_that_was_given_and_is_wrong_is_tried_once(nobody: Terminal) -> None:
+    attempts = 0
+
+    def attempt(_: Secret | None) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise WrongPassphraseError("x")
+
+    with pytest.raises(WrongPassphraseError):
+        Credentials(nobody, passphrase=Secret("x")).unlock(PROTECTED, attempt)
+    assert attempts == 1
+
+
+@pytest.mark.parametrize("command", ["", "  ", "printf 'hunter2", "false hunter2", "no-such-program hunter2"])
+def test_command_that_gives_nothing_is_refused_and_its_arguments_are_not_shown(nobody: Terminal, command: str) -> None:
+    with pytest.raises(RefusedError) as raised:
+        tried(Credentials(nobody, passphrase_command=command), PROTECTED)
+    assert "hunter2" not in str(raised.value) + raised.value.hint
+    assert raised.value.__cause__ is None
+
+
+def test_what_cannot_be_asked_for_is_refused_with_the_option_to_use(nobody: Terminal) -> None:
+    credentials = Credentials(nobody, ask_db_pass=True)
+    for ask, option in (
+        (credentials.private_key, "--key-stdin"),
+        (lambda: credentials.unlock(PROTECTED, lambda _: None), "--passphrase-fd"),
+        (credentials.backup_db_pass, "--backup-db-pass-fd"),
+    ):
+        with pytest.raises(NoTerminalError) as raised:
+            ask()
+        assert option in raised.value.hint
+
+
+def test_passphrase_of_the_backups_database_is_none_unless_it_differs(nobody: Terminal) -> None:
+    assert Credentials(nobody).backup_db_pass() is None
+    given = Credentials(nobody, db_pass=Secret("x")).backup_db_pass()
+    assert given
+    assert given.reveal() == "x"

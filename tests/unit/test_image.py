@@ -1,0 +1,135 @@
+"""The restored database in memory: fed in pieces, refused when incomplete, written out to the byte."""
+
+import gzip
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backuplib.database import Engine
+from backuplib.errors import (
+    DamagedDatabaseError,
+    DamagedGzipError,
+    EmptyBackupError,
+    NotADatabaseError,
+    TooLargeError,
+    UnsoundBackupError,
+)
+from backuplib.files import create_file
+from backuplib.image import DatabaseImage, explain_unreadable, opened_image
+from backuplib.ram_folder import RamFolder
+
+LIMIT = 10**7
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database in WAL mode, of a hundred rows."""
+    path = tmp_path_factory.mktemp("image") / "shop.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (a); CREATE TABLE u (a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 100,)] * 100)
+        connection.commit()
+    return path.read_bytes()
+
+
+def image_of(*pieces: bytes, limit: int = LIMIT, bare: bool = False) -> DatabaseImage:
+    image = DatabaseImage(limit, bare=bare)
+    for piece in pieces:
+        image.feed(piece)
+    image.finish()
+    return image
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_content_is_taken_gzipped_or_not_however_it_is_cut(content: bytes, size: int) -> None:
+    content = content[:4096]
+    for stream in (content, gzip.compress(content)):
+        image = image_of(*(stream[start : start + size] for start in range(0, len(stream), size)))
+        assert image.buffer.getvalue() == content
+        assert (image.size, image.header) == (4096, content[:100])
+        assert image.plain
+
+
+def test_bare_database_that_begins_like_gzip_is_not_unpacked() -> None:
+    """A SQLCipher database begins with its salt."""
+    noise = b"\x1f\x8b\x08" + bytes(1000)
+    assert image_of(noise, bare=True).buffer.getvalue() == noise
+    with pytest.raises(DamagedGzipError):
+        image_of(noise)
+
+
+def test_limit_holds(content: bytes) -> None:
+    assert image_of(content, limit=len(content)).size == len(content)
+    for stream in (content, gzip.compress(content)):
+        with pytest.raises(TooLargeError):
+            image_of(stream, limit=len(content) - 1)
+
+
+def test_truncated_gzip_is_refused(content: bytes) -> None:
+    with pytest.raises(DamagedGzipError):
+        image_of(gzip.compress(content)[:-5])
+
+
+@pytest.mark.parametrize(
+    ("cut", "error"),
+    [(0, EmptyBackupError), (1, NotADatabaseError), (511, NotADatabaseError), (4096, DamagedDatabaseError)],
+)
+def test_incomplete_database_is_refused(content: bytes, cut: int, error: type[UnsoundBackupError]) -> None:
+    with pytest.raises(error):
+        image_of(content[:cut]).refuse_incomplete()
+
+
+def test_complete_database_is_not_refused(content: bytes) -> None:
+    image_of(content).refuse_incomplete()
+
+
+def test_image_is_written_and_compared_to_the_byte(content: bytes, tmp_path: Path) -> None:
+    image = image_of(content)
+    with create_file(tmp_path / "a") as file:
+        image.write_to(file)
+        assert image.is_in(file)
+        file.seek(5000)
+        file.write(b"?")
+        assert not image.is_in(file)
+        file.seek(5000)
+        file.write(content[5000:5001])
+        assert image.is_in(file)
+        file.seek(0, 2)
+        file.write(b"\0")
+        assert not image.is_in(file)
+        file.truncate(len(content) - 1)
+        assert not image.is_in(file)
+
+
+def test_image_in_the_ram_folder_is_the_same(content: bytes, tmp_path: Path) -> None:
+    image = image_of(content)
+    with RamFolder() as ram:
+        image.move_into(ram)
+        assert image.buffer.closed
+        with create_file(tmp_path / "a") as file:
+            image.write_to(file)
+            assert image.is_in(file)
+        image.wipe()
+        assert list(ram.path.iterdir()) == []
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_database_in_wal_mode_is_opened_in_memory_and_stays_as_it_is(content: bytes) -> None:
+    image = image_of(content)
+    with opened_image(image, Engine(None)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (100,)
+    assert image.buffer.getvalue() == content
+
+
+def test_wiped_image_lets_go_of_its_memory(content: bytes) -> None:
+    image = image_of(content)
+    image.wipe()
+    assert image.buffer.closed
+
+
+def test_what_is_no_database_is_told_from_a_damaged_one(content: bytes) -> None:
+    error = sqlite3.DatabaseError("malformed")
+    assert isinstance(explain_unreadable(image_of(b"noise" * 1000), Engine(None), error), NotADatabaseError)
+    assert isinstance(explain_unreadable(image_of(content), Engine(None), error), DamagedDatabaseError)

@@ -1,0 +1,220 @@
+"""Commands, signals, and who has a file open: looked up among real processes."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backuplib.errors import CommandError, MissingProgramError
+from backuplib.files import flock, open_folder
+from backuplib.processes import (
+    CAP_SYS_PTRACE,
+    Holder,
+    Interrupted,
+    Signals,
+    child_environment,
+    command_of,
+    find_holders,
+    has_capability,
+    lock_owner,
+    run_command,
+)
+from tests.support.shop import ROOT
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_output_of_a_command_is_returned(tmp_path: Path) -> None:
+    assert run_command(["pwd"], timeout=10, cwd=tmp_path) == f"{tmp_path}\n"
+    assert run_command(["printf", r"\377"], timeout=10) == "\ufffd"
+
+
+def test_missing_program_is_named() -> None:
+    with pytest.raises(MissingProgramError) as raised:
+        run_command(["no-such-program", "x"], timeout=10)
+    assert "no-such-program" in str(raised.value)
+
+
+def test_command_that_fails_tells_its_last_words_and_what_it_wrote() -> None:
+    with pytest.raises(CommandError) as raised:
+        run_command(["sh", "-c", "echo part; printf '1\\n2\\n3\\nlast\\n' >&2; exit 7"], timeout=10)
+    assert "7" in str(raised.value)
+    assert "2 / 3 / last" in str(raised.value)
+    assert "1 /" not in str(raised.value)
+    assert raised.value.output == "part\n"
+
+
+@pytest.mark.timeout(10)
+def test_command_that_does_not_end_is_killed() -> None:
+    began = time.monotonic()
+    with pytest.raises(CommandError):
+        run_command(["sleep", "60"], timeout=0.2)
+    assert time.monotonic() - began < 8
+
+
+def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CommandError):
+        run_command([str(tmp_path)], timeout=10)
+
+
+def test_no_child_sees_the_passphrase_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASS", "hunter2")
+    assert "hunter2" not in run_command(["env"], timeout=10)
+    assert child_environment(A="b")["A"] == "b"
+    assert os.environ["DB_PASS"] == "hunter2"
+
+
+def test_child_has_a_session_of_its_own_and_no_input() -> None:
+    """A Ctrl-C must not reach it, nor may it read the key."""
+    session = run_command(["sh", "-c", "cat; cut -d' ' -f6 /proc/$$/stat"], timeout=10)
+    assert int(session) != os.getsid(0)
+
+
+# --- who has a file open ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A file that another process has open, and its pid."""
+    path = tmp_path / "shop.db"
+    path.touch()
+    with path.open("rb") as file:
+        process = subprocess.Popen(["sleep", "60"], stdin=file)
+    yield path, process.pid
+    process.kill()
+    process.wait()
+
+
+def test_process_that_has_a_file_open_is_found(held: tuple[Path, int]) -> None:
+    path, pid = held
+    holders, _ = find_holders([path.with_name("other"), path])
+    assert [holder.pid for holder in holders] == [pid]
+    assert holders[0].command == "sleep 60"
+    assert str(pid) in str(holders[0])
+
+
+def test_process_is_found_by_the_file_and_not_by_its_name(held: tuple[Path, int]) -> None:
+    """Inside a container it has another name."""
+    path, pid = held
+    os.link(path, path.with_name("second"))
+    path.unlink()
+    assert [holder.pid for holder in find_holders([path.with_name("second")])[0]] == [pid]
+    path.touch()
+    assert find_holders([path])[0] == []
+
+
+def test_own_process_is_no_holder(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("w"):
+        assert find_holders([tmp_path / "a"])[0] == []
+
+
+def test_no_file_has_no_holder(tmp_path: Path) -> None:
+    assert find_holders([tmp_path / "none"])[0] == []
+
+
+def test_process_in_a_container_is_ended_by_docker() -> None:
+    """Killed alone, it may be started again by its restart policy."""
+    container = "4f3c0e9d2b6a7f18" * 4
+    assert Holder(7, "x", "0::/user.slice\n").ending == "kill 7"
+    for cgroup in (f"0::/system.slice/docker-{container}.scope\n", f"12:pids:/docker/{container}\n"):
+        assert Holder(7, "x", cgroup).ending == f"docker stop {container[:12]}"
+
+
+def test_command_line_of_a_process() -> None:
+    assert command_of(Path("/proc/self")).startswith("python")
+    assert len(command_of(Path("/proc/self"))) <= 100
+    assert command_of(Path("/proc/0")) == "?"
+
+
+HOLD_LOCK = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_owner_of_a_lock_is_named(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    argv = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert not flock(folder, fcntl.LOCK_EX)
+        assert f"pid {process.pid}" in lock_owner(folder)
+        process.kill()
+    assert flock(folder, fcntl.LOCK_EX)
+    os.close(folder)
+
+
+@pytest.mark.needs("root", "setpriv")
+def test_capability_is_that_of_the_process() -> None:
+    script = f"from backuplib.processes import has_capability; print(has_capability({CAP_SYS_PTRACE}))"
+    without = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"]
+    assert run_command([*without, sys.executable, "-c", script], timeout=30, cwd=ROOT) == "False\n"
+    assert isinstance(has_capability(CAP_SYS_PTRACE), bool)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_once(signals: Signals, number: signal.Signals) -> None:
+    signals.install()
+    with pytest.raises(Interrupted) as raised:
+        os.kill(os.getpid(), number)
+    assert raised.value.number == number
+    os.kill(os.getpid(), number)  # a second one does not interrupt the cleaning up
+    with pytest.raises(Interrupted):
+        signals.check()
+
+
+def test_nothing_interrupts_behind_the_shield(signals: Signals) -> None:
+    signals.install()
+    signals.shield()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    signals.check()
+
+
+def test_signal_that_was_swallowed_does_not_get_behind_the_shield(signals: Signals) -> None:
+    signals.install()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        signals.shield()
+
+
+def test_signals_count_again_after_a_recovery(signals: Signals) -> None:
+    signals.install()
+    signals.shield()
+    signals.install()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_child_of_a_shielded_run_ignores_them_too(signals: Signals) -> None:
+    signals.install()
+    signals.shield()
+    assert run_command(["sh", "-c", "kill -TERM $$; kill -HUP $$; echo alive"], timeout=10) == "alive\n"
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_closed_streams_are_opened_so_that_no_file_gets_their_numbers(tmp_path: Path) -> None:
+    script = (
+        "from backuplib.processes import open_streams, close_streams; import os, sys; open_streams(); print('x');"
+        f"file = open({str(tmp_path / 'a')!r}, 'w'); file.write(str(file.fileno() > 2)); close_streams()"
+    )
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script], cwd=ROOT, check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "a").read_text() == "True"
