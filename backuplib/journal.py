@@ -101,25 +101,29 @@ class Journal:
         self._path.unlink(missing_ok=True)
         fsync_folder(self.target.parent)
 
+    def _is_new(self, path: Path) -> bool:
+        status = stat_or_none(path)
+        return status is not None and status.st_ino == self.new_inode
+
     @property
     def new_is_live(self) -> bool:
         """Whether the target is the new file."""
-        status = stat_or_none(self.target)
-        return status is not None and status.st_ino == self.new_inode
+        return self._is_new(self.target)
 
     @property
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            return f"{'The new' if self.new_is_live else 'The old'} database is live in {self.target}"
+            what = "neither the new nor the old" if self.disputed else "the new" if self.new_is_live else "the old"
         except OSError as error:
             return f"Which database is live in {self.target} cannot be told ({error.strerror})"
+        return f"The database that is live in {self.target} is {what} one"
 
     @property
     def disputed(self) -> bool:
         """Whether the target is neither the new file nor what was set aside: somebody has stepped in."""
-        if self.state == "committed" or self.new_is_live or self.candidate.exists() or not self.set_aside.exists():
+        if self.state == "committed" or self._is_new(self.target) or self._is_new(self.candidate):
             return False
-        if same_file(self.target, self.set_aside):
+        if not self.set_aside.exists() or same_file(self.target, self.set_aside):
             return False
         return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)

@@ -28,6 +28,7 @@ from backuplib.errors import (
     RollbackFailedError,
     RolledBackError,
     ServicesDownError,
+    UnfinishedRestoreError,
     UnsoundBackupError,
     explain,
 )
@@ -110,6 +111,8 @@ class Switch:
                 self.report.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
                 checkpointed = False
             refuse_users()
+            if file_identity(journal.candidate) != candidate:
+                raise RolledBackError(f"{journal.candidate} is not the file that was verified")
             link_aside(target, journal.set_aside, checkpointed=checkpointed)
             remove_sidecars(target)
             os.rename(journal.candidate, target)
@@ -201,6 +204,8 @@ class Switch:
             try:
                 with contextlib.suppress(OSError):
                     self.journal.write()
+                if self.journal.disputed:
+                    raise UnfinishedRestoreError("somebody has replaced the database meanwhile")
                 if self.journal.new_is_live:
                     self._refuse_users_of_new()
                 put_back(self.engine, self.journal)
@@ -293,40 +298,38 @@ def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
     """Move all that a database has committed into its main file, leave its sidecars empty, and keep others out.
 
     :returns: the connection that holds the lock; close it after the file has lost its name.
-
     :raises DatabaseInUseError: when somebody has it open.
     :raises UnreadableError: when it cannot be opened.
     """
     try:
-        connection = engine.connect(database, mode="rw", timeout=2)
+        with contextlib.ExitStack() as opened:
+            if database.with_name(f"{database.name}-wal").exists():
+                # Looked at first: closing a read-write connection would fold the WAL into what cannot be read.
+                with contextlib.closing(engine.connect(database, mode="ro", timeout=2)) as look:
+                    look.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection = opened.enter_context(contextlib.closing(engine.connect(database, mode="rw", timeout=2)))
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
+                left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if left != (0, 0, 0):
+                    raise DatabaseInUseError(f"the WAL of {database} cannot be emptied: another process reads it")
+                connection.execute("BEGIN EXCLUSIVE")
+                connection.execute("COMMIT")
+            else:
+                connection.execute("BEGIN EXCLUSIVE")
+            for sidecar in sidecars(database):
+                if not sidecar.name.endswith("-shm") and sidecar.stat().st_size:
+                    raise UnreadableError(f"{sidecar.name} still holds data")
+            opened.pop_all()
+            return connection
     except engine.errors as error:
-        raise UnreadableError(str(error)) from None
-    try:
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
-            left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if left != (0, 0, 0):
-                raise DatabaseInUseError(f"the WAL of {database} cannot be emptied: another process reads it")
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
-        else:
-            connection.execute("BEGIN EXCLUSIVE")
-        for sidecar in sidecars(database):
-            if not sidecar.name.endswith("-shm") and sidecar.stat().st_size:
-                raise UnreadableError(f"{sidecar.name} still holds data")
-    except engine.errors as error:
-        connection.close()
         if "locked" in str(error) or "busy" in str(error):
             raise DatabaseInUseError(
                 f"{database} is locked by another process", hint=f"Find it: fuser -v {quoted(database)}"
             ) from None
         raise UnreadableError(str(error)) from None
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def link_aside(database: Path, name: Path, *, checkpointed: bool) -> None:
