@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from isal import isal_zlib
@@ -42,11 +43,13 @@ def place(shop: Shop, message: bytes, name: str = NAME) -> Path:
     return backup
 
 
-def refused(shop: Shop, message: bytes, key: Key, code: int = CANNOT_DECRYPT, **options: object) -> Completed:
-    """Try to restore the message for good; it must be refused with that code and leave everything as it was."""
+def refused(
+    shop: Shop, message: bytes, key: Key, code: int = CANNOT_DECRYPT, error: str = "damaged-message", **options: Any
+) -> Completed:
+    """Try to restore the message for good; it must be refused with that error and leave everything as it was."""
     before = shop.snapshot()
     done = shop.restore(place(shop, message), "--force", key=key, **options)
-    assert done.code == code, done.text
+    assert done.ended == (code, error), done.text
     assert "Traceback" not in done.text
     assert shop.snapshot() == before
     return done
@@ -135,50 +138,45 @@ def test_message_by_sequoia_restores(keys: Keys, plain_shop: Shop, tmp_path: Pat
 
 def test_wrong_key_is_named_beside_the_one_it_takes(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--recipient", keys.rsa.fingerprint)
-    done = refused(plain_shop, message, keys.open)
+    done = refused(plain_shop, message, keys.open, error="wrong-key")
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.open)):
         assert key_id in done.text
 
 
 def test_all_recipients_are_named_when_the_key_is_none_of_them(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     both = ("--recipient", keys.rsa.fingerprint, "--recipient", keys.other.fingerprint)
-    done = refused(plain_shop, gpg.encrypt(packed(plain_shop), *both), keys.open)
+    done = refused(plain_shop, gpg.encrypt(packed(plain_shop), *both), keys.open, error="wrong-key")
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.other)):
         assert key_id in done.text
 
 
 def test_hidden_recipient_that_is_another_one(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.other.fingerprint)
-    done = refused(plain_shop, message, keys.open)
-    assert "damaged" not in done.text  # it may be whole: this key does not open it
-    assert "key" in done.text
+    done = refused(plain_shop, message, keys.open, error="wrong-key")  # it may be whole: it is not called damaged
+    assert "damaged" not in done.text
     assert "0000000000000000" not in done.text  # no key has that ID: it would send the operator searching for it
 
 
 def test_hidden_recipient_with_a_wrong_passphrase(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.rsa.fingerprint)
     wrong = Key(**{**vars(keys.rsa), "passphrase": "wrong"})
-    assert "passphrase" in refused(plain_shop, message, wrong).text
+    refused(plain_shop, message, wrong, error="wrong-passphrase")
 
 
 # --- messages that prove nothing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--passphrase", "x", "--symmetric"), "passphrase only"),
-        (("--sign",), "not encrypted"),
-        (("--store",), "not encrypted"),
-        (("--store", "-z", "0"), "not encrypted"),
-    ],
+    "options",
+    [("--passphrase", "x", "--symmetric"), ("--sign",), ("--store",), ("--store", "-z", "0")],
     ids=["symmetric", "signed only", "compressed only", "literal only"],
 )
 def test_message_not_encrypted_to_a_key_is_refused(
-    gpg: GpgHome, keys: Keys, plain_shop: Shop, options: tuple[str, ...], words: str
+    gpg: GpgHome, keys: Keys, plain_shop: Shop, options: tuple[str, ...]
 ) -> None:
     signer = ("--local-user", keys.other.fingerprint) if "--sign" in options else ()
-    assert words in refused(plain_shop, gpg.run(*signer, *options, stdin=packed(plain_shop)), keys.open).text
+    message = gpg.run(*signer, *options, stdin=packed(plain_shop))
+    refused(plain_shop, message, keys.open, error="not-encrypted")
 
 
 def without_mdc(gpg: GpgHome, key: Key, content: bytes) -> bytes:
@@ -187,8 +185,8 @@ def without_mdc(gpg: GpgHome, key: Key, content: bytes) -> bytes:
 
 
 def test_message_without_mdc_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    done = refused(plain_shop, without_mdc(gpg, keys.open, packed(plain_shop)), keys.open)
-    assert "authentic" in done.text
+    message = without_mdc(gpg, keys.open, packed(plain_shop))
+    refused(plain_shop, message, keys.open, error="unauthenticated-message")
 
 
 @pytest.fixture
@@ -215,7 +213,8 @@ def test_system_wide_gpg_settings_do_not_soften_the_check(
     message = without_mdc(gpg, keys.open, content)
     if damage != "no MDC":
         message = flip(gpg.encrypt(content, "--recipient", keys.open.fingerprint), -5)
-    refused(plain_shop, message, keys.open, wrapper=careless_system)
+    error = "unauthenticated-message" if damage == "no MDC" else "damaged-message"
+    refused(plain_shop, message, keys.open, error=error, wrapper=careless_system)
 
 
 # --- messages with damage --------------------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def message(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> bytes:
 @pytest.mark.parametrize("position", [-1, -10, -20], ids=["last byte", "mid MDC", "MDC start"])
 def test_flipped_bit_in_the_mdc_is_refused(keys: Keys, plain_shop: Shop, message: bytes, position: int) -> None:
     """gpg gives the full content all the same, which is right to the last byte: it must not count."""
-    assert "damaged" in refused(plain_shop, flip(message, position), keys.open).text
+    refused(plain_shop, flip(message, position), keys.open)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.05, 0.5, 0.95], ids=["header", "beginning", "middle", "near the end"])
@@ -420,8 +419,7 @@ def zeros(size: int) -> Iterator[bytes]:
 def test_openpgp_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     bomb = gpg.encrypt(b"".join(zeros(200 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
     assert len(bomb) < 300_000
-    done = refused(plain_shop, bomb, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, bomb, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
@@ -432,8 +430,7 @@ def test_gzip_bomb_is_stopped(
     bomb = gzip_of(zeros((400 << 20) // members)) * members
     assert len(bomb) < 12_000_000
     message = gpg.encrypt(bomb, "-z", "0", "--recipient", keys.open.fingerprint)
-    done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, message, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
@@ -441,8 +438,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
     before = plain_shop.snapshot()
     backup = place(plain_shop, gzip_of(zeros(400 << 20)), "db_backup_20250130_120000.db.gz")
     done = plain_shop.restore(backup, "--force", wrapper=small_machine.wrapper)
-    assert done.code == UNSOUND, done.text
-    assert "memory" in done.text
+    assert done.ended == (UNSOUND, "too-large"), done.text
     assert small_machine.peak() < ROOM
     assert plain_shop.snapshot() == before
 
@@ -450,8 +446,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
 def test_bomb_inside_a_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     """A gzip bomb that gpg compressed once more: neither layer may be unpacked whole."""
     message = gpg.encrypt(gzip_of(zeros(2000 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
-    done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, message, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
