@@ -13,14 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from backuplib.errors import OperatorError
+from backuplib.errors import SettingsError
 from backuplib.secret import Secret
-
-# --- exit codes and errors ---------------------------------------------------------------------------------------
-
-
-class SettingsError(OperatorError):
-    """A setting is missing or wrong."""
 
 
 class Environment(Enum):

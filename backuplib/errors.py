@@ -140,6 +140,10 @@ class RefusedError(OperatorError):
     """Something needed is missing or in the way."""
 
 
+class SettingsError(RefusedError):
+    """A setting is missing or wrong."""
+
+
 class DiskError(RefusedError):
     """The disk fails at a place that has no words of its own for it."""
 

@@ -23,7 +23,7 @@ from backuplib.errors import (
     KeyHasNoSecretPartError,
     MissingProgramError,
     NotEncryptedError,
-    OperatorError,
+    SettingsError,
     TooLargeError,
     UnauthenticatedMessageError,
     UnusableKeyError,
@@ -92,12 +92,12 @@ class Keyring:
     def import_public(self, key: bytes) -> str:
         """Import the key that backups are encrypted with and return its fingerprint.
 
-        :raises OperatorError: when it is not a public key.
+        :raises SettingsError: when it is not a public key.
         """
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "holds a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            raise OperatorError(
+            raise SettingsError(
                 f"PGP_PUBLIC_KEY_BASE64 {what}", hint="Set it to the output of: gpg --export KEY-ID | base64 -w0"
             )
         return str(result.fingerprints[0])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.errors import SettingsError
 from backuplib.secret import Secret
-from config import Environment, Settings, SettingsError, load_settings
+from config import Environment, Settings, load_settings
 from tests.support.keys import Keys
 from tests.support.shop import PROGRAM, copy_program, quote_for_env
 
