@@ -119,6 +119,7 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
     if number is None:
         return None
     try:
+        os.fstat(number)  # a number that no descriptor can have makes fdopen() raise what is no OSError
         # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())

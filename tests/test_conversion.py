@@ -821,7 +821,7 @@ def test_wrong_older_passphrase_is_refused(make_shop: MakeShop, mode: str) -> No
 def test_each_refusal_names_the_option_to_type(make_shop: MakeShop, mode: str) -> None:
     shop = make_shop(mode)
     done = shop.restore(backup_of(shop, database(FORMATS["SQLCipher 4"])), "--force")
-    assert done.ended == (5, "wrong-db-pass"), done.text
+    assert done.ended == (5, "wrong-db-pass" if mode == "sqlcipher" else "not-a-database"), done.text
     assert "--backup-db-pass" in f"{done.error['message']} {done.error['hint']}"
 
 

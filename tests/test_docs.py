@@ -1,9 +1,12 @@
 """Each option, setting and exit code stands where operators look: README.md, --help and .env.example."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -168,3 +171,32 @@ def test_what_needs_no_package_starts_without_them(tmp_path: Path, option: str, 
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
     assert "argparse" in imported
     assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}
+
+
+# --- the ids of errors -----------------------------------------------------------------------------------------------
+
+
+def test_readme_names_the_id_of_every_error_beside_its_exit_code(readme: str) -> None:
+    """Each kind of error that is made anywhere, and no other."""
+    from backuplib.errors import EndedBySignalError, OperatorError
+
+    files = [*ROOT.glob("*.py"), *ROOT.glob("backuplib/*.py")]
+    for file in files:
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+
+    def kinds(base: type[OperatorError]) -> Iterator[type[OperatorError]]:
+        for kind in base.__subclasses__():
+            yield kind
+            yield from kinds(kind)
+
+    made = [kind for kind in kinds(OperatorError) if re.search(rf"(?<!class ){kind.__name__}\(", source)]
+    assert [kind_id for kind_id, count in Counter(kind.id for kind in kinds(OperatorError)).items() if count > 1] == []
+    assert [kind.id for kind in made if not re.fullmatch(r"[a-z]+(-[a-z]+)*", kind.id)] == []
+    ids: dict[str, list[str]] = defaultdict(list)
+    for kind in made:
+        code = "129, 130, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
+        ids[code].append(kind.id)
+    table = readme[readme.index("| exit code | `error.id` |") :]
+    described = dict(re.findall(r"^\| ([\d, ]+) \| (`.*`) \|$", table, re.MULTILINE))
+    assert described == {code: ", ".join(f"`{kind_id}`" for kind_id in sorted(found)) for code, found in ids.items()}
