@@ -514,7 +514,7 @@ def test_piped_key_is_never_taken_for_the_passphrase(ready: Ready, keys: Keys) -
     shop, backup = ready(keys.rsa)
     stdin = f"{keys.rsa.private_b64}\n{keys.rsa.passphrase}\ny\n".encode()
     done = shop.restore(backup, "--key-stdin", "--force", stdin=stdin, timeout=20)
-    assert done.ended == (3, "no-terminal"), done.text
+    assert done.ended == (4, "unusable-key"), done.text
     assert not shop.is_restored()
 
 

@@ -610,5 +610,5 @@ def test_where_nothing_can_be_mounted_in_run_the_folder_is_in_shm(shop: Shop, ke
 def test_no_ram_is_told_with_what_to_do(without_private_mounts: None) -> None:
     with pytest.raises(RefusedError) as refused:
         RamFolder(1 << 60)
-    assert "/dev/shm has room for" in str(refused.value)
+    assert "/dev/shm" in str(refused.value)
     assert "remount" in refused.value.hint
