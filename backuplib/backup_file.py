@@ -73,7 +73,7 @@ class BackupInfo:
     size: int
     encrypted: bool
 
-    def checksum_state(self, progress: Callable[[int], object]) -> str:
+    def checksum_state(self, progress: Callable[[int], object] = lambda _: None) -> str:
         """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""
         try:
             with contextlib.closing(BackupFile(self.path)) as file:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backuplib.errors import CommandError, NoTerminalError, RefusedError, WrongPassphraseError, explain
+from backuplib.errors import CommandError, NoPassphraseError, NoTerminalError, WrongPassphraseError, explain
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import run_command
 from backuplib.secret import Secret
@@ -114,16 +114,17 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
 
     To be called first of all: the next file that is opened could get the number of one that is closed.
 
-    :raises RefusedError: when it cannot be read, naming the option.
+    :raises NoPassphraseError: when it cannot be read, naming the option.
     """
     if number is None:
         return None
     try:
+        os.fstat(number)  # a number that no descriptor can have makes fdopen() raise what is no OSError
         # A standard stream stays open: it may be a terminal, and what is opened next would get its number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
     except (OSError, OverflowError) as error:
-        raise RefusedError(
+        raise NoPassphraseError(
             f"cannot read the file descriptor of {option} {number}: {explain(error)}",
             hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
         ) from None
@@ -134,13 +135,13 @@ def _command_output(command: str) -> str:
     try:
         argv = shlex.split(command)
     except ValueError as error:
-        raise RefusedError(f"--passphrase-command cannot be understood: {error}", hint=hint) from None
+        raise NoPassphraseError(f"--passphrase-command cannot be understood: {error}", hint=hint) from None
     if not argv:
-        raise RefusedError("--passphrase-command is empty", hint=hint)
+        raise NoPassphraseError("--passphrase-command is empty", hint=hint)
     try:
         return run_command(argv, timeout=120)
     except CommandError:  # its words would show the arguments, which may be secret
-        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
+        raise NoPassphraseError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
 
 
 def _first_line(data: bytes) -> Secret:

@@ -189,16 +189,19 @@ def test_journal_that_is_no_file_is_neither_followed_nor_waited_for(
 
 
 def test_new_database_is_known_by_its_inode(journal: Journal, target: Target) -> None:
-    assert not journal.new_is_live
+    def is_live() -> bool:
+        return journal.new_is_live
+
+    assert not is_live()
     old = journal.what_is_live
     target.candidate.write_bytes(b"new")
     journal.new_inode = target.candidate.stat().st_ino
-    assert not journal.new_is_live
+    assert not is_live()
     target.candidate.rename(target.path)
-    assert journal.new_is_live
+    assert is_live()
     assert journal.what_is_live != old
     target.path.unlink()
-    assert not journal.new_is_live
+    assert not is_live()
 
 
 def test_what_the_disk_does_not_tell_is_not_guessed(journal: Journal, target: Target) -> None:
