@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backuplib.errors import CommandError, NoTerminalError, RefusedError, WrongPassphraseError, explain
+from backuplib.errors import CommandError, NoPassphraseError, NoTerminalError, WrongPassphraseError, explain
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import run_command
 from backuplib.secret import Secret
@@ -105,7 +105,7 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
 
     Call it before any file is opened, which could get the number of a closed descriptor.
 
-    :raises RefusedError: when it cannot be read, naming the option.
+    :raises NoPassphraseError: when it cannot be read, naming the option.
     """
     if number is None:
         return None
@@ -115,7 +115,7 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())
     except (OSError, OverflowError) as error:
-        raise RefusedError(
+        raise NoPassphraseError(
             f"cannot read the file descriptor of {option} {number}: {explain(error)}",
             hint=f"Give it in the shell: {option} 3 3< <(command that prints the passphrase)",
         ) from None
@@ -126,13 +126,13 @@ def _command_output(command: str) -> str:
     try:
         argv = shlex.split(command)
     except ValueError as error:
-        raise RefusedError(f"cannot parse --passphrase-command: {error}", hint=hint) from None
+        raise NoPassphraseError(f"cannot parse --passphrase-command: {error}", hint=hint) from None
     if not argv:
-        raise RefusedError("--passphrase-command is empty", hint=hint)
+        raise NoPassphraseError("--passphrase-command is empty", hint=hint)
     try:
         return run_command(argv, timeout=120)
     except CommandError:  # its message contains the arguments, which may be secret
-        raise RefusedError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it manually. {hint}") from None
+        raise NoPassphraseError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it manually. {hint}") from None
 
 
 def _first_line(data: bytes) -> Secret:

@@ -145,6 +145,10 @@ class NoTerminalError(RefusedError):
     """Something has to be asked for, and there is no terminal."""
 
 
+class NoPassphraseError(RefusedError):
+    """The descriptor or command that was named gives no passphrase."""
+
+
 class BackupNotFoundError(RefusedError):
     """The backup file is not there, is not a file, or cannot be read."""
 

@@ -135,7 +135,7 @@ def test_command_that_the_report_prints_for_unreadable_files_leaves_the_database
     backup = shop.create_backup()
     noise(shop)
     before = files(shop)
-    done = shop.restore("--force", backup)
+    done = shop.restore("--force", backup, as_json=False)
     assert done.code == 0, done.text
     assert "to undo" not in done.out
     printed = re.search(r"^   to rescue +(.*)$", done.out, re.MULTILINE)
@@ -160,12 +160,12 @@ def test_database_on_a_broken_disk_is_replaced_when_the_operator_gives_it_up(sta
     """No byte of it can be read, so it cannot be saved, and must not be copied either to be set aside."""
     before = stage.shop.snapshot()
     done = broken_disk(stage, "1+")
-    assert done.code == 6, done.text
-    assert "Input/output error" in done.err
-    assert "--skip-backup" in done.err
+    assert done.ended == (6, "backup"), done.text
+    assert "Input/output error" in done.error["message"]  # the system's words
+    assert "--skip-backup" in done.error["hint"]
     assert stage.shop.snapshot() == before
     done = broken_disk(stage, "1+", "--skip-backup")  # the new one cannot be read here, either: it has the same path
-    assert done.code == 8, done.text
+    assert done.ended == (8, "rolled-back"), done.text
     assert [path.name for path in stage.data.iterdir()] == ["shop.db"]
     calls = read_log(stage.log)
     linked = max(i for i, call in enumerate(calls) if call.name == "linkat")

@@ -205,7 +205,8 @@ def test_encryption_without_passphrase_is_refused(tmp_path: Path, environ: dict[
 
 def test_passphrase_that_is_not_utf_8_is_refused_without_showing_it(tmp_path: Path) -> None:
     said = refused(tmp_path, DB_ENCRYPTION="true", DB_PASS=os.fsdecode(b"secret p\xe4ss"))
-    assert "DB_PASS is not UTF-8" in said
+    assert "DB_PASS" in said
+    assert "UTF-8" in said
     assert "secret" not in said
     assert "xe4" not in said
 

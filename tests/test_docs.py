@@ -1,17 +1,19 @@
 """Each option, setting and exit code stands where operators look: README.md, --help and .env.example."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import config
-from backuplib.errors import ExitCode
+from backuplib.errors import EndedBySignalError, ExitCode, OperatorError
 from restore_backup import command_line
 from tests.conftest import MakeShop
 from tests.support.shop import ROOT, SETTINGS
@@ -150,7 +152,7 @@ def test_readme_describes_what_json_holds(make_shop: MakeShop, readme: str) -> N
     described = sorted(words_of(table(readme, "key")))
     shop = make_shop("sqlite")
     for args in (["--list"], ["--recover"], ["no such file"], ["--bogus"]):
-        report = json.loads(shop.restore("--json", *args).out)
+        report = json.loads(shop.restore(*args).out)
         assert sorted(report) == described, args
         assert [key for key, value in report.items() if value == ""] == [], args
 
@@ -180,3 +182,27 @@ def test_what_needs_no_package_starts_without_them(tmp_path: Path) -> None:
         imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
         assert "argparse" in imported
         assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}, option
+
+
+# --- the ids of errors -----------------------------------------------------------------------------------------------
+
+
+def test_readme_names_the_id_of_every_error_beside_its_exit_code(readme: str) -> None:
+    """Each kind of error that is made anywhere, and no other."""
+    files = [*ROOT.glob("*.py"), *ROOT.glob("backuplib/*.py")]
+    for file in files:
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+
+    def kinds(base: type[OperatorError]) -> Iterator[type[OperatorError]]:
+        for kind in base.__subclasses__():
+            yield kind
+            yield from kinds(kind)
+
+    ids: dict[str, list[str]] = defaultdict(list)
+    for kind in kinds(OperatorError):
+        if re.search(rf"(?<!class ){kind.__name__}\(", source):
+            code = "129, 130, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
+            ids[code].append(kind.id)
+    described = {code: words_of([cell]) for code, cell in table(readme, "exit code").items()}
+    assert described == {code: sorted(found) for code, found in ids.items()}

@@ -248,37 +248,37 @@ SABOTAGES = {
         "database_backup.py",
         "DatabaseBackup._copy_database = lambda self, copy: shutil.copyfile(self.db_path, copy)",
         "SQLite: restored",
-        "the restored content is not that of the backup",
+        "restored content",
     ),
     "ciphertext that is not authentic is believed": (
         "backuplib/openpgp.py",
         "check_decryption = lambda *_: None",
         "SQLite: one flipped bit",
-        "ended with exit code 0 instead of 4",
+        "exit code 0",
     ),
     "checksum is not compared": (
         "restore_backup.py",
         "BackupFile.verify = lambda self: True",
         "SQLite: one flipped bit, checksum beside it",
-        "ended with exit code 4 instead of 3",
+        "exit code 4",
     ),
     "restore changes nothing and says that it did": (
         "restore_backup.py",
         "Restorer.swap = lambda self, plan, *_: None",
         "SQLite: restored",
-        "the restored content is not that of the backup",
+        "restored content",
     ),
     "database is touched before the backup is verified": (
         "restore_backup.py",
         TOUCH_FIRST,
         "SQLite: one flipped bit",
-        "refused, but files in the database's folder changed",
+        "folder",
     ),
     "safety backup holds something else": (
         "restore_backup.py",
         KEEP_SOMETHING_ELSE,
         "SQLite: undone",
-        "the safety backup does not hold what was there before the restore",
+        "safety backup",
     ),
 }
 
@@ -286,11 +286,11 @@ SABOTAGES = {
 @pytest.mark.deep
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) -> None:
-    script, code, unproved, words = SABOTAGES[name]
+    script, code, unproved, found = SABOTAGES[name]
     sabotage(place.program / script, code)
     exit_code, out, err = finish(start(place, HOME=str(place.home)))
     assert exit_code == 1, err
-    assert words in err
+    assert found in err.rpartition("❌")[2]
     assert f"✅ {unproved}" not in err
     assert "Drill passed" not in out + err
 

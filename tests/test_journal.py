@@ -46,18 +46,18 @@ def test_folder_that_came_back_from_a_copy_keeps_the_old_database(stage: Stage) 
     shutil.rmtree(stage.data)
     kept.rename(stage.data)
     done = stage.plain_recover()
-    assert done.code == 3, done.text
-    assert str(set_aside) in done.err
+    assert done.ended == (3, "unfinished-restore"), done.text
+    assert str(set_aside) in done.error["message"]
     assert stage.shop.rows(set_aside) == stage.old
     assert stage.shop.rows() == stage.new
-    assert stage.plain_restore().code == 3
+    assert stage.plain_restore().ended == (3, "unfinished-restore")
 
 
 @ONE_MODE
 def test_database_that_was_moved_away_by_hand_costs_nobody_the_old_one(stage: Stage) -> None:
     set_aside = cut_off_after_the_rename(stage)
     stage.shop.db_path.rename(stage.data / "bad.db")
-    assert stage.plain_recover().code == 3
+    assert stage.plain_recover().ended == (3, "unfinished-restore")
     assert stage.shop.rows(set_aside) == stage.old
 
 
@@ -70,8 +70,8 @@ def test_copied_folder_does_not_recover_the_original(stage: Stage) -> None:
     shutil.copytree(stage.data, copy)
     before = stage.shop.snapshot()
     done = stage.shop.restore("--recover", "--target-path", copy / "shop.db")
-    assert done.code == 3, done.text
-    assert str(stage.shop.db_path) in done.err
+    assert done.ended == (3, "unfinished-restore"), done.text
+    assert str(stage.shop.db_path) in done.error["message"]
     assert stage.shop.snapshot() == before
 
 
@@ -86,8 +86,8 @@ def test_database_that_somebody_has_open_is_not_replaced_under_him(stage: Stage,
         connection.execute(f"PRAGMA journal_mode={journal_mode}")
     with stage.shop.held_open() as holder:
         done = stage.plain_recover()
-        assert done.code == 20, done.text
-        assert f"pid {holder.pid}" in done.err
+        assert done.ended == (20, "rollback-failed"), done.text
+        assert f"pid {holder.pid}" in done.error["message"]
         assert set_aside.exists()
     assert stage.plain_recover().code == 0
     assert stage.outcome() == "old"
@@ -145,7 +145,7 @@ def test_journal_that_cannot_be_understood_is_refused_and_nothing_is_touched(
     journal(stage).write_text(spoil(journal(stage).read_text()))
     before = stage.shop.snapshot()
     for done in (stage.plain_recover(), stage.plain_restore()):
-        assert done.code == 3, done.text
+        assert done.ended == (3, "unfinished-restore"), done.text
         assert "Traceback" not in done.text
-        assert str(journal(stage)) in done.err
+        assert str(journal(stage)) in done.error["message"]
     assert stage.shop.snapshot() == before

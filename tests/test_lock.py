@@ -43,16 +43,16 @@ def waiting(plain_shop: tuple[Shop, Path], terminal: StartTerminal) -> Terminal:
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("what", ["restore", "recover"])
-def test_second_run_is_refused_and_told_who_is_at_work_since_when(
+def test_second_run_is_refused_and_told_who_is_running_since_when(
     plain_shop: tuple[Shop, Path], waiting: Terminal, what: str
 ) -> None:
     shop, backup = plain_shop
     before = shop.snapshot()
     done = shop.restore("--recover") if what == "recover" else shop.restore("--force", backup)
-    assert done.code == 3, done.text
-    assert str(waiting.process.pid) in done.text
-    assert "restore_backup.py" in done.text
-    assert re.search(r"since .*\d\d:\d\d", done.text)
+    assert done.ended == (3, "locked"), done.text
+    assert str(waiting.process.pid) in done.error["message"]
+    assert "restore_backup.py" in done.error["message"]
+    assert re.search(r"\d\d:\d\d", done.error["message"])
     assert shop.snapshot() == before
 
 
@@ -64,7 +64,7 @@ def test_verifying_needs_no_lock(plain_shop: tuple[Shop, Path], waiting: Termina
 
 @pytest.mark.deep
 @pytest.mark.needs("root", "strace")
-def test_list_tells_a_restore_at_work_from_one_that_was_killed(
+def test_list_tells_a_running_restore_from_one_that_was_killed(
     plain_shop: tuple[Shop, Path], tmp_path: Path, waiting: Terminal
 ) -> None:
     """Not the outcome of an earlier run; nor is one called cut off that goes on. Also where the database is a link."""
@@ -73,24 +73,24 @@ def test_list_tells_a_restore_at_work_from_one_that_was_killed(
     (shop.backups / "restore.log").write_text("2025-01-01T00:00:00+00:00 7 outcome: restored\n")
     waiting.process.kill()
     waiting.wait()
-    at_work = re.compile(r"^🔄 A restore is at work: python\S* restore_backup\.py .*\(pid \d+\) since ", re.MULTILINE)
+    running = re.compile(r"^🔄 .*: python\S* restore_backup\.py .*\(pid \d+\)", re.MULTILINE)
     slow = strace(tmp_path / "log", [Hit("rename", 1, "delay_exit=10s", (f"{shop.db_path}.restore-state.json.tmp",))])
     with shop.start_restore("--force", backup, wrapper=slow) as process:
         wait_until(lambda: list(shop.db_path.parent.glob("*.restore-state.json")), "the switch has begun")
         listed = shop.restore("--list")
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
-    assert at_work.search(listed.out), listed.text
-    assert "cut off" not in listed.out
-    assert "outcome" not in listed.out
-    wait_until(lambda: not at_work.search(shop.restore("--list").out), "nothing holds the lock")
+    assert running.search(listed.err), listed.text
+    assert "--recover" not in listed.err
+    assert "outcome" not in listed.err
+    wait_until(lambda: not running.search(shop.restore("--list").err), "nothing holds the lock")
     shop.db_path.rename(shop.db_path.parent / "real" / "shop.db")
     (journal,) = shop.db_path.parent.glob("*.restore-state.json")
     journal.rename(shop.db_path.parent / "real" / journal.name)
     shop.db_path.symlink_to("real/shop.db")
     listed = shop.restore("--list")
-    assert "A restore was cut off" in listed.out
-    (last,) = [line for line in listed.out.splitlines() if line.startswith("last restore: ")]
+    assert "--recover" in listed.err
+    (last,) = [line for line in listed.err.splitlines() if line.startswith("last restore: ")]
     assert "did not say how it ended" in last
 
 
@@ -109,7 +109,7 @@ def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiti
     before = sorted(shop.backups.glob("*db_backup*"))
     done = shop.run("database_backup.py", "create")
     assert done.code == 3, done.text
-    assert "restore" in done.err
+    assert str(waiting.process.pid) in done.err
     assert done.out == ""
     assert sorted(shop.backups.glob("*db_backup*")) == before
     waiting.send("n\n")
@@ -125,8 +125,8 @@ def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_p
     wait_until(lambda: any(shop.backups.glob(".db_backup_*.tmp")), "the backup is being written")
     done = shop.restore("--force", backup)
     out, err = process.communicate(timeout=60)
-    assert done.code == 3, done.text
-    assert "database_backup.py" in done.text
+    assert done.ended == (3, "locked"), done.text
+    assert "database_backup.py" in done.error["message"]
     assert process.returncode == 0, err
     assert shop.backup_rows(shop.path / out.strip(), None) == shop.rows()
 
@@ -166,9 +166,9 @@ def test_idle_holder_is_named_and_nothing_is_touched(make_shop: MakeShop, mode: 
         before = shop.snapshot()
         for more in ([], ["--no-restart"], ["--stop-first"]):
             done = shop.restore("--force", *more, backup)
-            assert done.code == 3, done.text
-            assert f"{holder.pid}" in done.text
-            assert "writer.py" in done.text
+            assert done.ended == (3, "database-in-use"), done.text
+            assert f"{holder.pid}" in done.error["message"]
+            assert "writer.py" in done.error["message"]
         assert shop.snapshot() == before
     assert shop.restore("--force", backup).code == 0
 
@@ -202,11 +202,10 @@ def test_unprivileged_user_does_not_claim_that_nobody_has_it_open(nobodys_shop: 
     shop, backup = nobodys_shop
     before = shop.snapshot()
     wrapper = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", str(backup)]
+    argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", "--json", str(backup)]
     started = Terminal(argv, cwd=shop.path, env=shop.environment({"PYTHONDONTWRITEBYTECODE": "1"}))
     try:
-        assert started.wait() == 3
-        assert "cannot verify" in started.output
+        assert started.ended == (3, "database-in-use"), started.output
         assert "--force" in started.output
     finally:
         started.end()

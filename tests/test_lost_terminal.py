@@ -207,7 +207,7 @@ def test_terminal_lost_at_a_prompt_ends_it_though_the_signal_reaches_a_parent_on
         os.close(passphrase)
     assert shop.snapshot() == before
     said = (shop.backups / "restore.log").read_text(encoding="utf-8")
-    assert "ended by SIGHUP" in said
+    assert "SIGHUP" in said
     assert "Traceback" not in said
 
 
@@ -228,7 +228,7 @@ def test_signal_again_and_again_before_the_switch_ends_it_as_one_does(stage: Sta
                 time.sleep(0.001)
             assert started.wait() == 128 + number, started.output
             assert "Traceback" not in started.output
-            assert f"ended by {number.name}" in started.output
+            assert number.name in started.output
         finally:
             started.end()
     assert stage.shop.snapshot() == before
@@ -320,5 +320,5 @@ def test_log_that_cannot_be_written_is_said_and_changes_nothing(stage: Stage) ->
     Path(stage.shop.backups, "restore.log").mkdir()
     done = stage.plain_restore()
     assert done.code == 0, done.text
-    assert "restore.log" in done.err
+    assert str(stage.shop.backups / "restore.log") in done.err
     assert stage.outcome() == "new"

@@ -1,10 +1,9 @@
-"""Messages that real OpenPGP tools make, sound and not: each restores, or is refused in its own words, untouched."""
+"""Messages that real OpenPGP tools make, sound and not: each restores, or is refused by its own error, untouched."""
 
 import base64
 import gzip
 import os
 import random
-import re
 import subprocess
 import sys
 import zlib
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from isal import isal_zlib
@@ -23,8 +23,6 @@ from tests.support.needs import require
 from tests.support.shop import Completed, Shop, everything
 
 CANNOT_DECRYPT, UNSOUND = 4, 5
-DAMAGED = "encrypted backup is damaged"
-NOT_A_MESSAGE = "does not begin like an OpenPGP message"
 NAME = "db_backup_20250130_120000.db.gz.gpg"
 
 
@@ -47,17 +45,15 @@ def place(shop: Shop, message: bytes, name: str = NAME) -> Path:
 
 
 def refused(
-    shop: Shop, message: bytes, key: Key, code: int = CANNOT_DECRYPT, words: str = "", **options: object
+    shop: Shop, message: bytes, key: Key, code: int = CANNOT_DECRYPT, error: str = "damaged-message", **options: Any
 ) -> Completed:
-    """Try to restore the message for good; it must be refused with code and words and leave everything as it was."""
+    """Try to restore the message for good; it must be refused with one of those ids, everything left as it was."""
     backup = place(shop, message)
     before = everything(shop)
     done = shop.restore(backup, "--force", key=key, **options)
-    assert done.code == code, done.text
-    assert re.search(words, done.err, re.DOTALL), done.text
-    assert done.out == ""
+    assert (done.code, done.error["id"] in error.split("|")) == (code, True), done.text
     assert "Nothing was touched" in done.err
-    assert "Traceback" not in done.err
+    assert "Traceback" not in done.text
     assert everything(shop) == before
     return done
 
@@ -147,50 +143,50 @@ def test_message_by_sequoia_restores(keys: Keys, plain_shop: Shop, tmp_path: Pat
 
 def test_wrong_key_is_named_beside_the_one_it_takes(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--recipient", keys.rsa.fingerprint)
-    done = refused(plain_shop, message, keys.open)
+    done = refused(plain_shop, message, keys.open, error="wrong-key")
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.open)):
         assert key_id in done.text
 
 
 def test_all_recipients_are_named_when_the_key_is_none_of_them(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     both = ("--recipient", keys.rsa.fingerprint, "--recipient", keys.other.fingerprint)
-    done = refused(plain_shop, gpg.encrypt(packed(plain_shop), *both), keys.open)
+    done = refused(plain_shop, gpg.encrypt(packed(plain_shop), *both), keys.open, error="wrong-key")
     for key_id in (*key_ids(gpg, keys.rsa), *key_ids(gpg, keys.other)):
         assert key_id in done.text
 
 
 def test_hidden_recipient_that_is_another_one(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.other.fingerprint)
-    done = refused(plain_shop, message, keys.open)
-    assert "damaged" not in done.text  # it may be whole: this key does not open it
-    assert "key" in done.text
+    done = refused(plain_shop, message, keys.open, error="wrong-passphrase")  # or another key: gpg says the same
+    assert "damaged" not in done.text
     assert "0000000000000000" not in done.text  # no key has that ID: it would send the operator searching for it
 
 
 def test_hidden_recipient_with_a_wrong_passphrase(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.rsa.fingerprint)
     wrong = Key(**{**vars(keys.rsa), "passphrase": "wrong"})
-    assert "passphrase" in refused(plain_shop, message, wrong).text
+    refused(plain_shop, message, wrong, error="wrong-passphrase")
 
 
 # --- messages that prove nothing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    "options",
     [
-        pytest.param(("--passphrase", "x", "--symmetric"), "passphrase only", marks=gpg_24_says_otherwise),
-        (("--sign",), "not encrypted"),
-        (("--store",), "not encrypted"),
-        (("--store", "-z", "0"), "not encrypted"),
+        pytest.param(("--passphrase", "x", "--symmetric"), marks=gpg_24_says_otherwise),
+        ("--sign",),
+        ("--store",),
+        ("--store", "-z", "0"),
     ],
     ids=["symmetric", "signed only", "compressed only", "literal only"],
 )
 def test_message_not_encrypted_to_a_key_is_refused(
-    gpg: GpgHome, keys: Keys, plain_shop: Shop, options: tuple[str, ...], words: str
+    gpg: GpgHome, keys: Keys, plain_shop: Shop, options: tuple[str, ...]
 ) -> None:
     signer = ("--local-user", keys.other.fingerprint) if "--sign" in options else ()
-    assert words in refused(plain_shop, gpg.run(*signer, *options, stdin=packed(plain_shop)), keys.open).text
+    message = gpg.run(*signer, *options, stdin=packed(plain_shop))
+    refused(plain_shop, message, keys.open, error="not-encrypted")
 
 
 def without_mdc(gpg: GpgHome, key: Key, content: bytes) -> bytes:
@@ -199,8 +195,8 @@ def without_mdc(gpg: GpgHome, key: Key, content: bytes) -> bytes:
 
 
 def test_message_without_mdc_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
-    done = refused(plain_shop, without_mdc(gpg, keys.open, packed(plain_shop)), keys.open)
-    assert "not authenticated" in done.err
+    message = without_mdc(gpg, keys.open, packed(plain_shop))
+    refused(plain_shop, message, keys.open, error="unauthenticated-message")
 
 
 @pytest.fixture
@@ -227,7 +223,8 @@ def test_system_wide_gpg_settings_do_not_soften_the_check(
     message = without_mdc(gpg, keys.open, content)
     if damage != "no MDC":
         message = flip(gpg.encrypt(content, "--recipient", keys.open.fingerprint), -5)
-    refused(plain_shop, message, keys.open, wrapper=careless_system)
+    error = "unauthenticated-message" if damage == "no MDC" else "damaged-message"
+    refused(plain_shop, message, keys.open, error=error, wrapper=careless_system)
 
 
 # --- messages with damage --------------------------------------------------------------------------------------------
@@ -249,27 +246,27 @@ def message(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> bytes:
 @pytest.mark.parametrize("position", [-1, -10, -20], ids=["last byte", "mid MDC", "MDC start"])
 def test_flipped_bit_in_the_mdc_is_refused(keys: Keys, plain_shop: Shop, message: bytes, position: int) -> None:
     """gpg gives the full content all the same, which is right to the last byte: it must not count."""
-    assert "damaged" in refused(plain_shop, flip(message, position), keys.open).text
+    refused(plain_shop, flip(message, position), keys.open)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.05, 0.5, 0.95], ids=["header", "beginning", "middle", "near the end"])
 def test_flipped_bit_in_the_content_is_refused(keys: Keys, plain_shop: Shop, message: bytes, part: float) -> None:
-    refused(plain_shop, flip(message, 3 + int(part * len(message)), 0x10), keys.open, words="damaged" if part else "")
+    error = "damaged-message" if part else "wrong-key"  # its ID stands there
+    refused(plain_shop, flip(message, 3 + int(part * len(message)), 0x10), keys.open, error=error)
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 60, 97, 120, 5000, -5000, -1, -20, -23])
 def test_truncated_message_is_refused(keys: Keys, plain_shop: Shop, message: bytes, left: int) -> None:
-    words = "is empty" if left == 0 else DAMAGED if abs(left) == 5000 or left < 0 else ""
-    refused(plain_shop, message[:left], keys.open, words=words)
+    refused(plain_shop, message[:left], keys.open)
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 512, b"garbage behind the end\n", b"\n"], ids=["zeros", "text", "newline"])
 def test_trailing_garbage_is_refused(keys: Keys, plain_shop: Shop, message: bytes, garbage: bytes) -> None:
-    refused(plain_shop, message + garbage, keys.open, words=DAMAGED)
+    refused(plain_shop, message + garbage, keys.open)
 
 
 def test_two_messages_in_a_file_are_refused(keys: Keys, plain_shop: Shop, message: bytes) -> None:
-    refused(plain_shop, message + message, keys.open, words=DAMAGED)
+    refused(plain_shop, message + message, keys.open)
 
 
 def test_two_armored_messages_in_a_file_are_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
@@ -304,20 +301,16 @@ def test_file_name_in_a_message_cannot_pass_for_what_gpg_says(gpg: GpgHome, keys
     for end in ("\u2028", "\u0085", "\n", "\r", "\x0b", "\x1e"):
         name = f"x{end}".encode() + b"".join(f"[GNUPG:] {line}{end}".encode() for line in lines)
         body = b"b" + bytes([len(name)]) + name + bytes(4) + packed(plain_shop)
-        refused(plain_shop, b"\xcb\xff" + len(body).to_bytes(4) + body, keys.open)
+        refused(plain_shop, b"\xcb\xff" + len(body).to_bytes(4) + body, keys.open, error="not-encrypted")
 
 
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [(b"", "is empty"), (b"\n", ""), (b"not a message\n" * 100, NOT_A_MESSAGE)],
-    ids=["empty", "newline", "text"],
-)
-def test_file_that_is_no_message_is_refused(keys: Keys, plain_shop: Shop, what: bytes, words: str) -> None:
-    refused(plain_shop, what, keys.open, words=words)
+@pytest.mark.parametrize("what", [b"", b"\n", b"not a message\n" * 100], ids=["empty", "newline", "text"])
+def test_file_that_is_no_message_is_refused(keys: Keys, plain_shop: Shop, what: bytes) -> None:
+    refused(plain_shop, what, keys.open)
 
 
 def test_noise_that_does_not_even_begin_like_a_message_is_refused(keys: Keys, plain_shop: Shop) -> None:
-    refused(plain_shop, bytes(range(7, 107)) * 100, keys.open, words=NOT_A_MESSAGE)
+    refused(plain_shop, bytes(range(7, 107)) * 100, keys.open)
 
 
 def test_noise_is_refused(keys: Keys, plain_shop: Shop) -> None:
@@ -388,12 +381,13 @@ def test_aead_message_with_a_flipped_bit_is_refused(
     plain_shop: Shop, aead_key: Key, message: bytes, position: int
 ) -> None:
     """GnuPG 2.2 says DECRYPTION_OKAY and GOODMDC though a tag is wrong; only its exit code tells."""
-    refused(plain_shop, flip(message, position), aead_key)
+    refused(plain_shop, flip(message, position), aead_key, error="unauthenticated-message")
 
 
 @pytest.mark.parametrize("left", [-1, -16, -32, -100])
 def test_truncated_aead_message_is_refused(plain_shop: Shop, aead_key: Key, left: int) -> None:
-    refused(plain_shop, AEAD_OCB[:left], aead_key)
+    # GnuPG 2.2 does not tell that it was AEAD, which shows that something is missing.
+    refused(plain_shop, AEAD_OCB[:left], aead_key, error="damaged-message|unauthenticated-message")
 
 
 # --- bombs -----------------------------------------------------------------------------------------------------------
@@ -442,8 +436,7 @@ def zeros(size: int) -> Iterator[bytes]:
 def test_openpgp_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     bomb = gpg.encrypt(b"".join(zeros(200 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
     assert len(bomb) < 300_000
-    done = refused(plain_shop, bomb, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, bomb, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
@@ -455,8 +448,7 @@ def test_gzip_bomb_is_stopped(
     bomb = gzip_of(zeros((400 << 20) // members)) * members
     assert len(bomb) < 12_000_000
     message = gpg.encrypt(bomb, "-z", "0", "--recipient", keys.open.fingerprint)
-    done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, message, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
@@ -465,8 +457,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
     before = plain_shop.snapshot()
     backup = place(plain_shop, gzip_of(zeros(400 << 20)), "db_backup_20250130_120000.db.gz")
     done = plain_shop.restore(backup, "--force", wrapper=small_machine.wrapper)
-    assert done.code == UNSOUND, done.text
-    assert "memory" in done.text
+    assert done.ended == (UNSOUND, "too-large"), done.text
     assert small_machine.peak() < ROOM
     assert plain_shop.snapshot() == before
 
@@ -475,8 +466,7 @@ def test_gzip_bomb_without_encryption_is_stopped(keys: Keys, plain_shop: Shop, s
 def test_bomb_inside_a_bomb_is_stopped(gpg: GpgHome, keys: Keys, plain_shop: Shop, small_machine: SmallMachine) -> None:
     """A gzip bomb that gpg compressed once more: neither layer may be unpacked whole."""
     message = gpg.encrypt(gzip_of(zeros(2000 << 20)), "-z", "9", "--recipient", keys.open.fingerprint)
-    done = refused(plain_shop, message, keys.open, UNSOUND, wrapper=small_machine.wrapper)
-    assert "memory" in done.text
+    refused(plain_shop, message, keys.open, UNSOUND, "too-large", wrapper=small_machine.wrapper)
     assert small_machine.peak() < ROOM
 
 
@@ -528,16 +518,14 @@ def gzip_damages(content: bytes) -> dict[str, bytes]:
     }
 
 
-SAID_OF_GZIP = {
-    "truncated": "compressed backup is damaged.*cut off",
-    "trailer missing": "compressed backup is damaged.*cut off",
-    "bad CRC": "compressed backup is damaged.*(?i:checksum|crc|data check)",
-    "garbage behind": "compressed backup is damaged.*behind its end",
-    "header and zlib": "compressed backup is damaged",
-    "second member truncated": "compressed backup is damaged.*cut off",
-    "empty": "backup is empty",
+OTHER_DAMAGES = {
+    "not gzip": "not-a-database",
+    "empty": "empty-backup",
+    "one byte": "not-a-database",
+    "zlib, not gzip": "not-a-database",
+    "twice gzipped": "not-a-database",
 }
-"""What else there is must be refused as well; of what, is not always to be told."""
+"""What is told of those that do not look like gzip, or are sound gzip."""
 
 DAMAGES = tuple(gzip_damages(gzip.compress(b"names only")))
 
@@ -546,7 +534,7 @@ DAMAGES = tuple(gzip_damages(gzip.compress(b"names only")))
 def test_damaged_gzip_in_a_sound_message_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop, damage: str) -> None:
     content = gzip_damages(packed(plain_shop))[damage]
     message = gpg.encrypt(content, "-z", "0", "--recipient", keys.open.fingerprint)
-    refused(plain_shop, message, keys.open, UNSOUND, SAID_OF_GZIP.get(damage, ""))
+    refused(plain_shop, message, keys.open, UNSOUND, OTHER_DAMAGES.get(damage, "damaged-gzip"))
 
 
 def test_gzip_of_several_members_and_with_padding_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:

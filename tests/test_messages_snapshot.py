@@ -40,7 +40,7 @@ def with_backup(shop: Shop) -> Shop:
 def normalised(text: str, shop: Shop) -> str:
     """The text without what differs from one machine, or one moment, to the next."""
     text = text.replace("\r\n", "\n").replace(str(shop.path), "/srv/shopbot")
-    text = re.sub(r"^⚠️  cannot verify .*\n", "", text, flags=re.MULTILINE)  # where even root may not look at pid 1
+    text = re.sub(r"^⚠️  cannot tell whether .*\n", "", text, flags=re.MULTILINE)  # even root may not look at pid 1
     for pattern, replacement in (
         (r"\b[0-9A-F]{16}\b", "0123456789ABCDEF"),
         (r"\b[0-9A-F]{4}…[0-9A-F]{4}\b", "0123…CDEF"),

@@ -137,11 +137,10 @@ def test_what_is_no_key_is_refused_and_the_terminal_is_as_before(
 ) -> None:
     shop, backup = ready(keys.open)
     before = shop.snapshot()
-    at = terminal(shop, backup)
+    at = terminal(shop, backup, "--json")
     settings = modes(at)
     type_secret(at, PASTE, paste)
-    assert at.wait() == 4, at.output
-    assert "key" in at.output
+    assert at.ended == (4, "unusable-key"), at.output
     assert "Traceback" not in at.output
     assert modes(at) == settings
     assert shop.snapshot() == before
@@ -151,9 +150,9 @@ def test_key_that_does_not_fit_is_refused_before_a_passphrase_is_asked_for(
     ready: Ready, terminal: StartTerminal, keys: Keys
 ) -> None:
     shop, backup = ready(keys.open)
-    at = terminal(shop, backup)
+    at = terminal(shop, backup, "--json")
     type_secret(at, PASTE, keys.other.private_b64 + "\n")
-    assert at.wait() == 4, at.output
+    assert at.ended == (4, "wrong-key"), at.output
     assert not shop.is_restored()
 
 
@@ -176,11 +175,10 @@ def test_third_wrong_passphrase_ends_it_with_4(
 ) -> None:
     shop, backup = ready(keys.rsa)
     before = shop.snapshot()
-    at = with_key_piped(shop, keys.rsa, backup, "--force")
+    at = with_key_piped(shop, keys.rsa, backup, "--force", "--json")
     for _ in range(3):
         type_secret(at, PASSPHRASE, "wrong\n")
-    assert at.wait() == 4, at.output
-    assert "wrong passphrase" in at.output
+    assert at.ended == (4, "wrong-passphrase"), at.output
     assert shop.snapshot() == before
 
 
@@ -368,7 +366,7 @@ def test_menu_shows_the_table_of_list_with_the_state_of_each_checksum(
     newest = shop.backups / "db_backup_20250201_000000.db.gz.gpg.sha256"
     newest.write_text(f"{sound}  {newest.stem}\n")
     (shop.backups / "db_backup_20240101_000000.db.gz.gpg.sha256").write_text("")
-    listed = shop.restore("--list")
+    listed = shop.restore("--list", as_json=False)
     assert listed.code == 0, listed.text
     table = [line for line in listed.out.splitlines() if "checksum" in line or "db_backup_" in line]
     assert [line.split()[-2] for line in table] == ["checksum", "MISMATCH", "ok", "unreadable"]
@@ -431,8 +429,8 @@ def test_menu_is_left_with_q(ready: Ready, terminal: StartTerminal, keys: Keys) 
 
 def test_menu_without_any_backup_says_where_it_looked(make_shop: MakeShop, terminal: StartTerminal) -> None:
     shop = make_shop("sqlite")
-    at = terminal(shop)
-    assert at.wait() == 3, at.output
+    at = terminal(shop, "--json")
+    assert at.ended == (3, "backup-not-found"), at.output
     assert "DB_BACKUP_PATH" in at.output
 
 
@@ -468,12 +466,12 @@ def test_compose_menu_takes_a_path_and_refuses_one_that_is_not_there(
     ready: Ready, with_key_piped: Callable[..., Terminal], keys: Keys
 ) -> None:
     shop, backup = ready(keys.open, "sqlite", RUNTIME_ENVIRONMENT=None)
-    at = with_key_piped(shop, keys.open, backup)
+    at = with_key_piped(shop, keys.open, backup, "--json")
     at.expect(r"q\b.*: ")
     at.send("3\n")
     at.expect("[Pp]ath.*: ")
     at.send("no/such/compose.yml\n")
-    assert at.wait() == 3, at.output
+    assert at.ended == (3, "compose-file"), at.output
     assert "no/such/compose.yml" in at.output
     assert not shop.is_restored()
 
@@ -510,9 +508,8 @@ def test_without_a_terminal_it_is_refused_at_once_with_the_option_named(
     shop, backup = ready(keys.rsa)
     before = shop.snapshot()
     done = shop.restore(backup, *args, stdin=keys.rsa.private_b64.encode(), timeout=20)
-    assert done.code == 3, done.text
-    assert option in done.err
-    assert done.out == ""
+    assert done.ended == (3, "no-terminal"), done.text
+    assert option in done.error["hint"]
     assert shop.snapshot() == before
 
 
@@ -520,7 +517,7 @@ def test_piped_key_is_never_taken_for_the_passphrase(ready: Ready, keys: Keys) -
     shop, backup = ready(keys.rsa)
     stdin = f"{keys.rsa.private_b64}\n{keys.rsa.passphrase}\ny\n".encode()
     done = shop.restore(backup, "--key-stdin", "--force", stdin=stdin, timeout=20)
-    assert done.code in (3, 4), done.text
+    assert done.ended == (4, "unusable-key"), done.text
     assert not shop.is_restored()
 
 
@@ -533,7 +530,7 @@ def test_prompt_can_be_left_after_a_restore_that_was_cut_off_is_undone(
     kill_at_the_swap = ["strace", "-o", "/dev/null", "-e", "inject=rename:signal=SIGKILL", "-P", candidate]
     assert shop.restore(backup, "--force", key=keys.open, wrapper=kill_at_the_swap).code < 0
     at = terminal(shop, backup)
-    at.expect("was cut off")
+    at.expect("🩹")
     at.expect("Paste the private key")
     at.send("\x03")
     assert at.wait(20) == 130, at.output

@@ -404,24 +404,21 @@ def hidden_shm(script: str) -> list[str]:
 
 @needs_root
 @pytest.mark.parametrize(
-    ("script", "words"),
+    "script",
     [
-        ("mkdir -p /var/tmp/no-ram && mount --bind /var/tmp/no-ram /dev/shm", "is not in RAM"),
-        ("mount -t tmpfs -o size=64k none /dev/shm", "has room for"),
-        ("mount -t tmpfs -o ro none /dev/shm", "is not a folder that can be written"),
+        "mkdir -p /var/tmp/no-ram && mount --bind /var/tmp/no-ram /dev/shm",
+        "mount -t tmpfs -o size=64k none /dev/shm",
+        "mount -t tmpfs -o ro none /dev/shm",
     ],
     ids=["on a disk", "too small", "read-only"],
 )
-def test_without_any_ram_folder_it_is_refused_and_nothing_goes_to_a_disk(
-    shop: Shop, keys: Keys, script: str, words: str
-) -> None:
+def test_without_any_ram_folder_it_is_refused_and_nothing_goes_to_a_disk(shop: Shop, keys: Keys, script: str) -> None:
     """Never /tmp as a fallback."""
     backup = shop.create_backup()
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.rsa, wrapper=hidden_shm(script))
-    assert done.code == REFUSED, done.text
-    assert "no RAM folder" in done.text
-    assert words in done.text
+    assert done.ended == (REFUSED, "no-memory"), done.text
+    assert "/dev/shm" in done.error["message"]
     assert shop.snapshot() == before
     assert not list(Path("/var/tmp").glob(f"no-ram/{PREFIX}*"))
 
@@ -437,8 +434,7 @@ def test_database_larger_than_the_ram_folder_is_refused(make_shop: MakeShop, key
     before = shop.snapshot()
     small = hidden_shm("mount -t tmpfs -o size=4M none /dev/shm")
     done = shop.restore(backup, "--force", key=keys.rsa, wrapper=small)
-    assert done.code == REFUSED, done.text
-    assert "room" in done.text
+    assert done.ended == (REFUSED, "no-memory"), done.text
     assert shop.snapshot() == before
 
 
@@ -537,9 +533,8 @@ def test_real_swap_file_is_seen_and_refused(shop: Shop, keys: Keys, tmp_path: Pa
         private = shop.restore(backup, "--verify-only", key=keys.rsa)
     finally:
         subprocess.run(["swapoff", str(file)], check=True)
-    assert refused.code == REFUSED, refused.text
+    assert refused.ended == (REFUSED, "swap-enabled"), refused.text
     assert private.code == 0, private.text
-    assert "swap is on" in refused.text.lower()
 
 
 def test_with_swap_root_is_not_asked_since_its_folder_is_never_swapped(
@@ -557,9 +552,9 @@ def test_with_swap_and_no_private_mount_it_is_refused_without_a_terminal(
     backup = shop.create_backup()
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.rsa, wrapper=[*swap_wrapper, *WITHOUT_MOUNTS])
-    assert done.code == REFUSED, done.text
-    for words in ("swap is on", "--allow-swap", "swapoff"):
-        assert words in done.text.lower()
+    assert done.ended == (REFUSED, "swap-enabled"), done.text
+    for remedy in ("--allow-swap", "swapoff"):
+        assert remedy in done.error["hint"]
     assert shop.snapshot() == before
 
 
@@ -622,5 +617,5 @@ def test_where_nothing_can_be_mounted_in_run_the_folder_is_in_shm(shop: Shop, ke
 def test_no_ram_is_told_with_what_to_do(without_private_mounts: None) -> None:
     with pytest.raises(RefusedError) as refused:
         RamFolder(1 << 60)
-    assert "/dev/shm has room for" in str(refused.value)
+    assert "/dev/shm" in str(refused.value)
     assert "remount" in refused.value.hint

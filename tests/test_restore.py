@@ -78,7 +78,7 @@ def test_restore_brings_back_every_row_and_the_undo_brings_back_what_was_there(s
 
 def test_run_reads_as_in_the_contract(shop: Shop, keys: Keys) -> None:
     backup = shop.create_backup()
-    done = shop.restore(backup, "--force", key=keys.rsa)
+    done = shop.restore(backup, "--force", key=keys.rsa, as_json=False)
     said = done.err + done.out
     expected = (
         "✅ Checksum verified",
@@ -273,7 +273,7 @@ def test_missing_checksum_is_said_and_no_obstacle(shop: Shop, keys: Keys) -> Non
     Path(f"{backup}.sha256").unlink()
     done = shop.restore(backup, "--force", key=keys.rsa)
     assert done.code == 0, done.text
-    assert "no checksum" in done.err
+    assert any(backup.name in warning for warning in done.report["warnings"]), done.text
     assert "Checksum verified" not in done.err
 
 
@@ -307,8 +307,7 @@ def test_backup_changed_between_its_check_and_its_decryption_is_refused(
     (tmp_path / "it").write_text(keys.rsa.passphrase or "")
     command = ["--key-stdin", "--passphrase-command", script]
     done = shop.restore(backup, "--force", "--stop-first", *command, stdin=keys.rsa.private_b64.encode())
-    assert done.code == 3, done.text
-    assert "does not match its checksum: the file is damaged or was exchanged" in done.err
+    assert done.ended == (3, "checksum-mismatch"), done.text
     assert shop.snapshot() == before
 
 
@@ -432,7 +431,8 @@ def test_existing_target_elsewhere_is_overwritten_only_by_force_and_kept_in_a_ba
     target = shop.path / "copy.db"
     target.write_bytes(shop.db_path.read_bytes())
     done = shop.restore(backup, "--target-path", "copy.db", key=keys.rsa)
-    assert (done.code, "--force" in done.err) == (3, True), done.text
+    assert done.ended == (3, "no-terminal"), done.text
+    assert "--force" in done.error["hint"]
     assert shop.rows(target) == changed
     done = shop.restore(backup, "--target-path", "copy.db", "--force", key=keys.rsa)
     assert done.code == 0, done.text
@@ -460,7 +460,7 @@ def test_verify_only_touches_nothing_and_needs_neither_force_nor_docker(
     backup = shop.create_backup()
     shop.leave_hot_wal()
     before = tree(shop.path)
-    done = shop.restore(backup, "--verify-only", key=keys.rsa)
+    done = shop.restore(backup, "--verify-only", key=keys.rsa, as_json=False)
     assert done.code == 0, done.text
     assert "verified" in done.out
     assert DONE not in done.text
@@ -523,7 +523,7 @@ def test_undo_as_it_is_printed_keeps_what_the_restore_was_told_about_services_an
         with closing(shop.connect(target)) as connection:
             connection.execute("DELETE FROM orders WHERE id > 7")
         before = shop.rows(target)
-        done = shop.restore(backup, "--force", *options)
+        done = shop.restore(backup, "--force", *options, as_json=False)
         assert done.code == 0, done.text
         assert shop.rows(target) != before
         undo = re.search(r"to undo +(.*)$", done.out, re.MULTILINE)
@@ -560,7 +560,7 @@ def test_list_shows_newest_first_without_touching_anything(shop: Shop) -> None:
     newer = shop.create_backup()
     newer.write_bytes(b"damaged")
     before = tree(shop.path)
-    done = shop.restore("--list")
+    done = shop.restore("--list", as_json=False)
     assert done.code == 0
     lines = [line for line in done.out.splitlines() if "db_backup_" in line]
     assert [path.name in line for path, line in zip((newer, older), lines, strict=True)] == [True, True]
@@ -611,6 +611,7 @@ def test_json_on_failure_has_code_error_and_hint(make_shop: MakeShop, keys: Keys
     assert done.code == 3
     report = json.loads(done.out)
     assert report["exit_code"] == 3
+    assert report["error"]["id"] == "backup-not-found"
     assert "missing.gpg" in report["error"]["message"]
     assert report["error"]["hint"]
     assert "missing.gpg" in done.err
@@ -620,7 +621,9 @@ def test_json_on_a_wrong_setting(make_shop: MakeShop) -> None:
     shop = make_shop("sqlite", RUNTIME_ENVIRONMENT="STAGING")
     done = shop.restore("backups/missing.gpg", "--force", "--json")
     assert done.code == 3
-    assert "STAGING" in json.loads(done.out)["error"]["message"]
+    error = json.loads(done.out)["error"]
+    assert error["id"] == "settings"
+    assert "STAGING" in error["message"]
 
 
 @pytest.mark.parametrize("wrong", ["--no-such-option", "--passphrase-fd=three", "--passphrase-fd=0"])
@@ -630,6 +633,7 @@ def test_json_on_a_usage_error(make_shop: MakeShop, wrong: str) -> None:
     report = json.loads(done.out)
     assert report["exit_code"] == 2
     assert report["outcome"] == "failed"
+    assert report["error"]["id"] == "usage"
     assert wrong.partition("=")[0] in report["error"]["message"]
     assert report["error"]["message"] in done.err
     assert "--help" in report["error"]["hint"]
@@ -665,7 +669,7 @@ def test_docker_is_not_touched_with(
         assert done.code == 0, done.text
         assert not notes.exists(), notes.read_text()
         done = shop.restore(backup, "--force", key=keys.rsa, env=env | {"RUNTIME_ENVIRONMENT": "PROD"})
-        assert done.code == 3, "the control: without the option it asks Docker, which does not answer"
+        assert done.ended == (3, "docker-unreachable"), "the control: without the option it asks Docker"
         assert notes.exists()
 
 
@@ -676,7 +680,7 @@ def test_verifying_works_where_docker_does_not_answer(make_shop: MakeShop, keys:
     with docker_that_notes_calls(tmp_path / "bin") as (env, notes):
         done = shop.restore(backup, "--verify-only", key=keys.rsa, env=env)
         assert done.code == 0, done.text
-        assert "services  not known: Docker Compose is not installed" in done.text
+        assert re.search(r"services +not known", done.err), done.text
         assert not re.search(r"\b(stop|start|up|restart)\b", notes.read_text())
 
 

@@ -42,7 +42,7 @@ def test_pictures_only_where_the_locale_can_show_them(
     at.expect(CONFIRM)
     at.send("y\n")
     assert at.wait() == 0, at.output
-    piped = shop.restore(backup, "--force", env=locale).text
+    piped = shop.restore(backup, "--force", env=locale, as_json=False).text
     for shown in (at.output, piped):
         assert shown.isascii() != pictures
         assert ("✅ Database restored successfully" if pictures else "[ok] Database restored successfully") in shown
@@ -87,8 +87,8 @@ def test_commands_in_hints_can_be_copied_when_a_folder_has_blanks(shop: Shop, tm
     backup = shop.create_backup()
     target = tmp_path / "no such folder" / "copy.db"
     done = shop.restore(backup, "--target-path", target)
-    assert done.code == 3, done.text
-    hint = re.search(r"mkdir -p .*$", done.err, re.MULTILINE)
+    assert done.ended == (3, "unsuitable-target"), done.text
+    hint = re.search(r"mkdir -p .*$", done.error["hint"])
     assert hint
     subprocess.run(["/bin/sh", "-c", hint[0]], check=True)
     assert shop.restore(backup, "--target-path", target).code == 0

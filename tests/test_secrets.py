@@ -480,8 +480,9 @@ def test_refusals_show_no_secret_at_debug(canary_shop: Shop, keys: Keys, chatty:
         "wrong key": keys.other,
         "not a key": Key(**{**vars(keys.rsa), "private_armor": keys.rsa.private_armor[:-300]}),
     }[bad]
-    done = canary_shop.restore(backup, "--force", "--json", key=key, env=chatty)
-    assert done.code == 4, done.text
+    done = canary_shop.restore(backup, "--force", key=key, env=chatty)
+    error = {"wrong passphrase": "wrong-passphrase", "wrong key": "wrong-key", "not a key": "unusable-key"}[bad]
+    assert done.ended == (4, error), done.text
     check_output(canary_shop, done, secrets_of(keys.rsa) | secrets_of(keys.other))
 
 
@@ -584,16 +585,16 @@ def test_planted_symlink_is_not_followed(
 
 
 @pytest.mark.parametrize(
-    ("name", "code"),
+    ("name", "code", "error"),
     [
-        ("backups/{backup}.sha256", 3),
-        ("backups/restore.log", 0),
-        ("backups/.db_backup_1_1.tmp", 0),
-        ("data/shop.db.restore-state.json", 3),
-        ("data/shop.db-journal", 3),
+        ("backups/{backup}.sha256", 3, "checksum-unreadable"),
+        ("backups/restore.log", 0, ""),
+        ("backups/.db_backup_1_1.tmp", 0, ""),
+        ("data/shop.db.restore-state.json", 3, "unfinished-restore"),
+        ("data/shop.db-journal", 3, "unsuitable-target"),
     ],
 )
-def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: str, code: int) -> None:
+def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: str, code: int, error: str) -> None:
     """Opening a named pipe would last until somebody opens its other end."""
     shop = make_shop("sqlite")
     backup = shop.create_backup()
@@ -602,9 +603,9 @@ def test_planted_pipe_is_not_waited_for(make_shop: MakeShop, keys: Keys, name: s
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
     done = shop.restore(backup, "--force", key=keys.rsa)
-    assert done.code == code, done.text
+    assert done.ended == (code, error), done.text
     if code:
-        assert f"{pipe.name}" in done.err
+        assert pipe.name in done.error["message"]
     assert shop.restore("--list").code == 0
     assert "Traceback" not in shop.run("database_backup.py", "create").text
     pipe.unlink(missing_ok=True)
@@ -644,8 +645,8 @@ def test_planted_journal_reaches_no_file_elsewhere(make_shop: MakeShop, tmp_path
         journal = shop.db_path.with_name("shop.db.restore-state.json")
         journal.write_text(json.dumps(planted, default=str))
         done = shop.restore("--recover")
-        assert done.code == 3, done.text
-        assert journal.name in done.err
+        assert done.ended == (3, "unfinished-restore"), done.text
+        assert journal.name in f"{done.error['message']} {done.error['hint']}"
         assert (victim.read_text(), other.read_text(), shop.rows()) == ("precious", "precious", before)
 
 
@@ -656,8 +657,8 @@ def test_checksum_without_end_is_refused(make_shop: MakeShop, keys: Keys) -> Non
     checksum.unlink()
     checksum.symlink_to("/dev/zero")
     done = shop.restore(backup, "--force", key=keys.rsa)
-    assert done.code == 3, done.text
-    assert checksum.name in done.err
+    assert done.ended == (3, "checksum-unreadable"), done.text
+    assert checksum.name in done.error["message"]
 
 
 def test_exchanged_backup_is_not_believed(canary_shop: Shop, keys: Keys) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import MakeBotShop, MakeHost, SshTerminal
 from tests.support.containers import Bot, Compose, wait_until
+from tests.support.shop import Completed
 from tests.support.ssh import CONFIRM, MENU, RESTORE, Host
 from tests.support.terminal import Terminal
 
@@ -73,7 +74,7 @@ def test_in_tmux_no_tmux_is_recommended(host: Host, ssh_terminal: SshTerminal) -
 
 
 @pytest.mark.parametrize(
-    ("pipe", "options", "said"),
+    ("pipe", "options", "hint"),
     [
         ("", "", "--force"),
         ("", "--force", "--key-stdin"),
@@ -82,27 +83,28 @@ def test_in_tmux_no_tmux_is_recommended(host: Host, ssh_terminal: SshTerminal) -
     ],
     ids=["nothing", "no key", "no confirmation", "no passphrase"],
 )
-def test_without_a_terminal_it_is_refused_with_the_option_named(host: Host, pipe: str, options: str, said: str) -> None:
+def test_without_a_terminal_it_is_refused_with_the_option_named(host: Host, pipe: str, options: str, hint: str) -> None:
     before = host.shop.snapshot()
-    done = host.type(f"{pipe}ssh host '{RESTORE} {options}'")
-    assert done.code == 3, done.text
-    assert said in done.err
-    assert "ssh -t" in done.err
+    done = host.type(f"{pipe}ssh host '{RESTORE} {options} --json'")
+    assert done.ended == (3, "no-terminal"), done.text
+    assert hint in done.error["hint"]
+    assert "ssh -t" in done.error["hint"]
     assert host.shop.snapshot() == before
 
 
 def test_without_a_terminal_and_without_a_file_it_is_refused(host: Host) -> None:
-    done = host.type("ssh host 'cd shopbot && python restore_backup.py'")
-    assert done.code == 3, done.text
-    assert "--list" in done.err
+    done = host.type("ssh host 'cd shopbot && python restore_backup.py --json'")
+    assert done.ended == (3, "no-terminal"), done.text
+    assert "--list" in done.error["hint"]
 
 
 def test_key_piped_into_a_forced_terminal_ends_soon_and_touches_nothing(host: Host) -> None:
     """The terminal would show the key and cut it at 4095 characters."""
     before = host.shop.snapshot()
-    done = host.type(f"cat key.b64 | ssh -tt host '{RESTORE} --key-stdin --force'", timeout=30)
-    assert done.code in (3, 4), done.text
-    assert "terminal" in done.text
+    shown = host.type(f"cat key.b64 | ssh -tt host '{RESTORE} --key-stdin --force --json'", timeout=30)
+    done = Completed(shown.code, shown.out.splitlines()[-1], "")
+    assert done.ended == (3, "refused"), shown.text
+    assert "ssh -tt" in done.error["hint"]
     assert host.shop.snapshot() == before
 
 

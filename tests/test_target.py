@@ -43,14 +43,13 @@ def in_own_mounts(commands: str) -> tuple[str, ...]:
     return ("unshare", "--mount", "--propagation", "private", "sh", "-euc", f'{commands}; exec "$@"', "sh")
 
 
-def refused(done: Completed, *words: str) -> None:
-    """Refused by the preflight, in words."""
-    assert done.code == 3, done.text
-    for word in words:
-        assert word in done.err, done.err
+def refused(done: Completed, error: str, *values: object) -> None:
+    """Refused by the preflight, which names these values."""
+    assert done.ended == (3, error), done.text
+    for value in values:
+        assert str(value) in f"{done.error['message']} {done.error['hint']}"
     assert "Nothing was touched" in done.err
     assert "Traceback" not in done.err
-    assert done.out == ""
 
 
 # --- what it was stays -----------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ def test_configured_database_by_another_name_counts_as_the_configured_one(
     for name in ("link.db", "data/../data/shop.db"):
         before = shop.snapshot()
         done = shop.restore(backup, "--force", "--target-path", name, key=keys.open)
-        refused(done, "RUNTIME_ENVIRONMENT")
+        refused(done, "compose-file", "RUNTIME_ENVIRONMENT")
         assert shop.snapshot() == before
 
 
@@ -166,13 +165,14 @@ def test_target_that_is_no_regular_file_is_refused(
     shop.db_path.unlink()
     make(shop.db_path)
     before = shop.snapshot()
-    refused(shop.restore(backup, "--force", key=keys.open, timeout=20), "not a regular file")
+    refused(shop.restore(backup, "--force", key=keys.open, timeout=20), "unsuitable-target", shop.db_path)
     assert shop.snapshot() == before
 
 
 def test_missing_folder_is_refused_by_name(ready: Callable[[str], tuple[Shop, Path]], keys: Keys) -> None:
     shop, backup = ready("sqlite")
-    refused(shop.restore(backup, "--force", "--target-path", "no/such/x.db", key=keys.open), f"{shop.path}/no/such")
+    done = shop.restore(backup, "--force", "--target-path", "no/such/x.db", key=keys.open)
+    refused(done, "unsuitable-target", shop.path / "no/such")
     assert not (shop.path / "no").exists()
 
 
@@ -181,7 +181,7 @@ def test_single_file_bind_mount_is_refused(ready: Callable[[str], tuple[Shop, Pa
     before = shop.snapshot()
     database = shlex.quote(str(shop.db_path))
     done = shop.restore(backup, "--force", key=keys.open, wrapper=in_own_mounts(f"mount --bind {database} {database}"))
-    refused(done, "mount")
+    refused(done, "unsuitable-target", shop.db_path)
     assert shop.snapshot() == before
 
 
@@ -195,7 +195,7 @@ def test_bind_mounted_file_with_a_blank_in_its_name_is_refused(
     name = shlex.quote(str(target))
     mounted = in_own_mounts(f"mount --bind {name} {name}")
     done = shop.restore(backup, "--force", "--target-path", target, key=keys.open, wrapper=mounted)
-    refused(done, "mount")
+    refused(done, "unsuitable-target", target)
     assert target.stat().st_ino == inode
 
 
@@ -204,7 +204,8 @@ def test_read_only_folder_is_refused(ready: Callable[[str], tuple[Shop, Path]], 
     before = shop.snapshot()
     folder = shlex.quote(str(shop.db_path.parent))
     mounts = f"mount --bind {folder} {folder}; mount -o remount,ro,bind {folder}"
-    refused(shop.restore(backup, "--force", key=keys.open, wrapper=in_own_mounts(mounts)), str(shop.db_path.parent))
+    done = shop.restore(backup, "--force", key=keys.open, wrapper=in_own_mounts(mounts))
+    refused(done, "cannot-write", shop.db_path.parent)
     assert shop.snapshot() == before
 
 
@@ -213,7 +214,7 @@ def test_folder_without_write_permission_is_refused(ready: Callable[[str], tuple
     shop.db_path.parent.chmod(0o555)
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.open, wrapper=WITHOUT_CAPABILITIES)
-    refused(done, str(shop.db_path.parent), "Permission denied")
+    refused(done, "cannot-write", shop.db_path.parent, "Permission denied")
     assert shop.snapshot() == before
 
 
@@ -239,7 +240,7 @@ def test_immutable_file_or_folder_is_refused(
     shop, backup = ready("sqlite")
     before = shop.snapshot()
     immutable(shop.db_path if which == "file" else shop.db_path.parent)
-    refused(shop.restore(backup, "--force", key=keys.open), "not permitted")
+    refused(shop.restore(backup, "--force", key=keys.open), "cannot-write", "not permitted")
     assert shop.snapshot() == before
 
 
@@ -251,13 +252,12 @@ def test_without_root_it_is_not_claimed_that_nobody_has_the_database_open(
 ) -> None:
     shop, backup = ready("sqlite")
     before = shop.snapshot()
-    command = [*WITHOUT_CAPABILITIES, sys.executable, "restore_backup.py", str(backup), "--key-stdin"]
+    command = [*WITHOUT_CAPABILITIES, sys.executable, "restore_backup.py", str(backup), "--key-stdin", "--json"]
     stdin = filled_pipe(keys.open.private_b64.encode())
     terminal = Terminal(command, cwd=shop.path, env=shop.environment(), stdin=stdin)
     os.close(stdin)
     try:
-        terminal.expect("cannot verify", timeout=20)
-        assert terminal.wait() == 3, terminal.output
+        assert terminal.ended == (3, "database-in-use"), terminal.output
     finally:
         terminal.end()
     assert "--force" in terminal.output
@@ -270,7 +270,7 @@ def test_without_root_force_says_that_it_cannot_verify(
     shop, backup = ready(mode)
     done = shop.restore(backup, "--force", key=keys.open, wrapper=WITHOUT_CAPABILITIES)
     assert done.code == 0, done.text
-    assert "cannot verify" in done.err
+    assert any(str(shop.db_path) in warning for warning in done.report["warnings"]), done.text
     assert shop.is_restored()
 
 
@@ -282,7 +282,7 @@ def test_owner_that_cannot_be_given_is_a_failure_and_not_a_database_that_the_bot
     shop.db_path.chmod(0o666)
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.open, wrapper=WITHOUT_CAPABILITIES)
-    assert done.code == 3, done.text
+    refused(done, "cannot-write", shop.db_path)
     assert shop.snapshot() == before
 
 
@@ -321,7 +321,7 @@ def test_too_little_space_is_refused_and_leaves_everything_as_it_was(
     small_disk(shop.db_path.parent, pages + room)
     subprocess.run(["setfacl", "-m", "u:1234:rw", shop.db_path], check=True)
     before = shop.snapshot()
-    refused(shop.restore(backup, "--force", key=keys.open), str(shop.db_path.parent))
+    refused(shop.restore(backup, "--force", key=keys.open), "no-space", shop.db_path.parent)
     assert shop.snapshot() == before
 
 
@@ -334,8 +334,8 @@ def test_too_little_space_for_the_safety_backup_is_6(
     names = {path.name for path in shop.backups.iterdir()}
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.open)
-    assert done.code == 6, done.text
-    assert "No space left" in done.err
+    assert done.ended == (6, "backup"), done.text
+    assert "No space left" in done.error["message"]  # the system's words
     assert "Nothing was touched" in done.err
     assert shop.snapshot() == before
     assert {path.name for path in shop.backups.iterdir()} - {"restore.log"} == names

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ def as_user(shop: Shop, script: str, *args: object, key: Key | None = None, **op
     return shop.run(script, *args, key=key, wrapper=AS_USER, **options)
 
 
-def restore(shop: Shop, *args: object, key: Key | None = None, **options: object) -> Completed:
+def restore(shop: Shop, *args: object, **options: Any) -> Completed:
     """restore_backup.py as the user."""
-    return as_user(shop, "restore_backup.py", "--allow-swap", *args, key=key, **options)
+    return shop.restore("--allow-swap", *args, wrapper=AS_USER, **options)
 
 
 def backup_of(shop: Shop) -> Path:
@@ -114,18 +115,19 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
         *(as_user(user_shop, "database_backup.py", word) for word in ("list", "prune")),
     ):
         assert done.code == 3, done.text
-        assert f"cannot read the folder {user_shop.backups}: Permission denied" in done.err
+        assert str(user_shop.backups) in done.err
+        assert "Permission denied" in done.err
 
 
 @ONE_MODE
 def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
     """Root restored; somebody else asks how it ended."""
     backup_of(user_shop)
-    assert "last restore" not in restore(user_shop, "--list").out
+    assert "last restore" not in restore(user_shop, "--list").text
     assert user_shop.restore("--recover").code == 0
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
-    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.out
+    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.err
 
 
 @ONE_MODE
@@ -134,9 +136,7 @@ def test_processes_that_cannot_be_looked_at_are_not_called_nobody(user_shop: Sho
     backup = backup_of(user_shop)
     before = user_shop.snapshot()
     done = restore(user_shop, backup, "--force", key=keys.rsa)
-    assert "cannot" in done.text
-    assert "processes" in done.text
-    assert "--force" in done.text or done.code == 0
+    assert any(str(user_shop.db_path) in warning for warning in done.report["warnings"]), done.text
     assert done.code == 0 or user_shop.snapshot() == before
 
 
@@ -157,8 +157,8 @@ def test_own_process_that_has_the_database_open_is_found(user_shop: Shop, keys: 
         before = user_shop.snapshot()
         done = restore(user_shop, backup, "--force", "--no-restart", key=keys.rsa)
         process.stdin.close()
-    assert done.code == 3, done.text
-    assert f"pid {process.pid}" in done.text
+    assert done.ended == (3, "database-in-use"), done.text
+    assert f"pid {process.pid}" in done.error["message"]
     assert user_shop.snapshot() == before
 
 
@@ -170,10 +170,9 @@ def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, k
     os.chown(damaged, UID, UID)
     before = user_shop.snapshot()
     wrong = restore(user_shop, backup, "--force", key=Key(**{**vars(keys.rsa), "passphrase": "wrong"}))
-    assert wrong.code == 4, wrong.text
-    assert "wrong passphrase" in wrong.text
+    assert wrong.ended == (4, "wrong-passphrase"), wrong.text
     cut = restore(user_shop, damaged, "--force", key=keys.rsa)
-    assert cut.code == 4, cut.text
+    assert cut.ended == (4, "damaged-message"), cut.text
     assert user_shop.snapshot() == before
 
 
@@ -184,8 +183,8 @@ def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) ->
     os.chown(backup, UID, UID)
     before = user_shop.snapshot()
     done = restore(user_shop, backup, "--force", key=keys.rsa)
-    assert done.code == 3, done.text
-    assert f"{backup.name}.sha256" in done.text
+    assert done.ended == (3, "checksum-unreadable"), done.text
+    assert f"{backup.name}.sha256" in done.error["message"]
     assert user_shop.snapshot() == before
 
 
@@ -202,9 +201,8 @@ def test_missing_rights_are_refused_before_anything_is_touched(user_shop: Shop, 
         os.chown(user_shop.backups, 0, 0)
     before = user_shop.snapshot()
     done = restore(user_shop, backup, "--force", key=keys.rsa)
-    assert done.code in (3, 6), done.text
+    assert done.ended in ((3, "cannot-write"), (6, "backup")), done.text
     assert "Traceback" not in done.text
-    assert "ermission" in done.text or "permitted" in done.text or "rights" in done.text or "written" in done.text
     assert user_shop.snapshot() == before
 
 

@@ -114,9 +114,9 @@ def report_of(done: Completed) -> dict[str, Any]:
     return report
 
 
-def check_code(done: Completed, code: int) -> None:
-    """The exit code, and words that fit it."""
-    assert done.code == code, done.text
+def check_code(done: Completed, code: int, error: str = "") -> None:
+    """The exit code, and the error's id that goes with it."""
+    assert done.ended == (code, error), done.text
     assert "Traceback" not in done.text, done.text
 
 

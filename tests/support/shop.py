@@ -53,7 +53,22 @@ class Completed:
     @property
     def text(self) -> str:
         """Both streams; for assertions on words, wherever they are printed."""
-        return self.out + self.err
+        return (json.dumps(self.report, ensure_ascii=False) if self.report else self.out) + self.err
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The object that --json printed, alone on standard output; empty without it, and when the run was killed."""
+        return json.loads(self.out) if self.out.startswith("{") else {}
+
+    @property
+    def error(self) -> dict[str, str]:
+        """The error's `id`, `message` and `hint`, each empty when there was none."""
+        return self.report.get("error") or {"id": "", "message": "", "hint": ""}
+
+    @property
+    def ended(self) -> tuple[int, str]:
+        """Exit code and the error's id: what a failure is known by, whatever its words."""
+        return self.code, self.error["id"]
 
 
 @dataclass(frozen=True)
@@ -320,9 +335,12 @@ class Shop:
             for descriptor in ours + ([source] if isinstance(stdin, bytes) and source is not None else []):
                 os.close(descriptor)
 
-    def restore(self, *args: object, **options: Any) -> Completed:
-        """`restore_backup.py ARGS` to its end; options: stdin, key, env, timeout, pass_fds, wrapper."""
-        return self.run("restore_backup.py", *args, **options)
+    def restore(self, *args: object, as_json: bool = True, **options: Any) -> Completed:
+        """`restore_backup.py --json ARGS` to its end; options: stdin, key, env, timeout, pass_fds, wrapper.
+
+        `as_json`: False where it is about what people read on standard output.
+        """
+        return self.run("restore_backup.py", *["--json"] * as_json, *args, **options)
 
     def start_restore(self, *args: object, **options: Any) -> subprocess.Popen[str]:
         """`restore_backup.py ARGS`, started; options as in `start`."""

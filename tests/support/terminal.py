@@ -1,6 +1,7 @@
 """A program on a real pseudo-terminal, which is its controlling terminal: for prompts, Ctrl-C and lost connections."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -53,6 +54,11 @@ class Terminal:
     def output(self) -> str:
         """Everything shown, line ends as on the terminal (CR LF)."""
         return self._bytes.decode(errors="replace")
+
+    @property
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end of a run with --json, whose object is the last line; exit code and the error's id."""
+        return self.wait(), (json.loads(self.output.splitlines()[-1])["error"] or {"id": ""})["id"]
 
     def expect(self, pattern: str, timeout: float = 30) -> str:
         """Wait for a regular expression in what came since the last match; returns what matched."""

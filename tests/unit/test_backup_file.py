@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -60,8 +59,8 @@ def plant(path: Path, kind: str) -> None:
         (PASSPHRASE_MESSAGE, "a.gpg", 4096, "openpgp"),
         (PASSPHRASE_MESSAGE, "a.db", 5001, "openpgp"),
         (PASSPHRASE_MESSAGE, "a.db", 8192, "database"),  # whole pages: rather a SQLCipher database that looks like one
-        (gzip.compress(b""), "a.db.gz", 20, "gzip"),
-        (gzip.compress(b""), "a.db.gz.gpg", 20, "gzip"),
+        (gzip.compress(b"", mtime=0), "a.db.gz", 20, "gzip"),
+        (gzip.compress(b"", mtime=0), "a.db.gz.gpg", 20, "gzip"),
         (b"\x1f\x8b\x07", "a.db", 4096, "database"),
         (DATABASE, "a.db", 4096, "database"),
         (DATABASE, "a.db.gz.gpg", 4096, "database"),
@@ -287,7 +286,6 @@ def test_states_of_checksums(backup: Path) -> None:
     note_checksum(backup)
     assert info.checksum_state(progress=told.append) == "ok"
     assert sum(told) == info.size
-    assert info.checksum_state(until=time.monotonic() - 1) == "not read"
     note_checksum(backup, "0" * 64)
     assert info.checksum_state() == "MISMATCH"
     checksum_path(backup).write_text("?")

@@ -18,7 +18,6 @@ from backuplib.errors import (
     WrongPassphraseError,
 )
 from backuplib.openpgp import (
-    _error_code,
     _key_warnings,
     begins_like_key,
     begins_like_message,
@@ -241,18 +240,21 @@ def test_both_keys_are_named_when_they_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "code"),
+    ("value", "kind"),
     [
-        ("pkdecrypt_failed 67108875", 11),
-        ("symkey_decrypt.maybe_error 11_BAD_PASSPHRASE", 11),
-        ("pkdecrypt_failed 33554450", 18),
-        ("proc_pkt.plaintext 89_BAD_DATA", 89),
-        ("odd", 0),
-        ("", 0),
+        ("pkdecrypt_failed 67108875", WrongPassphraseError),
+        ("symkey_decrypt.maybe_error 11_BAD_PASSPHRASE", WrongPassphraseError),
+        ("pkdecrypt_failed 33554450", DamagedMessageError),
+        ("proc_pkt.plaintext 89_BAD_DATA", DamagedMessageError),
+        ("odd", DamagedMessageError),
+        ("", DamagedMessageError),
     ],
 )
-def test_code_of_an_error_line(value: str, code: int) -> None:
-    assert _error_code(value) == code
+def test_code_of_an_error_line(value: str, kind: type[DecryptionError]) -> None:
+    """Only one of them, in either way of writing, is a wrong passphrase's."""
+    with pytest.raises(DecryptionError) as raised:
+        check_decryption([("ERROR", value)], 2, OWN)
+    assert type(raised.value) is kind
 
 
 # --- beginnings ------------------------------------------------------------------------------------------------------
