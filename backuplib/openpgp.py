@@ -363,7 +363,6 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
     info = next((value.split() for name, value in events if name == "DECRYPTION_INFO"), [])
     aead = len(info) > 2 and info[2] != "0"  # fields of DECRYPTION_INFO: MDC method, cipher, AEAD algorithm
     authentic = "GOODMDC" in seen or aead
-    unprotected = "DECRYPTION_INFO" in seen and info[:1] == ["0"] and not aead
     again = "Take another copy of the backup file; compare it with: sha256sum -c FILE.sha256"
     if "DECRYPTION_OKAY" in seen and authentic and returncode == 0:
         return
@@ -392,7 +391,7 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
                 hint="Restore a backup that was encrypted to your key.",
             )
         raise DamagedMessageError("the encrypted backup is damaged: gpg cannot read its beginning", hint=again)
-    if unprotected or ("DECRYPTION_OKAY" in seen and not authentic):
+    if not authentic and (info[:1] == ["0"] or "DECRYPTION_OKAY" in seen):
         raise UnauthenticatedMessageError(
             "the encrypted backup is not authenticated (no MDC): its content could have been changed by anybody",
             hint="Restore another backup.",

@@ -46,10 +46,10 @@ def place(shop: Shop, message: bytes, name: str = NAME) -> Path:
 def refused(
     shop: Shop, message: bytes, key: Key, code: int = CANNOT_DECRYPT, error: str = "damaged-message", **options: Any
 ) -> Completed:
-    """Try to restore the message for good; it must be refused with that error and leave everything as it was."""
+    """Try to restore the message for good; it must be refused with one of those ids, everything left as it was."""
     before = shop.snapshot()
     done = shop.restore(place(shop, message), "--force", key=key, **options)
-    assert done.ended == (code, error), done.text
+    assert (done.code, done.error["id"] in error.split("|")) == (code, True), done.text
     assert "Traceback" not in done.text
     assert shop.snapshot() == before
     return done
@@ -241,7 +241,8 @@ def test_flipped_bit_in_the_mdc_is_refused(keys: Keys, plain_shop: Shop, message
 
 @pytest.mark.parametrize("part", [0.0, 0.05, 0.5, 0.95], ids=["header", "beginning", "middle", "near the end"])
 def test_flipped_bit_in_the_content_is_refused(keys: Keys, plain_shop: Shop, message: bytes, part: float) -> None:
-    refused(plain_shop, flip(message, 3 + int(part * len(message)), 0x10), keys.open)
+    error = "damaged-message" if part else "wrong-key"  # its ID stands there
+    refused(plain_shop, flip(message, 3 + int(part * len(message)), 0x10), keys.open, error=error)
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 60, 97, 120, 5000, -5000, -1, -20, -23])
@@ -290,7 +291,7 @@ def test_file_name_in_a_message_cannot_pass_for_what_gpg_says(gpg: GpgHome, keys
     for end in ("\u2028", "\u0085", "\n", "\r", "\x0b", "\x1e"):
         name = f"x{end}".encode() + b"".join(f"[GNUPG:] {line}{end}".encode() for line in lines)
         body = b"b" + bytes([len(name)]) + name + bytes(4) + packed(plain_shop)
-        refused(plain_shop, b"\xcb\xff" + len(body).to_bytes(4) + body, keys.open)
+        refused(plain_shop, b"\xcb\xff" + len(body).to_bytes(4) + body, keys.open, error="not-encrypted")
 
 
 @pytest.mark.parametrize("what", [b"", b"\n", b"not a message\n" * 100], ids=["empty", "newline", "text"])
@@ -371,7 +372,8 @@ def test_aead_message_with_a_flipped_bit_is_refused(
 
 @pytest.mark.parametrize("left", [-1, -16, -32, -100])
 def test_truncated_aead_message_is_refused(plain_shop: Shop, aead_key: Key, left: int) -> None:
-    refused(plain_shop, AEAD_OCB[:left], aead_key)
+    # GnuPG 2.2 does not tell that it was AEAD, which shows that something is missing.
+    refused(plain_shop, AEAD_OCB[:left], aead_key, error="damaged-message|unauthenticated-message")
 
 
 # --- bombs -----------------------------------------------------------------------------------------------------------
@@ -496,6 +498,15 @@ def gzip_damages(content: bytes) -> dict[str, bytes]:
     }
 
 
+OTHER_DAMAGES = {
+    "not gzip": "not-a-database",
+    "empty": "empty-backup",
+    "one byte": "not-a-database",
+    "zlib, not gzip": "not-a-database",
+    "twice gzipped": "not-a-database",
+}
+"""What is told of those that do not look like gzip, or are sound gzip."""
+
 DAMAGES = tuple(gzip_damages(gzip.compress(b"names only")))
 
 
@@ -503,7 +514,7 @@ DAMAGES = tuple(gzip_damages(gzip.compress(b"names only")))
 def test_damaged_gzip_in_a_sound_message_is_refused(gpg: GpgHome, keys: Keys, plain_shop: Shop, damage: str) -> None:
     content = gzip_damages(packed(plain_shop))[damage]
     message = gpg.encrypt(content, "-z", "0", "--recipient", keys.open.fingerprint)
-    refused(plain_shop, message, keys.open, UNSOUND)
+    refused(plain_shop, message, keys.open, UNSOUND, OTHER_DAMAGES.get(damage, "damaged-gzip"))
 
 
 def test_gzip_of_several_members_and_with_padding_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
