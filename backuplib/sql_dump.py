@@ -159,8 +159,9 @@ def load_sql_dump(
     """Run ``dump`` in ``connection``, an open and empty database in RAM (sqlite3 or sqlcipher3, isolation_level=None).
 
     It is faster by half with ``cached_statements=0``, since no statement comes twice; under ``journal_mode=OFF`` an
-    error would name the wrong line. ``progress`` is told how many bytes of the dump were read so far. Raises DumpError;
-    the database is then of no use.
+    error would name the wrong line. ``progress`` is told how many bytes of the dump were read so far.
+
+    :raises DumpError: the database is then of no use.
     """
     loader = _Loader(dump, connection, progress, limit_bytes, time.monotonic() + limit_seconds)
     with _memory_limit(2 * limit_bytes + _ROOM), _guarded(connection, loader, limit_bytes):
