@@ -209,8 +209,11 @@ class BackupFile:
         except WrongPassphraseError:  # there may be another try
             raise
         except OperatorError:
-            self.verify()
+            self._compare(step)
             raise
+        self._compare(step)
+
+    def _compare(self, step: Step) -> None:
         if self.verify():
             step.notes.append("✅ Checksum verified")
 

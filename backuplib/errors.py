@@ -178,7 +178,7 @@ class NoSpaceError(RefusedError):
 
 
 class CannotWriteError(RefusedError):
-    """The folder of the database cannot be written."""
+    """The folder of the database cannot be written, or what is in it not be replaced."""
 
 
 class NoMemoryError(RefusedError):

@@ -311,7 +311,6 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
     info = next((value.split() for name, value in events if name == "DECRYPTION_INFO"), [])
     aead = len(info) > 2 and info[2] != "0"  # fields of DECRYPTION_INFO: MDC method, cipher, AEAD algorithm
     authentic = "GOODMDC" in seen or aead
-    unprotected = "DECRYPTION_INFO" in seen and info[:1] == ["0"] and not aead
     again = "Copy the backup file again, then compare it: sha256sum -c FILE.sha256"
     if "DECRYPTION_OKAY" in seen and authentic and returncode == 0:
         return
@@ -340,7 +339,7 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
                 hint="Restore a backup that was encrypted to your key.",
             )
         raise DamagedMessageError("the encrypted backup is corrupted: gpg cannot read its beginning", hint=again)
-    if unprotected or ("DECRYPTION_OKAY" in seen and not authentic):
+    if not authentic and (info[:1] == ["0"] or "DECRYPTION_OKAY" in seen):
         raise UnauthenticatedMessageError(
             "the encrypted backup is not authenticated (no MDC): anybody could have changed its content",
             hint="Restore another backup.",

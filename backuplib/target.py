@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -160,7 +161,8 @@ class Target:
         """Refuse when the switch could not be done in the target's folder: tries create, link and rename.
 
         :param size: bytes that are needed there at the least.
-        :raises UnsuitableTargetError: when one of them is not possible.
+        :raises UnsuitableTargetError: when it is a mount point.
+        :raises CannotWriteError: when one of them is not possible.
         :raises NoSpaceError: when there is too little room.
         """
         path, folder = self.path, self.path.parent
@@ -180,7 +182,7 @@ class Target:
                     drop(probe, second)
         except OSError as error:
             if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
-                raise UnsuitableTargetError(
+                raise CannotWriteError(
                     f"the database cannot be replaced in {folder}: {error.strerror}",
                     hint=f"Look: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It takes the rights of the file's "
                     "owner.",
@@ -222,7 +224,8 @@ class Target:
                 raise RefusedError(f"{path} does not hold what was written to it", hint=CHECK_DISK)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise CannotWriteError(
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (NoSpaceError if full else CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",
                 hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {quoted(folder)}",
             ) from None

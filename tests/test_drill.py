@@ -290,7 +290,7 @@ def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) 
     sabotage(place.program / script, code)
     exit_code, out, err = finish(start(place, HOME=str(place.home)))
     assert exit_code == 1, err
-    assert found in err.rpartition("❌")[2]
+    assert found in err.partition("❌")[2]
     assert f"✅ {unproved}" not in err
     assert "Drill passed" not in out + err
 

@@ -59,6 +59,11 @@ def normalised(text: str, shop: Shop) -> str:
     return text
 
 
+def restore(shop: Shop, *args: object, **options: Any) -> Completed:
+    """A restore as people read it."""
+    return shop.restore(*args, as_json=False, **options)
+
+
 def judge(name: str, done: Completed, shop: Shop, code: int) -> None:
     """What was printed is what the snapshot holds; nothing was touched."""
     assert done.code == code, done.text
@@ -73,16 +78,16 @@ def judge(name: str, done: Completed, shop: Shop, code: int) -> None:
 def test_wrong_file(plain: Shop, keys: Keys) -> None:
     """A file that lies about and is no backup."""
     (plain.path / "notes.txt").write_text("Call the provider about the disk. " * 50)
-    judge("wrong_file", plain.restore("notes.txt", "--force", key=keys.rsa), plain, 5)
+    judge("wrong_file", restore(plain, "notes.txt", "--force", key=keys.rsa), plain, 5)
 
 
 def test_mistyped_file(plain: Shop, keys: Keys) -> None:
-    judge("mistyped_file", plain.restore("backups/db_backup_20250131.gpg", "--force", key=keys.rsa), plain, 3)
+    judge("mistyped_file", restore(plain, "backups/db_backup_20250131.gpg", "--force", key=keys.rsa), plain, 3)
 
 
 def test_wrong_passphrase(plain: Shop, keys: Keys) -> None:
     command = ["--key-stdin", "--passphrase-command", "echo wrong"]
-    done = plain.restore(BACKUP, "--force", *command, stdin=keys.rsa.private_b64.encode())
+    done = restore(plain, BACKUP, "--force", *command, stdin=keys.rsa.private_b64.encode())
     judge("wrong_passphrase", done, plain, 4)
 
 
@@ -103,17 +108,17 @@ def test_wrong_passphrase_typed_three_times(plain: Shop, keys: Keys, terminal: S
 
 
 def test_wrong_key(plain: Shop, keys: Keys) -> None:
-    judge("wrong_key", plain.restore(BACKUP, "--force", key=keys.other), plain, 4)
+    judge("wrong_key", restore(plain, BACKUP, "--force", key=keys.other), plain, 4)
 
 
 def test_public_key_in_place_of_the_private_one(plain: Shop, keys: Keys) -> None:
-    done = plain.restore(BACKUP, "--force", "--key-stdin", stdin=keys.rsa.public_b64.encode())
+    done = restore(plain, BACKUP, "--force", "--key-stdin", stdin=keys.rsa.public_b64.encode())
     judge("public_key", done, plain, 4)
 
 
 def test_no_terminal(plain: Shop) -> None:
     """ssh without -t."""
-    judge("no_terminal", plain.restore(BACKUP), plain, 3)
+    judge("no_terminal", restore(plain, BACKUP), plain, 3)
 
 
 @pytest.mark.needs("root", "docker")
@@ -128,7 +133,7 @@ def test_not_in_the_docker_group(make_shop: MakeShop, keys: Keys, tmp_path: Path
     with engine_socket() as address:
         become = ["env", "--unset=HOME", "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         options = ("--force", "--allow-swap")
-        done = shop.restore(BACKUP, *options, key=keys.rsa, wrapper=become, env={"DOCKER_HOST": f"unix://{address}"})
+        done = restore(shop, BACKUP, *options, key=keys.rsa, wrapper=become, env={"DOCKER_HOST": f"unix://{address}"})
     judge("no_docker_group", done, shop, 3)
 
 
@@ -168,18 +173,18 @@ def fill(folder: Path, room: int, mounted: list[Path]) -> None:
 @pytest.mark.needs("root", "mount")
 def test_disk_full(plain: Shop, keys: Keys, full_disk: list[Path]) -> None:
     fill(plain.db_path.parent, 16384, full_disk)
-    judge("disk_full", plain.restore(BACKUP, "--force", key=keys.rsa), plain, 3)
+    judge("disk_full", restore(plain, BACKUP, "--force", key=keys.rsa), plain, 3)
 
 
 @pytest.mark.needs("root", "mount")
 def test_disk_of_the_backups_full(plain: Shop, keys: Keys, full_disk: list[Path]) -> None:
     fill(plain.backups, 16384, full_disk)
-    judge("disk_of_backups_full", plain.restore(BACKUP, "--force", key=keys.rsa), plain, 6)
+    judge("disk_of_backups_full", restore(plain, BACKUP, "--force", key=keys.rsa), plain, 6)
 
 
 def test_bot_started_by_hand(plain: Shop, keys: Keys) -> None:
     with plain.held_open():
-        judge("bot_started_by_hand", plain.restore(BACKUP, "--force", key=keys.rsa), plain, 3)
+        judge("bot_started_by_hand", restore(plain, BACKUP, "--force", key=keys.rsa), plain, 3)
 
 
 def test_wrong_folder(plain: Shop) -> None:
@@ -201,7 +206,7 @@ def test_wrong_folder(plain: Shop) -> None:
 
 def test_no_env_file(plain: Shop, keys: Keys) -> None:
     (plain.path / ".env").unlink()
-    judge("no_env_file", plain.restore(BACKUP, "--force", key=keys.rsa), plain, 3)
+    judge("no_env_file", restore(plain, BACKUP, "--force", key=keys.rsa), plain, 3)
 
 
 def test_python_without_the_packages(plain: Shop, keys: Keys) -> None:
@@ -222,7 +227,7 @@ def test_backup_from_before_encryption_was_switched_on(make_shop: MakeShop, keys
     shop = make_shop("sqlcipher")
     shop.change_data()
     shutil.copy(old, shop.path / BACKUP)
-    judge("backup_from_before_encryption", shop.restore(BACKUP, "--force", key=keys.rsa), shop, 5)
+    judge("backup_from_before_encryption", restore(shop, BACKUP, "--force", key=keys.rsa), shop, 5)
 
 
 def test_backup_of_an_older_sqlcipher(make_shop: MakeShop) -> None:
@@ -236,4 +241,4 @@ def test_backup_of_an_older_sqlcipher(make_shop: MakeShop) -> None:
         connection.execute("PRAGMA key = '" + DB_PASS.replace("'", "''") + "'")
         connection.execute("PRAGMA cipher_compatibility = 3")
         connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
-    judge("backup_of_an_older_sqlcipher", shop.restore(old, "--force"), shop, 5)
+    judge("backup_of_an_older_sqlcipher", restore(shop, old, "--force"), shop, 5)

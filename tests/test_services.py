@@ -610,10 +610,14 @@ def test_container_outside_of_the_project_is_refused_and_named(prepare: Prepare,
     scene = prepare(mode, compose)
     before = scene.shop.state()
     data = scene.shop.db_path.parent
-    for volume in (f"{data}:/somewhere", f"{scene.shop.path}:/above", f"{scene.shop.db_path}:/app/shop.db"):
+    for volume, error in (
+        (f"{data}:/somewhere", "database-in-use"),
+        (f"{scene.shop.path}:/above", "database-in-use"),
+        (f"{scene.shop.db_path}:/app/shop.db", "unsuitable-target"),
+    ):
         with container("-v", volume) as name:
             done = scene.restore()
-        check_code(done, 3, "database-in-use")
+        check_code(done, 3, error)
         assert name in done.error["message"]
     assert untouched(before, scene.shop.state())
     check_clean(scene.shop)

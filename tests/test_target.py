@@ -165,7 +165,7 @@ def test_target_that_is_no_regular_file_is_refused(
     shop.db_path.unlink()
     make(shop.db_path)
     before = shop.snapshot()
-    refused(shop.restore(backup, "--force", key=keys.open, timeout=20), "unsuitable-target", shop.db_path)
+    refused(shop.restore(backup, "--force", key=keys.open, timeout=20), "unsuitable-target", shop.db_path.parent)
     assert shop.snapshot() == before
 
 
@@ -282,7 +282,7 @@ def test_owner_that_cannot_be_given_is_a_failure_and_not_a_database_that_the_bot
     shop.db_path.chmod(0o666)
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.open, wrapper=WITHOUT_CAPABILITIES)
-    refused(done, "cannot-write", shop.db_path)
+    refused(done, "cannot-write", shop.db_path.parent)
     assert shop.snapshot() == before
 
 
