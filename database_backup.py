@@ -127,7 +127,7 @@ class DatabaseBackup:
             except OSError as error:
                 raise BackupError(
                     f"cannot read {self.db_path}: {error.strerror}",
-                    hint=f"Look: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
+                    hint=f"Check: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
                     "keeping it: --skip-backup",
                 ) from None
             return self._store(copy, ".raw.tar", ram, compress=True)
@@ -142,7 +142,7 @@ class DatabaseBackup:
             checksum = "checksum ok" if backup.verify() else "no checksum beside it"
             verify_only = restore_command("--verify-only", shown(backup.path))
             if backup.layer == "openpgp":
-                return f"{checksum}; content not checked, since that takes the key: {verify_only}"
+                return f"{checksum}; content not checked: that needs the key: {verify_only}"
             with RamFolder(CHUNK) as ram:
                 copy = ram.path / "copy.db"
                 with create_file(copy) as target:
@@ -172,7 +172,7 @@ class DatabaseBackup:
         except OSError as error:
             raise RefusedError(
                 f"cannot read the folder {self.backup_dir}: {error.strerror}",
-                hint=f"Look: ls -ld {quoted(self.backup_dir)}; or run this as root.",
+                hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
             ) from None
         found = [
             BackupInfo(path, backup_time(path), path.stat().st_size, path.name.endswith(".gpg"))
@@ -196,7 +196,7 @@ class DatabaseBackup:
                 except OSError as error:
                     raise RefusedError(
                         f"cannot remove {backup.path}: {error.strerror}",
-                        hint=f"Look: ls -ld {quoted(self.backup_dir)}; or run this as root.",
+                        hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
                         state=f"{plural(len(removed), 'older backup')} removed before that." if removed else "",
                     ) from None
                 removed.append(backup.path)

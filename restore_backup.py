@@ -257,7 +257,7 @@ class Restorer:
             raise NoMemoryError(
                 f"too little memory: the restore takes at least {megabytes(need)} beside the backup, "
                 f"{megabytes(live)} of it for the safety backup, and {megabytes(free)} are free",
-                hint="End other programs, use a machine with more memory, or add --stop-first, which takes less.",
+                hint="Stop other programs, use a machine with more memory, or add --stop-first, which takes less.",
             )
 
     def check_confirmable(self, target: Target, configured: bool) -> None:
@@ -539,7 +539,7 @@ class Restorer:
                 try:
                     path = backups.create_backup()
                 except UnreadableDatabaseError as error:
-                    self.report.warn(f"{error}; its files are kept as they are")
+                    self.report.warn(f"{error}; its files are saved unchanged")
                     path = backups.create_raw_backup()
         except (OperatorError, OSError) as error:
             raise BackupError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
@@ -597,7 +597,7 @@ class Restorer:
         switch.clear_away()
 
     def switch_of(self, journal: Journal, project: ComposeProject | None) -> Switch:
-        """Return the switch that a journal tells of."""
+        """Return the switch that a journal describes."""
         recover = restore_command("--recover", *target_options(journal.target, self.settings, self.options))
         return Switch(
             journal,
@@ -611,7 +611,7 @@ class Restorer:
     def stop_services(self, plan: Plan, switch: Switch) -> None:
         """Phase 2: stop the services that run, and make sure that nobody has the database open.
 
-        :raises CannotStopError: when that cannot be had.
+        :raises CannotStopError: when one still runs, or the database is still in use.
         """
         switch.stop_services()
         try:
@@ -655,7 +655,7 @@ class Restorer:
             try:
                 target.clear_leftovers()
             except OSError as error:
-                self.report.warn(f"{explain(error)}; clear up with: {restore_command('--recover')}")
+                self.report.warn(f"{explain(error)}; clean up with: {restore_command('--recover')}")
             if not switch:
                 self.console.line("✅ Nothing to recover: no restore was interrupted")
         self.report.outcome = "recovered"
@@ -672,7 +672,7 @@ class Restorer:
         try:
             switch.resume()
         except ServicesDownError as error:
-            self.report.warn(f"{error}; they get their next chance after this restore")
+            self.report.warn(f"{error}; they will be started after this restore")
             if switch.journal.state == "committed":
                 switch.clear_away()
             pending = switch.journal.services
@@ -904,7 +904,7 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
 
 
 def rescue_command(kept: Path) -> str:
-    """Return the command that unpacks the files of a database that could not be read, in RAM, to be looked at."""
+    """Return the command that unpacks the files of a database that could not be read, in RAM, for inspection."""
     decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
     folder = "d=$(mktemp -d /dev/shm/rescue.XXXXXX)"
     return f'{folder}; {decrypt} {quoted(shown(kept))} | tar -xz -C "$d" && echo "$d"'

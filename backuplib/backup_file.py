@@ -116,7 +116,7 @@ def recorded_checksum(backup: Path) -> str | None:
         return None
     except OSError as error:
         raise ChecksumUnreadableError(
-            f"cannot read {path}: {error.strerror}", hint=f"Look: ls -l {quoted(path)}"
+            f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
     match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
     if not match:
@@ -151,7 +151,7 @@ class BackupFile:
             raise NoMemoryError(
                 f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
                 f"is in memory twice, and {megabytes(available_memory())} are free",
-                hint="End other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
+                hint="Stop other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
                 "too.",
             )
         self.created = backup_time(path)

@@ -31,7 +31,7 @@ SQLITE_OK, SQLITE_DENY, SQLITE_FUNCTION = 0, 1, 31  # what an authorizer is aske
 
 
 def only_counting(action: int, _first: str | None, name: str | None, _database: str | None, view: str | None) -> int:
-    """Authorizer: only what COUNT needs; a hostile view, behind a full-text index, never comes to an end."""
+    """Authorizer: only what COUNT needs; a hostile view, behind a full-text index, never ends."""
     return SQLITE_DENY if view or (action == SQLITE_FUNCTION and name not in ("count", "like")) else SQLITE_OK
 
 

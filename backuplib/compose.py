@@ -111,7 +111,7 @@ def docker_containers() -> list[Container]:
     except CommandError as error:
         raise DockerUnreachableError(
             f"Docker cannot be reached: {error}",
-            hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in anew. Is Docker "
+            hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in again. Is Docker "
             "running? systemctl status docker. When nothing is to be stopped: --no-restart",
         ) from None
 
@@ -148,7 +148,7 @@ class ComposeProject:
         if len(names) > 1:
             raise ComposeFileError(
                 f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
-                hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {quoted(file)} stop",
+                hint=f"Stop the wrong one: {' '.join(command)} -p NAME -f {quoted(file)} stop",
             )
         found = next((item for item in matching if item.project in names), None)
         project = cls(found.compose_files if found else (file,), found.project if found else None, command)
@@ -209,7 +209,7 @@ class ComposeProject:
                 raise UnsuitableTargetError(
                     f"{database} is mounted into container {item.name} as a single file: the container would keep the "
                     "old one",
-                    hint="Mount its folder instead, and create the container anew.",
+                    hint="Mount its folder instead, and recreate the container.",
                 )
             if item.active and item.writes_into(database.parent) and item.id not in stopping:
                 raise DatabaseInUseError(
@@ -223,7 +223,7 @@ class ComposeProject:
         """Say what will happen to services: an estimate from their health checks and grace periods."""
         items = [item for item in self.containers() if item.service in services]
         if not items:
-            return {"services": "none runs"}
+            return {"services": "none is running"}
         up = 1 + max(item.check_interval for item in items)
         longest = up + max(item.stop_seconds for item in items)
         return {
@@ -292,7 +292,7 @@ class ComposeProject:
             raise ServicesDownError(f"service {item.service} {reason}", hint=self._logs_hint([item.service]))
 
     def _logs_hint(self, services: Sequence[str]) -> str:
-        return f"Look why: {shlex.join(self._argv('logs', '--tail', '50', *services))}"
+        return f"See its log: {shlex.join(self._argv('logs', '--tail', '50', *services))}"
 
     def _argv(self, *arguments: str) -> list[str]:
         project = ["-p", self.name] if self.name else []

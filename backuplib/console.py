@@ -250,7 +250,7 @@ class Report:
     started: float = field(default_factory=time.monotonic, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as --json shows it: what there is none of is null."""
+        """Return the report as --json shows it: missing values are null."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
         return {name: None if value == "" else value for name, value in values.items()}
 
@@ -275,7 +275,7 @@ class Report:
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
-        """The one place where errors end: each is told and noted, and gives the exit code."""
+        """The one place where errors end: each is reported, and gives the exit code."""
         try:
             try:
                 yield

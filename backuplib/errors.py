@@ -1,4 +1,4 @@
-"""What can go wrong, as it is told to the operator: each kind has an identity, an exit code, and a hint what to do."""
+"""What can go wrong, as it is told to the operator: each kind has an identity, an exit code, and a hint."""
 
 import os
 import re
@@ -92,7 +92,7 @@ def restore_command(*arguments: str) -> str:
 
 
 def choose_another_backup_hint() -> str:
-    """Return the hint for a backup that is of no use."""
+    """Return the hint for a backup that cannot be used."""
     return f"Restore another backup; to see them: {restore_command('--list')}"
 
 

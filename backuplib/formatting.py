@@ -60,7 +60,7 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = (), gap: str =
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name from a database so that it takes no more columns, and cannot do anything to a terminal."""
+    """Return a name from a database cut to so many columns, and harmless to a terminal."""
     name = printable(name)
     return name if len(name) <= width else f"{name[: width - 1]}…"
 

@@ -60,7 +60,7 @@ class Journal:
                 data = json.loads(file.read(CHUNK))
             if data["target"] != str(target.path):
                 raise UnfinishedRestoreError(
-                    f"{path} tells of a restore into {data['target']}: the folder was copied or moved",
+                    f"{path} describes a restore into {data['target']}: the folder was copied or moved",
                     hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
                     "is to stay, as in section 7 of RUNBOOK.md.",
                 )
@@ -75,7 +75,7 @@ class Journal:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UnfinishedRestoreError(
                 f"{path} cannot be read: {explain(error)}",
-                hint=f"It tells of an interrupted restore. Keep a copy of {quoted(target.path.parent)} before anything "
+                hint=f"It describes an interrupted restore. Keep a copy of {quoted(target.path.parent)} before anything "
                 "else.",
             ) from None
         journal.refuse_other_files()

@@ -108,7 +108,7 @@ class Switch:
                 elif sidecars(target):  # opening it would delete them
                     raise UnreadableError("the main file is missing or empty")
             except UnreadableError as error:
-                self.report.warn(f"the old database cannot be opened ({error}): its files are set aside as they are")
+                self.report.warn(f"the old database cannot be opened ({error}): its files are set aside unchanged")
                 checkpointed = False
             refuse_users()
             if file_identity(journal.candidate) != candidate:
@@ -284,11 +284,11 @@ class Switch:
 
     @contextlib.contextmanager
     def clearing_up(self) -> Iterator[None]:
-        """What cannot be removed is only said: the next run does it."""
+        """What cannot be removed is a warning: the next run removes it."""
         try:
             yield
         except OSError as error:
-            self.report.warn(f"{explain(error)}; clear up with: {self.recover_command}")
+            self.report.warn(f"{explain(error)}; clean up with: {self.recover_command}")
 
 
 # --- the renames -----------------------------------------------------------------------------------------------

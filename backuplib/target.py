@@ -135,8 +135,8 @@ class Target:
     def refuse_holders(self, expected: Sequence[str] = (), *, force: bool) -> str:
         """Refuse when a process has the database open, except those in the expected containers.
 
-        :param force: the operator says that nobody has it open where that cannot be looked at.
-        :returns: what could not be looked at, for a warning; else empty.
+        :param force: the operator says that nobody has it open where that cannot be inspected.
+        :returns: what could not be inspected, for a warning; else empty.
         :raises DatabaseInUseError: naming who.
         """
         holders, hidden = find_holders(database_files(self.path))
@@ -184,8 +184,8 @@ class Target:
             if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
                 raise CannotWriteError(
                     f"the database cannot be replaced in {folder}: {error.strerror}",
-                    hint=f"Look: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It takes the rights of the file's "
-                    "owner.",
+                    hint=f"Check: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It needs the permissions of the "
+                    "file's owner.",
                 ) from None
         free = shutil.disk_usage(folder).free
         if free < size:
@@ -227,7 +227,7 @@ class Target:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (NoSpaceError if full else CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",
-                hint=f"It takes {megabytes(image.size)} and the rights of the file's owner: df -h {quoted(folder)}",
+                hint=f"It takes {megabytes(image.size)} and the permissions of the file's owner: df -h {quoted(folder)}",
             ) from None
         return file_identity(path)
 
