@@ -75,8 +75,8 @@ class Journal:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UnfinishedRestoreError(
                 f"{path} cannot be read: {explain(error)}",
-                hint=f"It describes an interrupted restore. Keep a copy of {quoted(target.path.parent)} before anything "
-                "else.",
+                hint="It describes an interrupted restore. Before anything else keep a copy of "
+                f"{quoted(target.path.parent)}.",
             ) from None
         journal.refuse_other_files()
         return journal

@@ -227,7 +227,7 @@ class Target:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (NoSpaceError if full else CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",
-                hint=f"It takes {megabytes(image.size)} and the permissions of the file's owner: df -h {quoted(folder)}",
+                hint=f"It needs {megabytes(image.size)} and the file owner's permissions: df -h {quoted(folder)}",
             ) from None
         return file_identity(path)
 
