@@ -1,7 +1,8 @@
 """Proves on this machine that a restore works, without touching the operator's data: `restore_backup.py --drill`.
 
-In a RAM folder, with a throwaway key and a sample shop, plain and encrypted: the real scripts back it up while it is
-being written to, restore it after changes, undo that, and must refuse corrupted, foreign and locked backups.
+In a RAM folder, with throwaway keys and a sample shop, plain and encrypted: the real scripts back it up while it is
+being written to, restore it after changes, undo that, and must refuse a corrupted backup, another key's, and a wrong
+passphrase.
 """
 
 from __future__ import annotations
