@@ -29,6 +29,7 @@ def database(tmp_path: Path) -> Path:
     path = tmp_path / "shop.db"
     path.touch()
     with closing(PLAIN.connect(path)) as connection:
+        connection.execute("BEGIN")
         connection.execute("CREATE TABLE t (a UNIQUE)")
         connection.executemany("INSERT INTO t VALUES (?)", [(f"{number:0500}",) for number in range(100)])
         connection.commit()

@@ -145,7 +145,11 @@ def test_value_of_the_wrong_kind_is_refused(journal: Journal, target: Target, ch
 
 
 OTHERS: dict[str, Callable[[Path], dict[str, object]]] = {
-    "another target": lambda data: {"target": str(data / "other.db")},
+    "another target": lambda data: {
+        "target": str(data / "other.db"),
+        "set_aside": str(data / "other.db.backup-20250130-153045"),
+        "candidate": str(data / "other.db.restore-new"),
+    },
     "set aside elsewhere": lambda data: {"set_aside": str(data.parent / "shop.db.backup-20250130-153045")},
     "set aside up and down": lambda data: {"set_aside": f"{data}/../data/shop.db.backup-20250130-153045"},
     "another file as set aside": lambda data: {"set_aside": str(data / "keys.db")},

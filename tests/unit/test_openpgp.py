@@ -296,6 +296,13 @@ def test_message_to_a_key_is_known_for_sure(head: str) -> None:
     assert begins_like_message(bytes.fromhex(head), sure=False)
 
 
+def test_message_under_an_algorithm_that_does_not_encrypt_is_not_known_for_sure() -> None:
+    """A database that looks like noise may begin like one."""
+    head = bytearray.fromhex(HEADS["RSA"])
+    head[12] = 17  # DSA
+    assert not begins_like_message(bytes(head), sure=True)
+
+
 @pytest.mark.parametrize("head", OTHER_HEADS.values(), ids=[*OTHER_HEADS])
 def test_other_messages_are_known_but_not_for_sure(head: str) -> None:
     assert begins_like_message(bytes.fromhex(head), sure=False)
@@ -352,6 +359,7 @@ WRAPPED = b"\n".join(re.findall(rb".{1,76}", B64))
         (WRAPPED.replace(b"\n", b"\r\n") + b"\r\n", KEY),
         (b"\n\n  " + WRAPPED.replace(b"\n", b"\n  ") + b" \t\n\n", KEY),
         (b"\xef\xbb\xbf" + ARMOR, ARMOR),
+        (b"\xef\xbb\xbf" + B64, KEY),
         (ARMOR.decode().encode("utf-16"), ARMOR),
         (b"On Thursday you wrote:\n\n" + ARMOR, ARMOR),
         (base64.b64encode(b"a comment\n" + ARMOR), ARMOR),
@@ -365,6 +373,7 @@ WRAPPED = b"\n".join(re.findall(rb".{1,76}", B64))
         "CRLF",
         "blanks around",
         "byte order mark",
+        "byte order mark before base64",
         "UTF-16",
         "mail",
         "comment in base64",
