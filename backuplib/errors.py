@@ -52,7 +52,7 @@ class OperatorError(Exception):
     """
 
     exit_code: ExitCode = ExitCode.REFUSED
-    id: ClassVar[str]
+    id: ClassVar[str] = "operator"
 
     def __init__(self, message: str, *, hint: str = "", state: str = "") -> None:
         super().__init__(message)

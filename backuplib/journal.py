@@ -72,7 +72,7 @@ class Journal:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UnfinishedRestoreError(
                 f"{path} cannot be read: {explain(error)}",
                 hint="It describes an interrupted restore. Before anything else keep a copy of "

@@ -222,8 +222,10 @@ class Target:
             fsync_folder(folder)
             if not proved:
                 raise RefusedError(f"{path} does not hold what was written to it", hint=CHECK_DISK)
-        except OSError as error:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (NoSpaceError if full else CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",

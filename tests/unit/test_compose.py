@@ -163,7 +163,6 @@ def test_health_check_may_take_what_it_allows_itself(check: dict[str, Any], seco
     assert _health_seconds(check) == seconds
 
 
-@pytest.mark.xfail(reason="it counts as one every 30 seconds")
 def test_health_check_that_is_switched_off_is_none() -> None:
     assert inspected(Config_Healthcheck={"Test": ["NONE"]}).check_interval == 0
 

@@ -185,9 +185,6 @@ def test_each_error_ends_with_its_code_identity_and_state(
     assert ExitCode[next(item.name for item in ExitCode if item == code)].state in screen.getvalue()
 
 
-@pytest.mark.xfail(
-    raises=AttributeError, reason="the base class has no identity of its own, and is raised in one place"
-)
 def test_error_without_a_class_of_its_own_ends_like_any_other(report: Report) -> None:
     with report.failures():
         fail(OperatorError("x"))

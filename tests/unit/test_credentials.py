@@ -67,7 +67,6 @@ def test_descriptor_that_is_closed_is_refused_naming_the_option() -> None:
     assert f"--passphrase-fd {number}" in str(raised.value)
 
 
-@pytest.mark.xfail(raises=(ValueError, TypeError), reason="not caught yet")
 @pytest.mark.parametrize("number", [-1, 1 << 40])
 def test_number_that_is_no_descriptor_is_refused(number: int) -> None:
     with pytest.raises(RefusedError):

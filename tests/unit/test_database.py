@@ -10,10 +10,10 @@ import pytest
 from backuplib.database import (
     Engine,
     check_database,
+    cipher_key,
     database_files,
     quoted_identifier,
     quoted_passphrase,
-    raw_key,
     refuse_irregular,
     sidecars,
 )
@@ -64,8 +64,8 @@ def test_name_of_a_table_is_quoted(tmp_path: Path, name: str) -> None:
 
 def test_passphrase_and_raw_key_are_written_as_sqlcipher_takes_them() -> None:
     assert quoted_passphrase(Secret("it's")) == "'it''s'"
-    salt, key = bytes(range(16)), hashlib.pbkdf2_hmac("sha512", b"it's", bytes(range(16)), 1000, 32)
-    assert raw_key(Secret("it's"), salt, "sha512", 1000) == f"\"x'{key.hex()}{salt.hex()}'\""
+    salt, key = bytes(range(16)), hashlib.pbkdf2_hmac("sha1", b"it's", bytes(range(16)), 4000, 32)
+    assert cipher_key(Secret("it's"), salt, 1) == f"\"x'{key.hex()}{salt.hex()}'\""
 
 
 def test_key_that_is_derived_here_is_the_one_that_sqlcipher_derives(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_no_journal_is_none_also_after_it_was_removed(journal: Journal, target: 
         b"\0" * 300,
         b"\xff\xfe",
         b'{"target": 1}',
-        pytest.param(b"[" * 100_000, marks=pytest.mark.xfail(raises=RecursionError, reason="not caught yet")),
+        b"[" * 100_000,
     ],
     ids=["empty", "cut", "null", "list", "object", "text", "zeros", "no UTF-8", "target only", "deep"],
 )

@@ -61,7 +61,6 @@ def test_table_fits_beside_a_number(tmp_path: Path) -> None:
 
 def test_states_of_checksums_are_in_the_order_of_the_backups(report: Report, backups: list[BackupInfo]) -> None:
     assert checksum_states(report.console, backups) == ["none", "ok"]
-    assert checksum_states(report.console, backups, until=0.0) == ["none", "not read"]
     assert checksum_states(report.console, []) == []
 
 
@@ -88,13 +87,13 @@ def test_file_that_was_named_need_not_be_there_but_is_looked_for(backups: list[B
 
 
 def test_nothing_is_chosen_without_a_terminal_or_without_a_backup(
-    report: Report, backups: list[BackupInfo], tmp_path: Path, nobody: Terminal
+    backups: list[BackupInfo], tmp_path: Path, nobody: Terminal
 ) -> None:
     with pytest.raises(NoTerminalError):
-        choose_backup(backups, tmp_path, report.console, nobody)
+        choose_backup(backups, tmp_path, nobody)
     nobody.present = True
     with pytest.raises(BackupNotFoundError):
-        choose_backup([], tmp_path, report.console, nobody)
+        choose_backup([], tmp_path, nobody)
 
 
 def test_restore_that_runs_was_interrupted_or_has_ended_is_told(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from backuplib.terminal import _is_whole
+from backuplib.terminal import _is_complete
 from tests.support.shop import ROOT
 from tests.support.terminal import Terminal
 
@@ -50,7 +50,7 @@ ARMOR = b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n" + WRAPPED + b"\n=abcd\n----
     ],
 )
 def test_end_of_a_pasted_key_is_seen(pasted: bytes, whole: bool) -> None:
-    assert _is_whole(bytearray(pasted)) is whole
+    assert _is_complete(bytearray(pasted)) is whole
 
 
 @contextmanager
