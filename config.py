@@ -12,12 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from backuplib.errors import OperatorError
+from backuplib.errors import WrongSettingError
 from backuplib.secret import Secret
-
-
-class SettingsError(OperatorError):
-    """A setting is missing or wrong."""
 
 
 class Environment(Enum):
@@ -51,7 +47,7 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
 
     :param base_dir: folder of ``.env`` and relative paths; by default this file's.
     :param environ: by default ``os.environ``.
-    :raises SettingsError: naming the setting, its value (except secrets) and what it must be.
+    :raises WrongSettingError: naming the setting, its value (except secrets) and what it must be.
     """
     base = (base_dir or Path(__file__).parent).absolute()
     values = _Values(base, os.environ if environ is None else environ)
@@ -81,7 +77,7 @@ class _Values:
             # interpolate=False: a passphrase may contain ${…}
             file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
+            raise WrongSettingError(
                 f"cannot read {env_file}: {error}",
                 hint=f"Make it a UTF-8 file that you may read: ls -l {shlex.quote(str(env_file))}",
             ) from None
@@ -107,16 +103,18 @@ class _Values:
             return None
         passphrase = self.text("DB_PASS", "")
         if not passphrase:
-            raise SettingsError(
+            raise WrongSettingError(
                 "DB_ENCRYPTION is true, but DB_PASS is not set",
                 hint="Set DB_PASS in .env to the SQLCipher passphrase, in single quotes.",
             )
         if "\0" in passphrase:
-            raise SettingsError("DB_PASS contains a NUL character", hint="SQLCipher cannot use it: remove it.")
+            raise WrongSettingError("DB_PASS contains a NUL character", hint="SQLCipher cannot use it: remove it.")
         try:
             return Secret(passphrase)
         except UnicodeEncodeError:  # its message shows a character
-            raise SettingsError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, preferably in .env.") from None
+            raise WrongSettingError(
+                "DB_PASS is not UTF-8 text", hint="Write it in UTF-8, preferably in .env."
+            ) from None
 
     def number(self, name: str, default: int, unit: str) -> int:
         value = self.text(name, str(default)).strip()
@@ -135,5 +133,5 @@ class _Values:
             raise _wrong("PGP_PUBLIC_KEY_BASE64", value[:12] + "…", right) from None
 
 
-def _wrong(name: str, value: str, right: str) -> SettingsError:
-    return SettingsError(f"{name} is {value!r}", hint=f"In the environment or in .env it must be {right}.")
+def _wrong(name: str, value: str, right: str) -> WrongSettingError:
+    return WrongSettingError(f"{name} is {value!r}", hint=f"In the environment or in .env it must be {right}.")

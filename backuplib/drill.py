@@ -53,7 +53,7 @@ INSERT INTO vouchers VALUES ('came after the backup', 500);
 """
 
 
-class DrillError(OperatorError):
+class DrillFailedError(OperatorError):
     """A promise of the restore did not hold here: a bug, since the drill uses nothing of the operator's."""
 
     exit_code = ExitCode.UNEXPECTED
@@ -63,7 +63,7 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
     """Run the drill and return what it proved, with times, for --json.
 
     :param backup_script: file of the class DatabaseBackup, which may be elsewhere in a bot's repository.
-    :raises DrillError: when a promise of the restore did not hold.
+    :raises DrillFailedError: when a promise of the restore did not hold.
     :raises RefusedError: when the machine lacks gpg or a RAM folder.
     """
     enter_private_mounts()
@@ -92,7 +92,9 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
 def require(holds: bool, otherwise: str) -> None:
     """Fail the drill unless something holds; unlike assert, also under python -O."""
     if not holds:
-        raise DrillError(f"drill failed: {otherwise}", hint="Do not rely on restores here until this is understood.")
+        raise DrillFailedError(
+            f"drill failed: {otherwise}", hint="Do not rely on restores here until this is understood."
+        )
 
 
 class Drill:
@@ -301,7 +303,7 @@ def run_child(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DrillError(f"drill failed: {Path(argv[0]).name} {argv[1]} did not end within 120 s") from None
+        raise DrillFailedError(f"drill failed: {Path(argv[0]).name} {argv[1]} did not end within 120 s") from None
 
 
 def expect(code: ExitCode, done: subprocess.CompletedProcess[bytes], what: str) -> None:

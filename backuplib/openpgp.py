@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import IO, Any, Protocol, cast
 
 from backuplib.errors import (
-    BackupError,
-    CommandError,
+    BackupFailedError,
+    CommandFailedError,
     DamagedMessageError,
     KeyHasNoSecretPartError,
     MissingProgramError,
@@ -27,9 +27,9 @@ from backuplib.errors import (
     TooLargeError,
     UnauthenticatedMessageError,
     UnusableKeyError,
-    UnusablePublicKeyError,
     WrongKeyError,
     WrongPassphraseError,
+    WrongSettingError,
 )
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
@@ -84,7 +84,7 @@ class Keyring:
             return []
         script = 'mount -t tmpfs none /etc/gnupg && exec "$@"'
         hidden = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-        with contextlib.suppress(CommandError):
+        with contextlib.suppress(CommandFailedError):
             run_command([*hidden, "true"], timeout=10)
             return hidden
         return []
@@ -92,13 +92,13 @@ class Keyring:
     def import_public(self, key: bytes) -> str:
         """Import the key that backups are encrypted to and return its fingerprint.
 
-        :raises UnusablePublicKeyError: when it is not a public key.
+        :raises WrongSettingError: when it is not a public key.
         """
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
             hint = "Set it to the output of: gpg --export KEY-ID | base64 -w0"
-            raise UnusablePublicKeyError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
+            raise WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
         return str(result.fingerprints[0])
 
     def import_private(self, key: Secret) -> ImportedKey:
@@ -130,7 +130,7 @@ class Keyring:
         env = child_environment(GNUPGHOME=str(self.home))
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
-        except CommandError as error:
+        except CommandFailedError as error:
             raise MissingProgramError(f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg") from None
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
@@ -185,7 +185,7 @@ class Keyring:
     def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
         """Encrypt to one public key, without compressing again.
 
-        :raises BackupError: when gpg fails, with its reason.
+        :raises BackupFailedError: when gpg fails, with its reason.
         """
         result = self._stream(
             sink,
@@ -196,7 +196,7 @@ class Keyring:
         if result.failure:
             raise result.failure
         if not result.ok or result.returncode:
-            raise BackupError(
+            raise BackupFailedError(
                 f"gpg cannot encrypt the backup: {result.status or 'no reason given'}",
                 hint="Is the key in PGP_PUBLIC_KEY_BASE64 expired, revoked or without an encryption subkey? Show it: "
                 "base64 -d | gpg --show-keys",

@@ -129,7 +129,7 @@ class LoadedDump:
     foreign_key_problems: tuple[str, ...]
 
 
-class DumpError(OperatorError):
+class UnusableDumpError(OperatorError):
     """The dump is incomplete, not SQL, too large, or does what no dump needs to do."""
 
     exit_code = ExitCode.UNSOUND_BACKUP
@@ -157,7 +157,7 @@ def load_sql_dump(
     name the wrong line.
 
     :param progress: receives the number of bytes read so far.
-    :raises DumpError: discard the database then.
+    :raises UnusableDumpError: discard the database then.
     """
     loader = _Loader(dump, connection, progress, limit_bytes, time.monotonic() + limit_seconds)
     with _memory_limit(2 * limit_bytes + _ROOM), _guarded(connection, loader, limit_bytes):
@@ -457,8 +457,8 @@ class _Loader:
             reason = "exceeded the time limit"
         raise self._error(self._refusal or reason, sql) from None
 
-    def _error(self, reason: str, sql: bytes = b"") -> DumpError:
-        return DumpError(reason, self._line, self._statement, sql)
+    def _error(self, reason: str, sql: bytes = b"") -> UnusableDumpError:
+        return UnusableDumpError(reason, self._line, self._statement, sql)
 
 
 def _unquoted(name: bytes) -> str:

@@ -22,7 +22,7 @@ from backuplib.errors import (
     CHECK_DISK,
     RUNNING,
     CannotWriteError,
-    CommandError,
+    CommandFailedError,
     DatabaseInUseError,
     OperatorError,
     RollbackFailedError,
@@ -134,7 +134,7 @@ class Switch:
                     self.project.start(services)
                     up = self.project.wait(services)
                 states = {item.service: item.health or "running" for item in self.project.containers()}
-            except CommandError as error:
+            except CommandFailedError as error:
                 raise ServicesDownError(
                     f"Docker does not tell whether the services run: {error}",
                     hint=error.hint,

@@ -82,7 +82,7 @@ def test_what_loses_most_comes_first_and_all_fits_on_a_screen(shop: Shop) -> Non
     assert len(lines) <= 22
     assert [line for line in lines if len(line) > 77] == []
     assert any("a table whose name" in line and line.split()[-3:] == ["1", "0", "-1"] for line in lines)
-    assert json.loads(done.out)["tables"][long] == {"live": 1, "backup": 0}
+    assert json.loads(done.out)["tables"][long] == {"live": 1, "backup-failed": 0}
 
 
 def test_names_in_a_backup_cannot_write_on_the_screen(shop: Shop) -> None:

@@ -80,7 +80,7 @@ def test_tab_completes(shell: Callable[[], Terminal], typed: str, completed: str
 def test_completion_starts_nothing(shell: Callable[[], Terminal], shop: Shop) -> None:
     before = shop.snapshot()
     started = shell()
-    started.send("./restore_backup.py --ver\t")
+    started.send("./restore_backup.py --veri\t")
     shows(started, "--verify-only")
     assert shop.snapshot() == before
     assert not (shop.backups / "restore.log").exists()

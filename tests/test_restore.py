@@ -592,7 +592,7 @@ def test_json_is_the_only_thing_on_standard_output(shop: Shop, keys: Keys) -> No
     assert report["target"] == str(shop.db_path)
     assert report["safety_backup"] == str(saved(shop)[-1])
     assert report["key_fingerprint"] == keys.rsa.fingerprint
-    assert report["tables"]["customers"] == {"live": 100, "backup": 100}
+    assert report["tables"]["customers"] == {"live": 100, "backup-failed": 100}
     assert DONE in done.err
 
 
@@ -622,7 +622,7 @@ def test_json_on_a_wrong_setting(make_shop: MakeShop) -> None:
     done = shop.restore("backups/missing.gpg", "--force", "--json")
     assert done.code == 3
     error = json.loads(done.out)["error"]
-    assert error["id"] == "settings"
+    assert error["id"] == "wrong-setting"
     assert "STAGING" in error["message"]
 
 

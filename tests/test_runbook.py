@@ -191,7 +191,8 @@ def test_block_on_a_terminal(host: Host, ssh_terminal: SshTerminal) -> None:
 @pytest.mark.deep
 def test_undo_as_the_report_prints_it_and_as_the_runbook_does(host: Host, terminal: StartTerminal) -> None:
     before = host.shop.rows()
-    done = host.shop.restore(BACKUP, "--force", key=host.key, env={"PATH": path_of(host.folder)})
+    env = {"PATH": path_of(host.folder)}
+    done = host.shop.restore(BACKUP, "--force", key=host.key, env=env, as_json=False)
     assert done.code == 0, done.text
     found = re.search(
         r"to undo +(python restore_backup.py (backups/db_backup_\d+_\d+\.db\.gz\.gpg))$", done.out, re.MULTILINE

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import config
 import restore_backup
 from backuplib.errors import (
-    DiskError,
+    DiskFailureError,
     EndedBySignalError,
     ExitCode,
     MissingPackageError,
@@ -19,6 +18,7 @@ from backuplib.errors import (
     TooLargeError,
     UnsoundBackupError,
     UsageError,
+    WrongSettingError,
     explain,
     restore_command,
 )
@@ -34,7 +34,7 @@ KINDS = sorted(all_below(OperatorError), key=lambda kind: kind.__name__)
 
 
 def test_the_settings_error_counts_too() -> None:
-    assert config.SettingsError in KINDS
+    assert WrongSettingError in KINDS
     assert UsageError in KINDS
 
 
@@ -146,7 +146,12 @@ def test_names_from_a_backup_steer_no_terminal() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [UnsoundBackupError("x"), TooLargeError(1), MissingPackageError("gnupg"), DiskError(OSError(5, "I/O error"))],
+    [
+        UnsoundBackupError("x"),
+        TooLargeError(1),
+        MissingPackageError("gnupg"),
+        DiskFailureError(OSError(5, "I/O error")),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_error_that_knows_what_to_do_says_so(error: OperatorError) -> None:

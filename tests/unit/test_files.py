@@ -198,7 +198,7 @@ def test_owner_and_set_id_bits_are_copied(tmp_path: Path) -> None:
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 2345, 0o6750)
 
 
-@pytest.mark.needs("acl")
+@pytest.mark.needs("setfacl")
 def test_access_control_lists_are_copied(tmp_path: Path) -> None:
     """user 1234 may read: version 2, then tag, rights and ID of each entry (acl_ea.h of Linux)."""
     name, nobody = "system.posix_acl_access", 0xFFFFFFFF

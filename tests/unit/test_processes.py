@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backuplib.errors import CommandError, MissingProgramError
+from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import flock, open_folder
 from backuplib.processes import (
     CAP_SYS_PTRACE,
@@ -42,7 +42,7 @@ def test_missing_program_is_named() -> None:
 
 
 def test_command_that_fails_tells_its_last_words_and_what_it_wrote() -> None:
-    with pytest.raises(CommandError) as raised:
+    with pytest.raises(CommandFailedError) as raised:
         run_command(["sh", "-c", "echo part; printf '1\\n2\\n3\\nlast\\n' >&2; exit 7"], timeout=10)
     assert "7" in str(raised.value)
     assert "2 / 3 / last" in str(raised.value)
@@ -53,13 +53,13 @@ def test_command_that_fails_tells_its_last_words_and_what_it_wrote() -> None:
 @pytest.mark.timeout(10)
 def test_command_that_does_not_end_is_killed() -> None:
     began = time.monotonic()
-    with pytest.raises(CommandError):
+    with pytest.raises(CommandFailedError):
         run_command(["sleep", "60"], timeout=0.2)
     assert time.monotonic() - began < 8
 
 
 def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CommandError):
+    with pytest.raises(CommandFailedError):
         run_command([str(tmp_path)], timeout=10)
 
 

@@ -23,7 +23,7 @@ from backuplib.compose import ComposeProject
 from backuplib.console import Report
 from backuplib.database import Engine, database_files
 from backuplib.errors import (
-    BackupError,
+    BackupFailedError,
     CannotWriteError,
     ExitCode,
     OperatorError,
@@ -578,7 +578,7 @@ def test_old_database_stays_where_its_last_writes_cannot_be_kept(scene: Scene) -
     switch.commit()
 
     def fail(*_: object, **__: object) -> Path:
-        raise BackupError("disk full")
+        raise BackupFailedError("disk full")
 
     switch.back_up = fail
     switch.clear_away()
