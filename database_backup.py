@@ -23,17 +23,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backuplib import errors
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
-from backuplib.errors import (
-    BackupFailedError,
-    LockedError,
-    RefusedError,
-    UnreadableDatabaseError,
-    UnsoundBackupError,
-    restore_command,
-)
 from backuplib.files import (
     CHUNK,
     create_file,
@@ -94,11 +87,11 @@ class DatabaseBackup:
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
         if not self.db_path.is_file():
-            raise UnreadableDatabaseError(
+            raise errors.UnreadableDatabaseError(
                 f"there is no database {self.db_path}", hint="Check DATA_DIR and DB_NAME in .env."
             )
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
-            raise UnreadableDatabaseError(f"{self.db_path} is empty")
+            raise errors.UnreadableDatabaseError(f"{self.db_path} is empty")
         refuse_irregular(sidecars(self.db_path))
         need = sum(path.stat().st_size for path in database_files(self.db_path))
         with self._no_restore_meanwhile(), RamFolder(need + CHUNK) as ram:
@@ -106,7 +99,7 @@ class DatabaseBackup:
             try:
                 self._copy_database(copy)
             except self._engine.errors as error:
-                raise UnreadableDatabaseError(
+                raise errors.UnreadableDatabaseError(
                     f"cannot read {self.db_path} as a {self._engine.name} database: {error}",
                     hint="Check DB_ENCRYPTION and DB_PASS in .env.",
                 ) from None
@@ -125,7 +118,7 @@ class DatabaseBackup:
                     for path in files:
                         tar.add(path, arcname=path.name, recursive=False)
             except OSError as error:
-                raise BackupFailedError(
+                raise errors.BackupFailedError(
                     f"cannot read {self.db_path}: {error.strerror}",
                     hint=f"Check: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
                     "keeping it: --skip-backup",
@@ -140,7 +133,7 @@ class DatabaseBackup:
         """
         with contextlib.closing(BackupFile(Path(path))) as backup:
             checksum = "checksum ok" if backup.verify() else "no checksum beside it"
-            verify_only = restore_command("--verify-only", shown(backup.path))
+            verify_only = errors.restore_command("--verify-only", shown(backup.path))
             if backup.layer == "openpgp":
                 return f"{checksum}; content not checked: that needs the key: {verify_only}"
             with RamFolder(CHUNK) as ram:
@@ -156,21 +149,20 @@ class DatabaseBackup:
                         decoder.finish()
                 try:
                     return f"{checksum}; {check_database(self._engine, copy)}"
-                except UnsoundBackupError as error:  # an SQL dump, an older SQLCipher: a restore tells what it is
+                except (
+                    errors.UnsoundBackupError
+                ) as error:  # an SQL dump, an older SQLCipher: a restore tells what it is
                     error.hint = f"If the bot was older then, it may restore all the same: {verify_only}"
                     raise
 
     def list_backups(self) -> list[BackupInfo]:
-        """Return the backups in the backup folder, newest first.
-
-        :raises RefusedError: when the folder cannot be read.
-        """
+        """Return the backups in the backup folder, newest first; RefusedError when the folder cannot be read."""
         try:
             names = os.listdir(self.backup_dir)
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RefusedError(
+            raise errors.RefusedError(
                 f"cannot read the folder {self.backup_dir}: {error.strerror}",
                 hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
             ) from None
@@ -194,7 +186,7 @@ class DatabaseBackup:
                     backup.path.unlink()
                     checksum_path(backup.path).unlink(missing_ok=True)
                 except OSError as error:
-                    raise RefusedError(
+                    raise errors.RefusedError(
                         f"cannot remove {backup.path}: {error.strerror}",
                         hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
                         state=f"{plural(len(removed), 'older backup')} removed before that." if removed else "",
@@ -208,7 +200,7 @@ class DatabaseBackup:
         folder = open_folder(self.db_path.parent)
         try:
             if not self._locked and not flock(folder, fcntl.LOCK_SH):
-                raise LockedError(
+                raise errors.LockedError(
                     f"a restore is running in {self.db_path.parent}: {lock_owner(folder)}",
                     hint="Make the backup when the restore has ended.",
                 )
@@ -254,7 +246,7 @@ class DatabaseBackup:
                 os.fsync(target.fileno())
                 return self._publish(target, checksum, suffix, digest)
         except OSError as error:
-            raise BackupFailedError(
+            raise errors.BackupFailedError(
                 f"cannot write the backup in {self.backup_dir}: {error.strerror}",
                 hint=f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
             ) from None

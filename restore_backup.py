@@ -24,33 +24,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from backuplib import __version__
+from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
 from backuplib.comparison import Contents, differing, read_contents, read_live, row_comparison, tables_of
 from backuplib.compose import ComposeProject, compose_command, docker_containers
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, check_structure, database_files
-from backuplib.errors import (
-    CHECK_DISK,
-    BackupFailedError,
-    CannotStopError,
-    CheckTimeoutError,
-    DeclinedError,
-    ExitCode,
-    NoMemoryError,
-    NoTerminalError,
-    OperatorError,
-    RefusedError,
-    ServicesDownError,
-    SwapEnabledError,
-    UnfinishedRestoreError,
-    UnreadableDatabaseError,
-    UnusableComposeFileError,
-    UsageError,
-    explain,
-    restore_command,
-)
 from backuplib.files import CHUNK, Identity, drop_quietly
 from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
 from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
@@ -206,7 +186,7 @@ class Restorer:
         :raises RefusedError: when something is missing or in the way.
         """
         if self.options.key_stdin and sys.stdin.isatty():
-            raise RefusedError(
+            raise errors.RefusedError(
                 "--key-stdin was given, but standard input is a terminal, which would show the key and cut it",
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
@@ -222,7 +202,7 @@ class Restorer:
             project = self.find_project(configured)
             services = project.choose_services(self.options.service, pending) if project else ()
             outlook = project.outlook(services) if project else {"services": "Docker is not touched"}
-        except OperatorError as error:
+        except errors.OperatorError as error:
             if not self.options.verify_only:
                 raise
             project, services, outlook = None, (), {"services": f"not known: {error}"}
@@ -254,7 +234,7 @@ class Restorer:
         live = 0 if self.options.skip_backup else sum(path.stat().st_size for path in database_files(target.path))
         need = live + (0 if self.options.stop_first else backup.size)
         if need > (free := available_memory()):
-            raise NoMemoryError(
+            raise errors.NoMemoryError(
                 f"too little memory: the restore takes at least {megabytes(need)} beside the backup, "
                 f"{megabytes(live)} of it for the safety backup, and {megabytes(free)} are free",
                 hint="Stop other programs, use a machine with more memory, or add --stop-first, which takes less.",
@@ -263,7 +243,7 @@ class Restorer:
     def check_confirmable(self, target: Target, configured: bool) -> None:
         """Refuse early when the question that will come cannot be asked."""
         if (configured or target.exists) and not self.options.force and not self.terminal.present:
-            raise NoTerminalError(
+            raise errors.NoTerminalError(
                 f"this will replace {target.path}, and there is no terminal to confirm it",
                 hint="Add --force, or connect with a terminal: ssh -t",
             )
@@ -284,7 +264,7 @@ class Restorer:
         unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
         problem = f"there is no compose file {file}" if file else unset
         if self.options.verify_only or not self.terminal.present:
-            raise UnusableComposeFileError(
+            raise errors.UnusableComposeFileError(
                 f"{problem}, so the bot's services are not known",
                 hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD or "
                 "DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be stopped.",
@@ -298,12 +278,14 @@ class Restorer:
         choices = [f"production: {known[0]}", f"development: {known[1]}", "another path", "go on without Docker"]
         chosen = self.terminal.choose(f"{problem}. Which compose file runs the bot?", choices)
         if chosen is None:
-            raise DeclinedError("no compose file was chosen")
+            raise errors.DeclinedError("no compose file was chosen")
         if chosen == 3:
             return None
         file = known[chosen] if chosen < 2 else Path(self.terminal.ask("Path: ").strip()).expanduser().absolute()
         if not file.is_file():
-            raise UnusableComposeFileError(f"there is no compose file {file}", hint="Name it with --compose-file.")
+            raise errors.UnusableComposeFileError(
+                f"there is no compose file {file}", hint="Name it with --compose-file."
+            )
         return file
 
     def refuse_users(self, target: Target, project: ComposeProject | None, services: Sequence[str]) -> None:
@@ -320,7 +302,7 @@ class Restorer:
             question = "⚠️  Swap is on, and decrypted data could be written to it. Continue?"
             if not self.terminal.present or not self.terminal.confirm(question):
                 ram.close()
-                raise SwapEnabledError(
+                raise errors.SwapEnabledError(
                     "swap is on, and decrypted data could be written to it",
                     hint="Run this as root (it then uses memory that is never swapped), turn swap off (swapoff -a), "
                     "or accept it: --allow-swap",
@@ -459,7 +441,9 @@ class Restorer:
             except (*self.engine.errors, MemoryError) as error:
                 self.signals.check()
                 if time.monotonic() > deadline:
-                    raise CheckTimeoutError(f"the check of the database did not end within {seconds:.0f} s") from None
+                    raise errors.CheckTimeoutError(
+                        f"the check of the database did not end within {seconds:.0f} s"
+                    ) from None
                 raise explain_unreadable(image, self.engine, error) from None
             step.done(f"ok, {plural(tables, 'table')}")
         return contents
@@ -470,7 +454,7 @@ class Restorer:
         try:
             live = read_live(self.engine, plan.target.path, ram)
         except (*self.engine.errors, OSError) as error:
-            self.report.warn(f"the live database cannot be read: {explain(error)}")
+            self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
         made = plan.backup.created
         facts = [
@@ -502,7 +486,7 @@ class Restorer:
         answer = self.terminal.confirm(question)
         self.console.record(f"{question} [y/N] {'y' if answer else 'n'}")
         if not answer:
-            raise DeclinedError("not confirmed")
+            raise errors.DeclinedError("not confirmed")
 
     # --- phase 1 and the new file ----------------------------------------------------------------------------
 
@@ -538,11 +522,13 @@ class Restorer:
                 backups.progress = step.progress
                 try:
                     path = backups.create_backup()
-                except UnreadableDatabaseError as error:
+                except errors.UnreadableDatabaseError as error:
                     self.report.warn(f"{error}; its files are saved unchanged")
                     path = backups.create_raw_backup()
-        except (OperatorError, OSError) as error:
-            raise BackupFailedError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
+        except (errors.OperatorError, OSError) as error:
+            raise errors.BackupFailedError(
+                f"no safety backup: {errors.explain(error)}", hint=getattr(error, "hint", "")
+            ) from None
         self.report.safety_backup = str(path)
         return path
 
@@ -598,7 +584,7 @@ class Restorer:
 
     def switch_of(self, journal: Journal, project: ComposeProject | None) -> Switch:
         """Return the switch that a journal describes."""
-        recover = restore_command("--recover", *target_options(journal.target, self.settings, self.options))
+        recover = errors.restore_command("--recover", *target_options(journal.target, self.settings, self.options))
         return Switch(
             journal,
             project if journal.services else None,
@@ -616,8 +602,10 @@ class Restorer:
         switch.stop_services()
         try:
             self.refuse_users(plan.target, plan.project, ())
-        except (OSError, OperatorError) as error:
-            raise CannotStopError(explain(error), hint=getattr(error, "hint", CHECK_DISK)) from None
+        except (OSError, errors.OperatorError) as error:
+            raise errors.CannotStopError(
+                errors.explain(error), hint=getattr(error, "hint", errors.CHECK_DISK)
+            ) from None
 
     def swap(self, plan: Plan, switch: Switch, candidate: Identity, safety: SafetyBackup) -> None:
         """Phase 5: the old database gets a second name, the new one takes its first.
@@ -655,7 +643,7 @@ class Restorer:
             try:
                 target.clear_leftovers()
             except OSError as error:
-                self.report.warn(f"{explain(error)}; clean up with: {restore_command('--recover')}")
+                self.report.warn(f"{errors.explain(error)}; clean up with: {errors.restore_command('--recover')}")
             if not switch:
                 self.console.line("✅ Nothing to recover: no restore was interrupted")
         self.report.outcome = "recovered"
@@ -671,7 +659,7 @@ class Restorer:
         pending: tuple[str, ...] = ()
         try:
             switch.resume()
-        except ServicesDownError as error:
+        except errors.ServicesDownError as error:
             self.report.warn(f"{error}; they will be started after this restore")
             if switch.journal.state == "committed":
                 switch.clear_away()
@@ -688,7 +676,7 @@ class Restorer:
         if not journal:
             return None
         if journal.disputed:
-            raise UnfinishedRestoreError(
+            raise errors.UnfinishedRestoreError(
                 f"{target.path} matches neither the restored nor the previous database, which is {journal.set_aside}; "
                 "probably replaced manually after a restore was interrupted, or the folder came back from a copy",
                 hint=f"To stay with it, once you have looked: rm {quoted(shown(target.journal))}. To go back to the "
@@ -736,12 +724,9 @@ class CommandLine(argparse.ArgumentParser):
     """A parser that leaves the end to :func:`main`, as all errors do."""
 
     def error(self, message: str) -> NoReturn:
-        """Show the usage.
-
-        :raises UsageError: always.
-        """
+        """Show the usage; UsageError always."""
         self.print_usage(sys.stderr)
-        raise UsageError(message, hint=f"See: {restore_command('--help')}")
+        raise errors.UsageError(message, hint=f"See: {errors.restore_command('--help')}")
 
 
 def absolute(path: str) -> Path:
@@ -751,7 +736,7 @@ def absolute(path: str) -> Path:
 
 def command_line() -> CommandLine:
     """Return the parser of the command line."""
-    codes = [textwrap.fill(f"{code:3d}  {code.meaning}", 78, subsequent_indent=" " * 5) for code in ExitCode]
+    codes = [textwrap.fill(f"{code:3d}  {code.meaning}", 78, subsequent_indent=" " * 5) for code in errors.ExitCode]
     parser = CommandLine(
         prog="restore_backup.py",
         description=DESCRIPTION,
@@ -797,10 +782,7 @@ def command_line() -> CommandLine:
 
 
 def parse(argv: list[str] | None) -> Options:
-    """Parse the command line.
-
-    :raises UsageError: when it cannot be understood.
-    """
+    """Parse the command line; UsageError when it cannot be understood."""
     parser = command_line()
     if "_ARGCOMPLETE" in os.environ:  # set by the shell while it completes a command line
         import argcomplete
@@ -897,7 +879,7 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
         if ".raw.tar" in kept.name:
             facts.append(("to rescue", rescue_command(kept)))
         else:
-            facts.append(("to undo", restore_command(shown(kept), *target_options(target, settings, options))))
+            facts.append(("to undo", errors.restore_command(shown(kept), *target_options(target, settings, options))))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)

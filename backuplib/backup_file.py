@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from backuplib import errors
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
-from backuplib.errors import (
-    CHECK_DISK,
-    BackupNotFoundError,
-    ChecksumMismatchError,
-    ChecksumUnreadableError,
-    DamagedMessageError,
-    NoMemoryError,
-    OperatorError,
-    RefusedError,
-    WrongPassphraseError,
-    choose_another_backup_hint,
-    restore_command,
-)
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_MAGIC
@@ -56,7 +44,9 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
 
         if not looks_like_sql_dump(head):
             what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
-            raise DamagedMessageError(f"{name} {what}", hint=f"Copy it again. {choose_another_backup_hint()}")
+            raise errors.DamagedMessageError(
+                f"{name} {what}", hint=f"Copy it again. {errors.choose_another_backup_hint()}"
+            )
     return "database"
 
 
@@ -82,9 +72,9 @@ class BackupInfo:
                 while piece := file.read(CHUNK):
                     progress(len(piece))
                 file.verify()
-        except ChecksumMismatchError:
+        except errors.ChecksumMismatchError:
             return "MISMATCH"
-        except RefusedError:
+        except errors.RefusedError:
             return "unreadable"
         return "ok"
 
@@ -115,12 +105,12 @@ def recorded_checksum(backup: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ChecksumUnreadableError(
+        raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
     match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
     if not match:
-        raise ChecksumUnreadableError(
+        raise errors.ChecksumUnreadableError(
             f"{path} is not a checksum of sha256sum", hint=f"If you trust the backup without it, move it away: {path}"
         )
     return match[1].lower()
@@ -141,14 +131,14 @@ class BackupFile:
         try:
             self._file = open_regular(path)
         except OSError as error:
-            raise BackupNotFoundError(
+            raise errors.BackupNotFoundError(
                 f"cannot read the backup {path}: {error.strerror}",
-                hint=f"See what is there: {restore_command('--list')}",
+                hint=f"See what is there: {errors.restore_command('--list')}",
             ) from None
         self.size = os.fstat(self._file.fileno()).st_size
         if self.size > limit:
             self.close()
-            raise NoMemoryError(
+            raise errors.NoMemoryError(
                 f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
                 f"is in memory twice, and {megabytes(available_memory())} are free",
                 hint="Stop other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
@@ -169,14 +159,13 @@ class BackupFile:
         self._digest = hashlib.sha256()
 
     def read(self, size: int, /) -> bytes:
-        """Read on; empty at the end.
-
-        :raises RefusedError: when the disk fails.
-        """
+        """Read on; empty at the end; RefusedError when the disk fails."""
         try:
             data = self._file.read(size)
         except OSError as error:
-            raise RefusedError(f"cannot read the backup {self.path}: {error.strerror}", hint=CHECK_DISK) from None
+            raise errors.RefusedError(
+                f"cannot read the backup {self.path}: {error.strerror}", hint=errors.CHECK_DISK
+            ) from None
         self._digest.update(data)
         self.progress(self._file.tell())
         return data
@@ -191,7 +180,7 @@ class BackupFile:
             pass
         digest = self._digest.hexdigest()
         if self.expected not in (None, digest):
-            raise ChecksumMismatchError(
+            raise errors.ChecksumMismatchError(
                 f"{self.path.name} does not match its checksum: the file is corrupted or was replaced",
                 hint="Copy it again from where it was made, or use another backup. "
                 f"See: sha256sum {quoted(shown(self.path))}",
@@ -206,9 +195,9 @@ class BackupFile:
         self.progress = step.progress
         try:
             yield
-        except WrongPassphraseError:  # there may be another try
+        except errors.WrongPassphraseError:  # there may be another try
             raise
-        except OperatorError:
+        except errors.OperatorError:
             self._compare(step)
             raise
         self._compare(step)

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backuplib.errors import (
-    CannotStopError,
-    CommandFailedError,
-    DatabaseInUseError,
-    DockerUnreachableError,
-    MissingProgramError,
-    ServicesDownError,
-    UnsuitableTargetError,
-    UnusableComposeFileError,
-)
+from backuplib import errors
 from backuplib.formatting import quoted
 from backuplib.processes import run_command
 
@@ -108,8 +99,8 @@ def docker_containers() -> list[Container]:
     try:
         ids = run_command(["docker", "ps", "-aq", "--no-trunc"], timeout=30).split()
         return [Container.from_inspect(data) for data in json.loads(_inspect(ids))] if ids else []
-    except CommandFailedError as error:
-        raise DockerUnreachableError(
+    except errors.CommandFailedError as error:
+        raise errors.DockerUnreachableError(
             f"Docker cannot be reached: {error}",
             hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in again. Is Docker "
             "running? systemctl status docker. When nothing is to be stopped: --no-restart",
@@ -119,7 +110,7 @@ def docker_containers() -> list[Container]:
 def _inspect(ids: Sequence[str]) -> str:
     try:
         return run_command(["docker", "inspect", *ids], timeout=30)
-    except CommandFailedError as error:
+    except errors.CommandFailedError as error:
         if "No such object" in str(error):  # a container has gone since it was listed
             return error.output
         raise
@@ -146,7 +137,7 @@ class ComposeProject:
         running = {item.project for item in matching if item.running}
         names = running or {item.project for item in matching}
         if len(names) > 1:
-            raise UnusableComposeFileError(
+            raise errors.UnusableComposeFileError(
                 f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
                 hint=f"Stop the wrong one: {' '.join(command)} -p NAME -f {quoted(file)} stop",
             )
@@ -156,14 +147,11 @@ class ComposeProject:
         return project
 
     def services(self) -> list[str]:
-        """Return the names of all services of the file.
-
-        :raises UnusableComposeFileError: when the file is not valid.
-        """
+        """Return the names of all services of the file; UnusableComposeFileError when the file is not valid."""
         try:
             return self._run("config", "--services").split()
-        except CommandFailedError as error:
-            raise UnusableComposeFileError(
+        except errors.CommandFailedError as error:
+            raise errors.UnusableComposeFileError(
                 f"the compose file cannot be used: {error}", hint="Correct it, or name another one with --compose-file."
             ) from None
 
@@ -188,7 +176,7 @@ class ComposeProject:
         """
         known = {*self.services(), *(item.service for item in self.containers())}  # those in a profile, too
         if unknown := sorted(set(wanted) - known):
-            raise UnusableComposeFileError(
+            raise errors.UnusableComposeFileError(
                 f"no service {', '.join(unknown)} in {self.files[0].name}",
                 hint=f"Its services are: {', '.join(sorted(known))}",
             )
@@ -206,13 +194,13 @@ class ComposeProject:
         stopping = [item.id for item in containers if self.owns(item) and item.service in services]
         for item in containers:
             if item.active and any(source == database for source, _ in item.mounts):
-                raise UnsuitableTargetError(
+                raise errors.UnsuitableTargetError(
                     f"{database} is mounted into container {item.name} as a single file: the container would keep the "
                     "old one",
                     hint="Mount its folder instead, and recreate the container.",
                 )
             if item.active and item.writes_into(database.parent) and item.id not in stopping:
-                raise DatabaseInUseError(
+                raise errors.DatabaseInUseError(
                     f"container {item.name} runs and can write to {database.parent}, and is not among the services to "
                     f"stop ({', '.join(services) or 'none'})",
                     hint=f"Stop it (docker stop {item.name}), or name its service or compose file.",
@@ -232,24 +220,21 @@ class ComposeProject:
         }
 
     def stop(self, services: Sequence[str]) -> None:
-        """Stop services gracefully.
-
-        :raises CannotStopError: when one still runs; exit codes of Compose are not believed.
-        """
+        """Stop services gracefully; CannotStopError when one still runs; exit codes of Compose are not believed."""
         try:
             self._run("stop", *services)
-        except CommandFailedError as error:
-            raise CannotStopError(f"the services could not be stopped: {error}") from None
+        except errors.CommandFailedError as error:
+            raise errors.CannotStopError(f"the services could not be stopped: {error}") from None
         still = [name for name in self.running() if name in services]
         if still:
-            raise CannotStopError(f"still running after `compose stop`: {', '.join(still)}")
+            raise errors.CannotStopError(f"still running after `compose stop`: {', '.join(still)}")
 
     def start(self, services: Sequence[str]) -> None:
         """Start services that exist; :meth:`wait` tells whether they came up."""
         try:
             self._run("start", *services)
-        except CommandFailedError as error:
-            raise ServicesDownError(
+        except errors.CommandFailedError as error:
+            raise errors.ServicesDownError(
                 f"the services could not be started: {error}", hint=self._logs_hint(services)
             ) from None
 
@@ -265,7 +250,7 @@ class ComposeProject:
             items = [item for item in self.containers() if item.service in services]
             missing = {*services} - {item.service for item in items}
             if missing and now - began > SETTLE_SECONDS:
-                raise ServicesDownError(
+                raise errors.ServicesDownError(
                     f"the container of service {', '.join(sorted(missing))} no longer exists",
                     hint=f"Create it: {shlex.join(self._argv('up', '-d', *sorted(missing)))}",
                 )
@@ -289,7 +274,7 @@ class ComposeProject:
         elif waited > START_SECONDS + (item.health_seconds if item.health else 0):
             reason = f"is not up after {waited:.0f} s ({item.health or item.status})"
         if reason:
-            raise ServicesDownError(f"service {item.service} {reason}", hint=self._logs_hint([item.service]))
+            raise errors.ServicesDownError(f"service {item.service} {reason}", hint=self._logs_hint([item.service]))
 
     def _logs_hint(self, services: Sequence[str]) -> str:
         return f"See its log: {shlex.join(self._argv('logs', '--tail', '50', *services))}"
@@ -306,10 +291,10 @@ class ComposeProject:
 def compose_command() -> tuple[str, ...]:
     """Return how Compose is called here: `docker compose` when there, else `docker-compose`."""
     for command in (("docker", "compose"), ("docker-compose",)):
-        with contextlib.suppress(CommandFailedError):
+        with contextlib.suppress(errors.CommandFailedError):
             run_command([*command, "version"], timeout=30)
             return command
-    raise MissingProgramError(
+    raise errors.MissingProgramError(
         "Docker Compose is not installed",
         hint="Install it (apt-get install docker-compose), or restore without stopping anything: --no-restart",
     )

@@ -16,16 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from backuplib.errors import (
-    RUNNING,
-    DiskFailureError,
-    EndedBySignalError,
-    ExitCode,
-    MissingPackageError,
-    OperatorError,
-    UnexpectedError,
-    explain,
-)
+from backuplib import errors
 from backuplib.files import open_regular
 from backuplib.formatting import printable
 from backuplib.processes import Interrupted, Signals
@@ -212,7 +203,7 @@ def last_outcome(folder: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"not known, {explain(error)}"
+        return f"not known, {errors.explain(error)}"
     found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
     if found and not found[2].startswith(OUTCOME):
         return f"{found[1]} did not say how it ended: killed, or the machine went down"
@@ -220,7 +211,7 @@ def last_outcome(folder: Path) -> str:
 
 
 # What is so after a failure that comes when the restore is done.
-RESTORED = f"The restored database is live; {RUNNING}"
+RESTORED = f"The restored database is live; {errors.RUNNING}"
 
 
 @dataclass
@@ -282,24 +273,24 @@ class Report:
             finally:
                 self.signals.ignore()  # to the last: Python's own end would hand them back to the kernel
                 self.signals.check()
-        except OperatorError as error:
+        except errors.OperatorError as error:
             self._fail(error)
         except Interrupted as interrupt:
-            self._fail(EndedBySignalError(interrupt.number))
+            self._fail(errors.EndedBySignalError(interrupt.number))
         except ModuleNotFoundError as error:
-            self._fail(MissingPackageError(error.name))
+            self._fail(errors.MissingPackageError(error.name))
         except OSError as error:
             self.console.record(traceback.format_exc())
-            self._fail(DiskFailureError(error))
+            self._fail(errors.DiskFailureError(error))
         except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
             self.console.line(traceback.format_exc())
-            self._fail(UnexpectedError(f"{type(error).__name__}: {error}"))
+            self._fail(errors.UnexpectedError(f"{type(error).__name__}: {error}"))
 
-    def _fail(self, error: OperatorError) -> None:
+    def _fail(self, error: errors.OperatorError) -> None:
         """Print what happened, what state things are in, and what to do; note it."""
         self.exit_code = int(error.exit_code)
         self.error = {"id": error.id, "message": str(error), "hint": error.hint}
-        bug = "This is a bug in the tool. " if error.exit_code == ExitCode.UNEXPECTED else ""
+        bug = "This is a bug in the tool. " if error.exit_code == errors.ExitCode.UNEXPECTED else ""
         state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
         self.console.line(f"❌ {error}")
         self.console.line(f"   {bug}{state}")

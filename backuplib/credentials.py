@@ -42,10 +42,7 @@ class Credentials:
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
 
     def private_key(self) -> Secret:
-        """Read the private key.
-
-        :raises NoTerminalError: when there is no way to ask for it.
-        """
+        """Read the private key; NoTerminalError when there is no way to ask for it."""
         if self._key_stdin:
             return decode_private_key(Secret(sys.stdin.buffer.read()))
         if not self._terminal.present:

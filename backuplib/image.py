@@ -8,16 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from backuplib import errors
 from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, Engine, check_pages, missing_pages_text
-from backuplib.errors import (
-    DamagedDatabaseError,
-    EmptyBackupError,
-    NotADatabaseError,
-    TooLargeError,
-    UnsoundBackupError,
-    WrongDbPassError,
-    choose_another_backup_hint,
-)
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 from backuplib.ram_folder import RamFolder
@@ -64,11 +56,11 @@ class DatabaseImage:
     def _collect(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._limit:
-            raise TooLargeError(self._limit)
+            raise errors.TooLargeError(self._limit)
         try:
             self.buffer.write(data)
         except MemoryError:
-            raise TooLargeError(self.buffer.tell()) from None
+            raise errors.TooLargeError(self.buffer.tell()) from None
 
     def move_into(self, ram: RamFolder) -> None:
         """Replace the buffer by a file in the RAM folder, where SQLCipher can open it.
@@ -130,13 +122,13 @@ class DatabaseImage:
         :raises UnsoundBackupError: saying what is missing.
         """
         if not self.size:
-            raise EmptyBackupError("the backup is empty")
+            raise errors.EmptyBackupError("the backup is empty")
         if self.size < SMALLEST_PAGE:
-            raise NotADatabaseError(f"not a database: the backup holds only {self.size} bytes")
+            raise errors.NotADatabaseError(f"not a database: the backup holds only {self.size} bytes")
         page_size = int.from_bytes(self.header[16:18]) if self.header[16:18] != b"\0\1" else 65536
         missing = int.from_bytes(self.header[28:32]) - self.size / max(page_size, SMALLEST_PAGE)
         if self.plain and missing > 0:
-            raise DamagedDatabaseError(f"the database is corrupted: {missing_pages_text(missing)}")
+            raise errors.DamagedDatabaseError(f"the database is corrupted: {missing_pages_text(missing)}")
 
 
 @contextlib.contextmanager
@@ -163,16 +155,16 @@ def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
         check_pages(connection)
 
 
-def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> UnsoundBackupError:
+def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> errors.UnsoundBackupError:
     """Explain why an image is not a sound database of the configured mode."""
     if not image.path and not image.plain:
-        return NotADatabaseError(
+        return errors.NotADatabaseError(
             "not an SQLite database; it may be encrypted with SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
-            f"--convert --backup-db-pass, which asks for its passphrase. {choose_another_backup_hint()}",
+            f"--convert --backup-db-pass, which asks for its passphrase. {errors.choose_another_backup_hint()}",
         )
     if not image.path:
-        return DamagedDatabaseError(f"the database is corrupted: {error}")
+        return errors.DamagedDatabaseError(f"the database is corrupted: {error}")
     os.truncate(image.path, image.size * 16)  # sparse: a truncated database opens then, and tells its length
     with (
         contextlib.suppress(*engine.errors),
@@ -181,8 +173,8 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
         connection.execute("PRAGMA writable_schema=ON")  # then it opens even with a corrupted schema
         missing = int(connection.execute("PRAGMA page_count").fetchone()[0]) - image.size / 4096
         what = missing_pages_text(missing) if missing > 0 else error
-        return DamagedDatabaseError(f"the database is corrupted: {what}")
-    return WrongDbPassError(
+        return errors.DamagedDatabaseError(f"the database is corrupted: {what}")
+    return errors.WrongDbPassError(
         "wrong DB_PASS for the database in the backup, or it is not a SQLCipher database",
         hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
         "that passphrase again, set DB_PASS in .env.",

@@ -41,10 +41,7 @@ class Journal:
         return Target(self.target).journal
 
     def write(self) -> None:
-        """Make the journal durable.
-
-        :raises OSError: when that is not possible; the one before it is still there then.
-        """
+        """Make the journal durable; OSError when that is not possible; the one before it is still there then."""
         with replacing(self._path, ".tmp") as file:
             write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
 

@@ -17,20 +17,7 @@ from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import IO, Any, Protocol, cast
 
-from backuplib.errors import (
-    BackupFailedError,
-    CommandFailedError,
-    DamagedMessageError,
-    KeyHasNoSecretPartError,
-    MissingProgramError,
-    NotEncryptedError,
-    TooLargeError,
-    UnauthenticatedMessageError,
-    UnusableKeyError,
-    WrongKeyError,
-    WrongPassphraseError,
-    WrongSettingError,
-)
+from backuplib import errors
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
 from backuplib.secret import Secret
@@ -84,7 +71,7 @@ class Keyring:
             return []
         script = 'mount -t tmpfs none /etc/gnupg && exec "$@"'
         hidden = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-        with contextlib.suppress(CommandFailedError):
+        with contextlib.suppress(errors.CommandFailedError):
             run_command([*hidden, "true"], timeout=10)
             return hidden
         return []
@@ -98,7 +85,7 @@ class Keyring:
         if not result.fingerprints or result.sec_read:
             what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
             hint = "Set it to the output of: gpg --export KEY-ID | base64 -w0"
-            raise WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
+            raise errors.WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
         return str(result.fingerprints[0])
 
     def import_private(self, key: Secret) -> ImportedKey:
@@ -112,10 +99,10 @@ class Keyring:
             self._ask_agent("GETINFO version")  # raises when there is no agent; gpg does not tell
         if not result.sec_read or not result.sec_imported or not secret:
             if result.imported and not result.sec_read:
-                raise KeyHasNoSecretPartError("that is a public key, not a private key")
+                raise errors.KeyHasNoSecretPartError("that is a public key, not a private key")
             if result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
-                raise UnusableKeyError("the private key is truncated or corrupted")
-            raise UnusableKeyError("not an OpenPGP key")
+                raise errors.UnusableKeyError("the private key is truncated or corrupted")
+            raise errors.UnusableKeyError("not an OpenPGP key")
         ids = {str(key["keyid"]) for key in secret} | {str(sub[0]) for key in secret for sub in key["subkeys"]}
         self._own_key_ids = frozenset(ids)
         return ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret))
@@ -130,8 +117,10 @@ class Keyring:
         env = child_environment(GNUPGHOME=str(self.home))
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
-        except CommandFailedError as error:
-            raise MissingProgramError(f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg") from None
+        except errors.CommandFailedError as error:
+            raise errors.MissingProgramError(
+                f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg"
+            ) from None
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.
@@ -151,7 +140,7 @@ class Keyring:
         """
         result = self._decrypt(message, passphrase, sink, limit)
         if result.received > limit:
-            raise TooLargeError(limit)
+            raise errors.TooLargeError(limit)
         check_decryption(result.events, result.returncode, self._own_key_ids)
         if result.failure:
             raise result.failure
@@ -183,10 +172,7 @@ class Keyring:
         return result
 
     def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
-        """Encrypt to one public key, without compressing again.
-
-        :raises BackupFailedError: when gpg fails, with its reason.
-        """
+        """Encrypt to one public key, without compressing again; BackupFailedError when gpg fails, with its reason."""
         result = self._stream(
             sink,
             lambda: self._gpg.encrypt_file(
@@ -196,7 +182,7 @@ class Keyring:
         if result.failure:
             raise result.failure
         if not result.ok or result.returncode:
-            raise BackupFailedError(
+            raise errors.BackupFailedError(
                 f"gpg cannot encrypt the backup: {result.status or 'no reason given'}",
                 hint="Is the key in PGP_PUBLIC_KEY_BASE64 expired, revoked or without an encryption subkey? Show it: "
                 "base64 -d | gpg --show-keys",
@@ -238,13 +224,15 @@ def passphrase_text(passphrase: Secret | None) -> str | None:
         return None
     raw = passphrase.reveal_bytes()
     if not raw:
-        raise WrongPassphraseError("the passphrase is empty", hint=WRONG_KEY_HINT)
+        raise errors.WrongPassphraseError("the passphrase is empty", hint=WRONG_KEY_HINT)
     if b"\0" in raw or b"\n" in raw:
-        raise WrongPassphraseError("the passphrase contains a NUL character or a line break", hint=WRONG_KEY_HINT)
+        raise errors.WrongPassphraseError(
+            "the passphrase contains a NUL character or a line break", hint=WRONG_KEY_HINT
+        )
     try:
         return passphrase.reveal()
     except UnicodeDecodeError:
-        raise WrongPassphraseError("the passphrase is not UTF-8 text", hint="Use a UTF-8 terminal.") from None
+        raise errors.WrongPassphraseError("the passphrase is not UTF-8 text", hint="Use a UTF-8 terminal.") from None
 
 
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:
@@ -292,7 +280,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     try:
         return Gpg(gnupghome=str(home), env=env, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
+        raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
 
 def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids: frozenset[str]) -> None:
@@ -316,35 +304,35 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
         return
     if "DECRYPTION_INFO" not in seen:  # gpg did not reach the content
         if "MISSING_PASSPHRASE" in seen or bad_passphrase:
-            raise WrongPassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
+            raise errors.WrongPassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
         if HIDDEN_RECIPIENT in recipients and "NO_SECKEY" in seen:  # gpg does not tell the two cases apart
-            raise WrongPassphraseError(
+            raise errors.WrongPassphraseError(
                 "wrong passphrase, or the backup is encrypted to another key (its recipient is hidden)",
                 hint="Try again with the right passphrase, or with the other key.",
             )
         if recipients and not own_key_ids & {*recipients}:
-            raise WrongKeyError(
+            raise errors.WrongKeyError(
                 f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
                 f"{', '.join(sorted(own_key_ids))}",
                 hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
             )
         if "NEED_PASSPHRASE_SYM" in seen:
-            raise NotEncryptedError(
+            raise errors.NotEncryptedError(
                 "the backup is encrypted with a passphrase only, not to a key",
                 hint="Such backups are not supported. Decrypt it manually, in a RAM folder: gpg -d",
             )
         if seen & {"PLAINTEXT", "SIG_ID", "GOODSIG", "ERRSIG", "ONEPASS"}:
-            raise NotEncryptedError(
+            raise errors.NotEncryptedError(
                 "the message is not encrypted: anybody could have made it",
                 hint="Restore a backup that was encrypted to your key.",
             )
-        raise DamagedMessageError("the encrypted backup is corrupted: gpg cannot read its beginning", hint=again)
+        raise errors.DamagedMessageError("the encrypted backup is corrupted: gpg cannot read its beginning", hint=again)
     if not authentic and (info[:1] == ["0"] or "DECRYPTION_OKAY" in seen):
-        raise UnauthenticatedMessageError(
+        raise errors.UnauthenticatedMessageError(
             "the encrypted backup is not authenticated (no MDC): anybody could have changed its content",
             hint="Restore another backup.",
         )
-    raise DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
+    raise errors.DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
 
 
 def _key_warnings(keys: Any) -> tuple[str, ...]:
@@ -367,7 +355,7 @@ def decode_private_key(given: Secret) -> Secret:
     """
     raw = _strip_to_key(given.reveal_bytes())
     if not raw.strip():
-        raise UnusableKeyError("no private key: the input is empty")
+        raise errors.UnusableKeyError("no private key: the input is empty")
     if begins_like_key(raw):
         return Secret(raw)
     text = b"".join(raw.split())
@@ -377,7 +365,7 @@ def decode_private_key(given: Secret) -> Secret:
         what = (
             "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is neither base64 nor an OpenPGP key"
         )
-        raise UnusableKeyError(f"the private key {what}") from None
+        raise errors.UnusableKeyError(f"the private key {what}") from None
 
 
 def _strip_to_key(raw: bytes) -> bytes:

@@ -14,24 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backuplib import errors
 from backuplib.compose import ComposeProject
 from backuplib.console import Report
 from backuplib.database import SIDECARS, Engine, check_integrity, database_files, sidecars
-from backuplib.errors import (
-    AS_BEFORE,
-    CHECK_DISK,
-    RUNNING,
-    CannotWriteError,
-    CommandFailedError,
-    DatabaseInUseError,
-    OperatorError,
-    RollbackFailedError,
-    RolledBackError,
-    ServicesDownError,
-    UnfinishedRestoreError,
-    UnsoundBackupError,
-    explain,
-)
 from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
@@ -64,24 +50,18 @@ class Switch:
     _stopped: float | None = None
 
     def begin(self) -> None:
-        """Write down what is begun, before the first step that matters.
-
-        :raises CannotWriteError: when that is not possible.
-        """
+        """Write down what is begun, before the first step that matters; CannotWriteError when that is not possible."""
         try:
             self.journal.write()
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.journal.remove()
-            raise CannotWriteError(
-                f"cannot write in {self.journal.target.parent}: {error.strerror}", hint=CHECK_DISK
+            raise errors.CannotWriteError(
+                f"cannot write in {self.journal.target.parent}: {error.strerror}", hint=errors.CHECK_DISK
             ) from None
 
     def stop_services(self) -> None:
-        """Stop the services.
-
-        :raises CannotStopError: when one still runs.
-        """
+        """Stop the services; CannotStopError when one still runs."""
         if self.project:
             self._stopped = time.monotonic()
             with self.report.phase("stop"), self.report.console.step("🛑 Stopping Docker containers...") as step:
@@ -112,13 +92,13 @@ class Switch:
                 checkpointed = False
             refuse_users()
             if file_identity(journal.candidate) != candidate:
-                raise RolledBackError(f"{journal.candidate} is not the file that was verified")
+                raise errors.RolledBackError(f"{journal.candidate} is not the file that was verified")
             link_aside(target, journal.set_aside, checkpointed=checkpointed)
             remove_sidecars(target)
             os.rename(journal.candidate, target)
             fsync_folder(target.parent)
         if file_identity(target) != candidate:
-            raise RolledBackError(f"{target} is not the file that was verified")
+            raise errors.RolledBackError(f"{target} is not the file that was verified")
 
     def start_services(self) -> None:
         """Start the services and wait until they are up.
@@ -134,11 +114,11 @@ class Switch:
                     self.project.start(services)
                     up = self.project.wait(services)
                 states = {item.service: item.health or "running" for item in self.project.containers()}
-            except CommandFailedError as error:
-                raise ServicesDownError(
+            except errors.CommandFailedError as error:
+                raise errors.ServicesDownError(
                     f"Docker does not tell whether the services run: {error}",
                     hint=error.hint,
-                    state=f"{AS_BEFORE}; whether the services run is not known.",
+                    state=f"{errors.AS_BEFORE}; whether the services run is not known.",
                 ) from None
             down = ""
             if self._stopped is not None:
@@ -147,10 +127,7 @@ class Switch:
             step.done(", ".join(f"{name} {states.get(name, '')}" for name in services) + down)
 
     def check_live(self) -> None:
-        """Check the restored database while the services use it.
-
-        :raises RolledBackError: when it is not sound.
-        """
+        """Check the restored database while the services use it; RolledBackError when it is not sound."""
         try:
             with (
                 self.report.phase("post-restore check"),
@@ -158,14 +135,11 @@ class Switch:
                 contextlib.closing(self.engine.connect_reader(self.journal.target)) as connection,
             ):
                 step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
-        except (*self.engine.errors, UnsoundBackupError) as error:
-            raise RolledBackError(f"the restored database is not sound: {error}") from None
+        except (*self.engine.errors, errors.UnsoundBackupError) as error:
+            raise errors.RolledBackError(f"the restored database is not sound: {error}") from None
 
     def commit(self) -> None:
-        """From here the new database is the one that counts.
-
-        :raises OSError: when that cannot be written down.
-        """
+        """From here the new database is the one that counts; OSError when that cannot be written down."""
         self.journal.state = "committed"
         self.journal.write()
 
@@ -176,7 +150,7 @@ class Switch:
         :raises ServicesDownError: the database is as before, but the services do not come up.
         :raises RollbackFailedError: manual intervention required.
         """
-        cause, console, touched = explain(error), self.report.console, self.journal.state != "begun"
+        cause, console, touched = errors.explain(error), self.report.console, self.journal.state != "begun"
         console.line(f"❌ Restore failed: {cause}")
         if touched:
             console.line("🔄 Rolling back…")
@@ -184,11 +158,11 @@ class Switch:
         with self.clearing_up():
             self.journal.remove()
         if touched:
-            if not isinstance(error, (OperatorError, OSError, *self.engine.errors)):
+            if not isinstance(error, (errors.OperatorError, OSError, *self.engine.errors)):
                 console.line("".join(traceback.format_exception(error)))
-            raise RolledBackError(cause, hint=getattr(error, "hint", "")) from None
-        if self._stopped is not None and isinstance(error, OperatorError):
-            error.state = f"The database was not touched; {RUNNING}"
+            raise errors.RolledBackError(cause, hint=getattr(error, "hint", "")) from None
+        if self._stopped is not None and isinstance(error, errors.OperatorError):
+            error.state = f"The database was not touched; {errors.RUNNING}"
 
     def undo(self) -> None:
         """Back to the old database, with the services running, from wherever the journal says this got to.
@@ -205,12 +179,12 @@ class Switch:
                 with contextlib.suppress(OSError):
                     self.journal.write()
                 if self.journal.disputed:
-                    raise UnfinishedRestoreError("somebody has replaced the database meanwhile")
+                    raise errors.UnfinishedRestoreError("somebody has replaced the database meanwhile")
                 if self.journal.new_is_live:
                     self._refuse_users_of_new()
                 put_back(self.engine, self.journal)
-            except (OSError, OperatorError) as error:
-                raise self._stuck(f"the old database could not be put back: {explain(error)}") from None
+            except (OSError, errors.OperatorError) as error:
+                raise self._stuck(f"the old database could not be put back: {errors.explain(error)}") from None
             self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
             self.journal.new_inode = None  # it is free, and a database that comes here later may get it
             with contextlib.suppress(OSError):
@@ -223,14 +197,14 @@ class Switch:
             self.project.stop(self.journal.services)
         holders, _ = find_holders(database_files(self.journal.target))
         if holders:  # one that is idle, and not in WAL mode, shows in no lock
-            raise DatabaseInUseError(f"{self.journal.target} is in use by {', '.join(map(str, holders))}")
+            raise errors.DatabaseInUseError(f"{self.journal.target} is in use by {', '.join(map(str, holders))}")
 
-    def _stuck(self, message: str) -> RollbackFailedError:
+    def _stuck(self, message: str) -> errors.RollbackFailedError:
         """Return the error that says what is where."""
         kept = self.journal.set_aside if os.path.lexists(self.journal.set_aside) else None
         where = f"{self.journal.what_is_live}{f'; the old one is kept as {kept}' if kept else ''}"
         where += "; the services may be down" if self.project else ""
-        return RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
+        return errors.RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
 
     def resume(self) -> None:
         """End a restore that was interrupted: with the new database if that is live and sound, else with the old one.
@@ -245,20 +219,20 @@ class Switch:
                 self._finish_or_undo()
             else:
                 self.undo()
-        except ServicesDownError as error:
+        except errors.ServicesDownError as error:
             if self.journal.state == "committed":
                 known = "whether the services run is not known" if error.state else "but the services are NOT running"
                 error.state = f"The restored database is live, {known}."
             raise
         except OSError as error:
-            raise self._stuck(f"the recovery cannot go on: {explain(error)}") from None
+            raise self._stuck(f"the recovery cannot go on: {errors.explain(error)}") from None
         self.clear_away()
 
     def _finish_or_undo(self) -> None:
         try:
             self.start_services()
             self.check_live()
-        except OperatorError as error:
+        except errors.OperatorError as error:
             self.report.console.line(f"❌ It cannot be finished: {error}")
             self.undo()
         else:
@@ -275,7 +249,7 @@ class Switch:
                     with self.report.phase("last writes"):
                         path = self.back_up("💾 Keeping the last writes...", set_aside, quiet=len(copies) == 1)
                     self.report.console.line(f"✅ Last writes kept: {shown(path)}")
-                except OperatorError as error:
+                except errors.OperatorError as error:
                     self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
                     copies = []
             if copies:
@@ -288,7 +262,7 @@ class Switch:
         try:
             yield
         except OSError as error:
-            self.report.warn(f"{explain(error)}; clean up with: {self.recover_command}")
+            self.report.warn(f"{errors.explain(error)}; clean up with: {self.recover_command}")
 
 
 # --- the renames -----------------------------------------------------------------------------------------------
@@ -314,7 +288,9 @@ def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
                 connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
                 left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if left != (0, 0, 0):
-                    raise DatabaseInUseError(f"the WAL of {database} cannot be emptied: another process reads it")
+                    raise errors.DatabaseInUseError(
+                        f"the WAL of {database} cannot be emptied: another process reads it"
+                    )
                 connection.execute("BEGIN EXCLUSIVE")
                 connection.execute("COMMIT")
             else:
@@ -326,7 +302,7 @@ def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
             return connection
     except engine.errors as error:
         if "locked" in str(error) or "busy" in str(error):
-            raise DatabaseInUseError(
+            raise errors.DatabaseInUseError(
                 f"{database} is locked by another process", hint=f"Find it: fuser -v {quoted(database)}"
             ) from None
         raise UnreadableError(str(error)) from None

@@ -17,16 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from backuplib import errors
 from backuplib.database import database_files, refuse_irregular, sidecars
-from backuplib.errors import (
-    CHECK_DISK,
-    CannotWriteError,
-    DatabaseInUseError,
-    LockedError,
-    NoSpaceError,
-    RefusedError,
-    UnsuitableTargetError,
-)
 from backuplib.files import (
     NO_HARD_LINKS,
     Identity,
@@ -62,10 +54,12 @@ class Target:
         target = cls(Path(os.path.realpath(path)))
         folder = target.path.parent
         if not folder.is_dir():
-            raise UnsuitableTargetError(f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}")
+            raise errors.UnsuitableTargetError(
+                f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}"
+            )
         status = stat_or_none(target.path)
         if status and not stat.S_ISREG(status.st_mode):
-            raise UnsuitableTargetError(
+            raise errors.UnsuitableTargetError(
                 f"{target.path} is not a regular file", hint="Name a database file with --target-path."
             )
         refuse_irregular(sidecars(target.path))
@@ -121,10 +115,10 @@ class Target:
         try:
             folder = open_folder(self.path.parent)
         except OSError as error:
-            raise UnsuitableTargetError(f"cannot read the folder {self.path.parent}: {error.strerror}") from None
+            raise errors.UnsuitableTargetError(f"cannot read the folder {self.path.parent}: {error.strerror}") from None
         try:
             if not flock(folder, fcntl.LOCK_EX):
-                raise LockedError(
+                raise errors.LockedError(
                     f"another restore or backup is running in {self.path.parent}: {lock_owner(folder)}",
                     hint="Wait for it to end.",
                 )
@@ -143,7 +137,7 @@ class Target:
         strangers = [item for item in holders if not any(container in item.cgroup for container in expected)]
         if strangers:
             commands = "; ".join(sorted({item.ending for item in strangers}))
-            raise DatabaseInUseError(
+            raise errors.DatabaseInUseError(
                 f"{self.path} is in use by {', '.join(map(str, strangers))}",
                 hint=f"End it ({commands}); or, if a compose file runs it, name that with --compose-file.",
             )
@@ -152,7 +146,7 @@ class Target:
         unseen = f"cannot tell whether {self.path} is in use: no permission to inspect {plural(hidden, 'process')}"
         # Where even root may not look, there is no better way to run this: then it is only said.
         if not force and not has_capability(CAP_SYS_PTRACE):
-            raise DatabaseInUseError(
+            raise errors.DatabaseInUseError(
                 unseen, hint="Run this as root; or, if you know that nothing has it open, add --force."
             )
         return unseen
@@ -167,7 +161,7 @@ class Target:
         """
         path, folder = self.path, self.path.parent
         if is_mount_point(path):
-            raise UnsuitableTargetError(f"{path} is a mount point of its own: it cannot be replaced by a rename")
+            raise errors.UnsuitableTargetError(f"{path} is a mount point of its own: it cannot be replaced by a rename")
         probe, second = self._beside("probe"), self._beside("probe2")
         try:
             try:
@@ -182,14 +176,14 @@ class Target:
                     drop(probe, second)
         except OSError as error:
             if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
-                raise CannotWriteError(
+                raise errors.CannotWriteError(
                     f"the database cannot be replaced in {folder}: {error.strerror}",
                     hint=f"Check: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It needs the permissions of the "
                     "file's owner.",
                 ) from None
         free = shutil.disk_usage(folder).free
         if free < size:
-            raise NoSpaceError(
+            raise errors.NoSpaceError(
                 f"too little space in {folder}: {megabytes(free)} free, more than {megabytes(size)} needed",
                 hint=f"Make room: df -h {quoted(folder)}",
             )
@@ -221,13 +215,13 @@ class Target:
                 proved = image.is_in(file)
             fsync_folder(folder)
             if not proved:
-                raise RefusedError(f"{path} does not hold what was written to it", hint=CHECK_DISK)
+                raise errors.RefusedError(f"{path} does not hold what was written to it", hint=errors.CHECK_DISK)
         except BaseException as error:
             path.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (NoSpaceError if full else CannotWriteError)(
+            raise (errors.NoSpaceError if full else errors.CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",
                 hint=f"It needs {megabytes(image.size)} and the file owner's permissions: df -h {quoted(folder)}",
             ) from None
