@@ -23,20 +23,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib import errors
+from backuplib import errors, files
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
-from backuplib.files import (
-    CHUNK,
-    create_file,
-    flock,
-    fsync_folder,
-    name_without_replacing,
-    open_folder,
-    open_regular,
-    write_all,
-)
 from backuplib.formatting import plural, quoted, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups
@@ -94,7 +84,7 @@ class DatabaseBackup:
             raise errors.UnreadableDatabaseError(f"{self.db_path} is empty")
         refuse_irregular(sidecars(self.db_path))
         need = sum(path.stat().st_size for path in database_files(self.db_path))
-        with self._no_restore_meanwhile(), RamFolder(need + CHUNK) as ram:
+        with self._no_restore_meanwhile(), RamFolder(need + files.CHUNK) as ram:
             copy = ram.path / "copy.db"
             try:
                 self._copy_database(copy)
@@ -110,12 +100,12 @@ class DatabaseBackup:
 
         :raises BackupFailedError: when the files cannot be read or the backup cannot be written.
         """
-        files = database_files(self.db_path)
-        with RamFolder(sum(path.stat().st_size for path in files) + CHUNK) as ram:
+        paths = database_files(self.db_path)
+        with RamFolder(sum(path.stat().st_size for path in paths) + files.CHUNK) as ram:
             copy = ram.path / "raw.tar"
             try:
                 with tarfile.open(copy, "w") as tar:
-                    for path in files:
+                    for path in paths:
                         tar.add(path, arcname=path.name, recursive=False)
             except OSError as error:
                 raise errors.BackupFailedError(
@@ -136,14 +126,14 @@ class DatabaseBackup:
             verify_only = errors.restore_command("--verify-only", shown(backup.path))
             if backup.layer == "openpgp":
                 return f"{checksum}; content not checked: that needs the key: {verify_only}"
-            with RamFolder(CHUNK) as ram:
+            with RamFolder(files.CHUNK) as ram:
                 copy = ram.path / "copy.db"
-                with create_file(copy) as target:
+                with files.create_file(copy) as target:
                     room = ram.free // 10 * 9
                     decoder = GzipDecoder(target.write, min(room, self._settings.max_database_bytes or room))
                     feed = decoder.feed if backup.layer == "gzip" else target.write
                     backup.rewind()
-                    for piece in iter(lambda: backup.read(CHUNK), b""):
+                    for piece in iter(lambda: backup.read(files.CHUNK), b""):
                         feed(piece)
                     if backup.layer == "gzip":
                         decoder.finish()
@@ -197,9 +187,9 @@ class DatabaseBackup:
     @contextlib.contextmanager
     def _no_restore_meanwhile(self) -> Iterator[None]:
         """Share the lock that a restore takes for itself."""
-        folder = open_folder(self.db_path.parent)
+        folder = files.open_folder(self.db_path.parent)
         try:
-            if not self._locked and not flock(folder, fcntl.LOCK_SH):
+            if not self._locked and not files.flock(folder, fcntl.LOCK_SH):
                 raise errors.LockedError(
                     f"a restore is running in {self.db_path.parent}: {lock_owner(folder)}",
                     hint="Make the backup when the restore has ended.",
@@ -209,7 +199,7 @@ class DatabaseBackup:
             os.close(folder)
 
     def _copy_database(self, copy: Path) -> None:
-        create_file(copy).close()
+        files.create_file(copy).close()
         with (
             contextlib.closing(self._open_source(copy.with_name("killed.db"))) as source,
             contextlib.closing(self._engine.connect(copy, key_of=self.db_path)) as target,
@@ -257,7 +247,7 @@ class DatabaseBackup:
 
         def sink(data: bytes) -> None:
             digest.update(data)
-            write_all(target, data)
+            files.write_all(target, data)
 
         with io.FileIO(copy) as plain:
             level = 0 if self._settings.encrypted else 1
@@ -267,7 +257,7 @@ class DatabaseBackup:
                 keyring.encrypt(content, keyring.import_public(self._settings.public_key), sink)
             else:
                 logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
-                for piece in iter(lambda: content.read(CHUNK), b""):
+                for piece in iter(lambda: content.read(files.CHUNK), b""):
                     sink(piece)
         return digest.hexdigest()
 
@@ -276,8 +266,8 @@ class DatabaseBackup:
         """A file without a lasting name in the backup folder; the lock on it tells that its process lives."""
         while True:
             path = self.backup_dir / f".db_backup_{os.getpid()}_{time.time_ns()}.tmp"
-            file = create_file(path)
-            if flock(file.fileno(), fcntl.LOCK_EX) and os.fstat(file.fileno()).st_nlink:
+            file = files.create_file(path)
+            if files.flock(file.fileno(), fcntl.LOCK_EX) and os.fstat(file.fileno()).st_nlink:
                 break
             file.close()  # another process took it for a leftover before it was locked
         file.name = str(path)
@@ -297,24 +287,24 @@ class DatabaseBackup:
             with contextlib.suppress(FileExistsError):
                 if not os.path.lexists(path):
                     checksum.seek(0)
-                    write_all(checksum, f"{digest}  {path.name}\n".encode())
+                    files.write_all(checksum, f"{digest}  {path.name}\n".encode())
                     os.fsync(checksum.fileno())
-                    name_without_replacing(checksum.name, checksum_path(path))
+                    files.name_without_replacing(checksum.name, checksum_path(path))
                     break
             time.sleep(1 - time.time() % 1)
         try:
-            name_without_replacing(target.name, path)
+            files.name_without_replacing(target.name, path)
         except OSError:
             checksum_path(path).unlink(missing_ok=True)
             raise
-        fsync_folder(self.backup_dir)
+        files.fsync_folder(self.backup_dir)
         return path
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of backups whose process is gone; a living one holds a lock on its file."""
         for path in self.backup_dir.glob(".db_backup_*.tmp"):
-            with contextlib.suppress(OSError), open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
-                if flock(file.fileno(), fcntl.LOCK_EX):
+            with contextlib.suppress(OSError), files.open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                if files.flock(file.fileno(), fcntl.LOCK_EX):
                     # a checksum got its name before the process was killed, and its backup never did
                     named = os.fstat(file.fileno()).st_nlink > 1
                     for checksum in self.backup_dir.glob("db_backup_*.sha256") if named else ():

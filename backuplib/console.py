@@ -97,10 +97,7 @@ LOG_NAME, OUTCOME = "restore.log", "outcome: "
 
 
 class Console:
-    """Lines for people, on standard error, and in the log file once there is one. Results are on standard output.
-
-    :param as_json: standard output is left to one JSON object.
-    """
+    """Lines for people on standard error and in the log file; results on standard output, unless JSON goes there."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self._stream, self._output = Unbreakable(sys.stderr), Unbreakable(sys.stdout)
@@ -137,10 +134,7 @@ class Console:
 
     @contextlib.contextmanager
     def step(self, label: str, total: int | None = None) -> Iterator[Step]:
-        """A step that takes a while: on a terminal with progress while it runs; a line when it is done.
-
-        :param total: bytes to be done, when that is known.
-        """
+        """A step that takes a while: progress on a terminal, a line when it is done; ``total`` in bytes, if known."""
         step, began = Step(label), time.monotonic()
         head = f"{label:<{35 - step.wide}}"
         try:

@@ -198,10 +198,7 @@ class UnfinishedRestoreError(RefusedError):
 
 
 class CommandFailedError(OperatorError):
-    """A command that this tool runs failed or did not end in time.
-
-    :param output: what it wrote on standard output all the same.
-    """
+    """A command that this tool runs failed or did not end in time; ``output`` is its standard output until then."""
 
     def __init__(self, message: str, *, hint: str = "", output: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -296,10 +293,7 @@ class CheckTimeoutError(UnsoundBackupError):
 
 
 class TooLargeError(UnsoundBackupError):
-    """The backup unpacks to more than memory, or MAX_DATABASE_MB, allows.
-
-    :param limit: in bytes.
-    """
+    """The backup unpacks to more than memory, or MAX_DATABASE_MB, allows; ``limit`` in bytes."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(

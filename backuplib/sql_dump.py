@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from backuplib.database import quoted_identifier
-from backuplib.errors import ExitCode, OperatorError, choose_another_backup_hint
-from backuplib.formatting import plural, printable
+from backuplib.errors import UnsoundBackupError
+from backuplib.formatting import plural
 
 _CHUNK = 1 << 20
 _GROUP = 1 << 14  # bytes of rows grouped into one statement; larger ones, compiled, exceed the CPU caches
@@ -129,18 +129,15 @@ class LoadedDump:
     foreign_key_problems: tuple[str, ...]
 
 
-class UnusableDumpError(OperatorError):
+class UnusableDumpError(UnsoundBackupError):
     """The dump is incomplete, not SQL, too large, or does what no dump needs to do."""
-
-    exit_code = ExitCode.UNSOUND_BACKUP
 
     def __init__(self, reason: str, line: int, statement: int, sql: bytes = b"") -> None:
         self.line, self.statement = line, statement
         text = sql[: 4 * _EXCERPT].strip().decode(errors="replace")[:_EXCERPT]  # no more: rows are personal data
         # SQLite quotes where it failed, which may be a whole row.
         reason = re.sub(r'"(.*)"', lambda quoted: quoted[0] if quoted[1] in text else '"…"', reason, flags=re.DOTALL)
-        message = f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else "")
-        super().__init__(printable(message), hint=choose_another_backup_hint())
+        super().__init__(f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else ""))
 
 
 def load_sql_dump(

@@ -17,20 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from backuplib import errors
+from backuplib import errors, files
 from backuplib.database import database_files, refuse_irregular, sidecars
-from backuplib.files import (
-    NO_HARD_LINKS,
-    Identity,
-    copy_metadata,
-    create_file,
-    drop,
-    file_identity,
-    flock,
-    fsync_folder,
-    open_folder,
-    stat_or_none,
-)
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
@@ -38,10 +26,7 @@ from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lo
 
 @dataclass(frozen=True)
 class Target:
-    """The database to replace, whether it is there or not.
-
-    :param path: absolute, links resolved.
-    """
+    """The database to replace, whether it is there or not; ``path`` is absolute, links resolved."""
 
     path: Path
 
@@ -57,7 +42,7 @@ class Target:
             raise errors.UnsuitableTargetError(
                 f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}"
             )
-        status = stat_or_none(target.path)
+        status = files.stat_or_none(target.path)
         if status and not stat.S_ISREG(status.st_mode):
             raise errors.UnsuitableTargetError(
                 f"{target.path} is not a regular file", hint="Name a database file with --target-path."
@@ -91,17 +76,17 @@ class Target:
         """Whether there is a database to replace."""
         return self.path.exists()
 
-    def change_marker(self) -> list[Identity]:
+    def change_marker(self) -> list[files.Identity]:
         """What changes whenever something is written to the database; empty when nothing is there."""
         wal = self.path.with_name(self.path.name + "-wal")
-        return [file_identity(path) for path in (self.path, wal) if path.exists()]
+        return [files.file_identity(path) for path in (self.path, wal) if path.exists()]
 
     def restore_running(self) -> str:
         """Return which process restores the database at this moment, and since when; empty when none does."""
         with contextlib.suppress(OSError):
-            folder = open_folder(self.path.parent)
+            folder = files.open_folder(self.path.parent)
             try:
-                return "" if flock(folder, fcntl.LOCK_SH) else lock_owner(folder)
+                return "" if files.flock(folder, fcntl.LOCK_SH) else lock_owner(folder)
             finally:
                 os.close(folder)
         return ""
@@ -113,11 +98,11 @@ class Target:
         :raises LockedError: when somebody else holds it.
         """
         try:
-            folder = open_folder(self.path.parent)
+            folder = files.open_folder(self.path.parent)
         except OSError as error:
             raise errors.UnsuitableTargetError(f"cannot read the folder {self.path.parent}: {error.strerror}") from None
         try:
-            if not flock(folder, fcntl.LOCK_EX):
+            if not files.flock(folder, fcntl.LOCK_EX):
                 raise errors.LockedError(
                     f"another restore or backup is running in {self.path.parent}: {lock_owner(folder)}",
                     hint="Wait for it to end.",
@@ -166,16 +151,16 @@ class Target:
         try:
             try:
                 self.clear_leftovers()
-                create_file(probe).close()
+                files.create_file(probe).close()
                 os.rename(probe, second)
                 if self.exists:
                     with contextlib.suppress(FileExistsError):
                         os.link(path, probe, follow_symlinks=False)
             finally:
                 with contextlib.suppress(OSError):
-                    drop(probe, second)
+                    files.drop(probe, second)
         except OSError as error:
-            if error.errno not in NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
+            if error.errno not in files.NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
                 raise errors.CannotWriteError(
                     f"the database cannot be replaced in {folder}: {error.strerror}",
                     hint=f"Check: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It needs the permissions of the "
@@ -191,9 +176,11 @@ class Target:
     def clear_leftovers(self) -> None:
         """Remove what a run left that was killed before its switch; the lock says that none is alive."""
         copies = self.path.parent.glob(f"{glob.escape(self.path.name)}.backup-*.restore-new")
-        drop(*map(self._beside, ("new", "probe", "probe2", "state.json.tmp")), *copies)
+        files.drop(*map(self._beside, ("new", "probe", "probe2", "state.json.tmp")), *copies)
 
-    def write_candidate(self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None) -> Identity:
+    def write_candidate(
+        self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None
+    ) -> files.Identity:
         """Write the new file beside the target: complete, durable, with owner and mode, read back; return its identity.
 
         :raises RefusedError: when it cannot be written.
@@ -201,11 +188,11 @@ class Target:
         path, folder = self.candidate, self.path.parent
         try:
             path.unlink(missing_ok=True)
-            with create_file(path) as file:
+            with files.create_file(path) as file:
                 os.posix_fallocate(file.fileno(), 0, image.size)
                 image.write_to(file, progress)
                 if self.exists:
-                    copy_metadata(self.path, file.fileno())
+                    files.copy_metadata(self.path, file.fileno())
                 else:
                     status = folder.stat()
                     os.fchown(file.fileno(), status.st_uid, status.st_gid)
@@ -213,7 +200,7 @@ class Target:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk is read
                 proved = image.is_in(file)
-            fsync_folder(folder)
+            files.fsync_folder(folder)
             if not proved:
                 raise errors.RefusedError(f"{path} does not hold what was written to it", hint=errors.CHECK_DISK)
         except BaseException as error:
@@ -225,7 +212,7 @@ class Target:
                 f"the new database cannot be written in {folder}: {error.strerror}",
                 hint=f"It needs {megabytes(image.size)} and the file owner's permissions: df -h {quoted(folder)}",
             ) from None
-        return file_identity(path)
+        return files.file_identity(path)
 
 
 def is_mount_point(path: Path) -> bool:
