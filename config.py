@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from backuplib.errors import SettingsError
+from backuplib.errors import WrongSettingError
 from backuplib.secret import Secret
 
 
@@ -49,7 +49,7 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
 
     :param base_dir: folder of ``.env`` and of relative paths; the folder of this file when left out.
     :param environ: what to use as the environment; ``os.environ`` when left out.
-    :raises SettingsError: naming the setting, its value (secrets apart) and what would be right.
+    :raises WrongSettingError: naming the setting, its value (secrets apart) and what would be right.
     """
     base = (base_dir or Path(__file__).parent).absolute()
     values = _Values(base, os.environ if environ is None else environ)
@@ -79,7 +79,7 @@ class _Values:
             # interpolate=False: a passphrase may hold ${…}
             file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
+            raise WrongSettingError(
                 f"cannot read {env_file}: {error}",
                 hint=f"Make it a UTF-8 file that you may read: ls -l {shlex.quote(str(env_file))}",
             ) from None
@@ -105,16 +105,18 @@ class _Values:
             return None
         passphrase = self.text("DB_PASS", "")
         if not passphrase:
-            raise SettingsError(
+            raise WrongSettingError(
                 "DB_ENCRYPTION is true, but DB_PASS is not set",
                 hint="Set DB_PASS in .env to the SQLCipher passphrase, in single quotes.",
             )
         if "\0" in passphrase:
-            raise SettingsError("DB_PASS holds a NUL character", hint="SQLCipher cannot use it: remove it from .env.")
+            raise WrongSettingError(
+                "DB_PASS holds a NUL character", hint="SQLCipher cannot use it: remove it from .env."
+            )
         try:
             return Secret(passphrase)
         except UnicodeEncodeError:  # its words would show a character
-            raise SettingsError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, best in .env.") from None
+            raise WrongSettingError("DB_PASS is not UTF-8 text", hint="Write it in UTF-8, best in .env.") from None
 
     def number(self, name: str, default: int, unit: str) -> int:
         value = self.text(name, str(default)).strip()
@@ -136,5 +138,5 @@ class _Values:
             ) from None
 
 
-def _wrong(name: str, value: str, right: str) -> SettingsError:
-    return SettingsError(f"{name} is {value!r}", hint=f"In the environment or in .env it must be {right}.")
+def _wrong(name: str, value: str, right: str) -> WrongSettingError:
+    return WrongSettingError(f"{name} is {value!r}", hint=f"In the environment or in .env it must be {right}.")

@@ -27,7 +27,7 @@ from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_ti
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
 from backuplib.errors import (
-    BackupError,
+    BackupFailedError,
     LockedError,
     RefusedError,
     UnreadableDatabaseError,
@@ -91,7 +91,7 @@ class DatabaseBackup:
 
         No plaintext is written to a disk. The file appears under its name when it is complete and durable.
 
-        :raises BackupError: when the database cannot be read or the backup cannot be written.
+        :raises BackupFailedError: when the database cannot be read or the backup cannot be written.
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
         if not self.db_path.is_file():
@@ -116,7 +116,7 @@ class DatabaseBackup:
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
 
-        :raises BackupError: when the files cannot be read or the backup cannot be written.
+        :raises BackupFailedError: when the files cannot be read or the backup cannot be written.
         """
         files = database_files(self.db_path)
         with RamFolder(sum(path.stat().st_size for path in files) + CHUNK) as ram:
@@ -126,7 +126,7 @@ class DatabaseBackup:
                     for path in files:
                         tar.add(path, arcname=path.name, recursive=False)
             except OSError as error:
-                raise BackupError(
+                raise BackupFailedError(
                     f"cannot read {self.db_path}: {error.strerror}",
                     hint=f"Look: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
                     "keeping it: --skip-backup",
@@ -255,7 +255,7 @@ class DatabaseBackup:
                 os.fsync(target.fileno())
                 return self._publish(target, checksum, suffix, digest)
         except OSError as error:
-            raise BackupError(
+            raise BackupFailedError(
                 f"cannot write the backup in {self.backup_dir}: {error.strerror}",
                 hint=f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
             ) from None

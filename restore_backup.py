@@ -33,10 +33,9 @@ from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, check_structure, database_files
 from backuplib.errors import (
     CHECK_DISK,
-    BackupError,
+    BackupFailedError,
     CannotStopError,
     CheckTimeoutError,
-    ComposeFileError,
     DeclinedError,
     ExitCode,
     NoMemoryError,
@@ -47,6 +46,7 @@ from backuplib.errors import (
     SwapEnabledError,
     UnfinishedRestoreError,
     UnreadableDatabaseError,
+    UnusableComposeFileError,
     UsageError,
     explain,
     restore_command,
@@ -291,7 +291,7 @@ class Restorer:
         unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
         problem = f"there is no compose file {file}" if file else unset
         if self.options.verify_only or not self.terminal.present:
-            raise ComposeFileError(
+            raise UnusableComposeFileError(
                 f"{problem}, so the bot's services are not known",
                 hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD or "
                 "DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be stopped.",
@@ -310,7 +310,7 @@ class Restorer:
             return None
         file = known[chosen] if chosen < 2 else Path(self.terminal.ask("Path: ").strip()).expanduser().absolute()
         if not file.is_file():
-            raise ComposeFileError(f"there is no compose file {file}", hint="Name it with --compose-file.")
+            raise UnusableComposeFileError(f"there is no compose file {file}", hint="Name it with --compose-file.")
         return file
 
     def refuse_users(self, target: Target, project: ComposeProject | None, services: Sequence[str]) -> None:
@@ -530,7 +530,7 @@ class Restorer:
     def create_safety_backup(self, plan: Plan) -> SafetyBackup:
         """Phase 1: keep what is there now; byte for byte when it cannot be read.
 
-        :raises BackupError: when it could not be kept.
+        :raises BackupFailedError: when it could not be kept.
         """
         files = plan.target.change_marker()
         if self.options.skip_backup:
@@ -551,7 +551,7 @@ class Restorer:
     def back_up(self, label: str, database: Path, *, quiet: bool = False) -> Path:
         """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
 
-        :raises BackupError: when neither works.
+        :raises BackupFailedError: when neither works.
         """
         backups = self.backups_of(database, locked=True, quiet=quiet)
         try:
@@ -563,7 +563,7 @@ class Restorer:
                     self.report.warn(f"{error}; its files are kept as they are")
                     path = backups.create_raw_backup()
         except (OperatorError, OSError) as error:
-            raise BackupError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
+            raise BackupFailedError(f"no safety backup: {explain(error)}", hint=getattr(error, "hint", "")) from None
         self.report.safety_backup = str(path)
         return path
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from backuplib.errors import (
     CannotStopError,
-    CommandError,
-    ComposeFileError,
+    CommandFailedError,
     DatabaseInUseError,
     DockerUnreachableError,
     MissingProgramError,
     ServicesDownError,
     UnsuitableTargetError,
+    UnusableComposeFileError,
 )
 from backuplib.formatting import quoted
 from backuplib.processes import run_command
@@ -113,7 +113,7 @@ def docker_containers() -> list[Container]:
     try:
         ids = run_command(["docker", "ps", "-aq", "--no-trunc"], timeout=30).split()
         return [Container.from_inspect(data) for data in json.loads(_inspect(ids))] if ids else []
-    except CommandError as error:
+    except CommandFailedError as error:
         raise DockerUnreachableError(
             f"Docker cannot be reached: {error}",
             hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in anew. Is Docker "
@@ -124,7 +124,7 @@ def docker_containers() -> list[Container]:
 def _inspect(ids: Sequence[str]) -> str:
     try:
         return run_command(["docker", "inspect", *ids], timeout=30)
-    except CommandError as error:
+    except CommandFailedError as error:
         if "No such object" in str(error):  # a container has gone since it was listed
             return error.output
         raise
@@ -142,7 +142,7 @@ class ComposeProject:
     def find(cls, file: Path) -> ComposeProject:
         """Find the compose command and the project name that a compose file runs under.
 
-        :raises ComposeFileError: when the file is invalid, or runs under two names.
+        :raises UnusableComposeFileError: when the file is invalid, or runs under two names.
         :raises MissingProgramError: when there is no Compose.
         """
         file = file.resolve()
@@ -151,7 +151,7 @@ class ComposeProject:
         running = {item.project for item in matching if item.running}
         names = running or {item.project for item in matching}
         if len(names) > 1:
-            raise ComposeFileError(
+            raise UnusableComposeFileError(
                 f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
                 hint=f"Stop the one that is not meant: {' '.join(command)} -p NAME -f {quoted(file)} stop",
             )
@@ -163,12 +163,12 @@ class ComposeProject:
     def services(self) -> list[str]:
         """Return the names of all services of the file.
 
-        :raises ComposeFileError: when the file is not valid.
+        :raises UnusableComposeFileError: when the file is not valid.
         """
         try:
             return self._run("config", "--services").split()
-        except CommandError as error:
-            raise ComposeFileError(
+        except CommandFailedError as error:
+            raise UnusableComposeFileError(
                 f"the compose file cannot be used: {error}", hint="Correct it, or name another one with --compose-file."
             ) from None
 
@@ -189,11 +189,11 @@ class ComposeProject:
 
         :param wanted: if any, no others.
         :param pending: services that a restore before this one stopped, and that have not come up again.
-        :raises ComposeFileError: when a wanted one is not there.
+        :raises UnusableComposeFileError: when a wanted one is not there.
         """
         known = {*self.services(), *(item.service for item in self.containers())}  # those in a profile, too
         if unknown := sorted(set(wanted) - known):
-            raise ComposeFileError(
+            raise UnusableComposeFileError(
                 f"no service {', '.join(unknown)} in {self.files[0].name}",
                 hint=f"Its services are: {', '.join(sorted(known))}",
             )
@@ -243,7 +243,7 @@ class ComposeProject:
         """
         try:
             self._run("stop", *services)
-        except CommandError as error:
+        except CommandFailedError as error:
             raise CannotStopError(f"the services could not be stopped: {error}") from None
         still = [name for name in self.running() if name in services]
         if still:
@@ -253,7 +253,7 @@ class ComposeProject:
         """Start services that exist; :meth:`wait` tells whether they came up."""
         try:
             self._run("start", *services)
-        except CommandError as error:
+        except CommandFailedError as error:
             raise ServicesDownError(
                 f"the services could not be started: {error}", hint=self._logs_hint(services)
             ) from None
@@ -311,7 +311,7 @@ class ComposeProject:
 def compose_command() -> tuple[str, ...]:
     """Return how Compose is called here: `docker compose` when there, else `docker-compose`."""
     for command in (("docker", "compose"), ("docker-compose",)):
-        with contextlib.suppress(CommandError):
+        with contextlib.suppress(CommandFailedError):
             run_command([*command, "version"], timeout=30)
             return command
     raise MissingProgramError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib.errors import (
-    DiskError,
+    DiskFailureError,
     EndedBySignalError,
     ExitCode,
     MissingPackageError,
@@ -312,7 +312,7 @@ class Report:
             self._fail(MissingPackageError(error.name))
         except OSError as error:
             self.console.record(traceback.format_exc())
-            self._fail(DiskError(error))
+            self._fail(DiskFailureError(error))
         except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
             self.console.line(traceback.format_exc())
             self._fail(UnexpectedError(f"{type(error).__name__}: {error}"))

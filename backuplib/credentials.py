@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backuplib.errors import CommandError, NoPassphraseError, NoTerminalError, WrongPassphraseError, explain
+from backuplib.errors import CommandFailedError, NoPassphraseError, NoTerminalError, WrongPassphraseError, explain
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import run_command
 from backuplib.secret import Secret
@@ -140,7 +140,7 @@ def _command_output(command: str) -> str:
         raise NoPassphraseError("--passphrase-command is empty", hint=hint)
     try:
         return run_command(argv, timeout=120)
-    except CommandError:  # its words would show the arguments, which may be secret
+    except CommandFailedError:  # its words would show the arguments, which may be secret
         raise NoPassphraseError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it by hand. {hint}") from None
 
 

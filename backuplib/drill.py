@@ -59,7 +59,7 @@ INSERT INTO vouchers VALUES ('came after the backup', 500);
 """
 
 
-class DrillError(OperatorError):
+class DrillFailedError(OperatorError):
     """Something that a restore promises did not hold here.
 
     Its code is that of a bug: the drill brings all that it uses, so nothing that was given to it can be at fault.
@@ -73,7 +73,7 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
     """Run the drill and return what it proved, with times, for --json.
 
     :param backup_script: file of the class DatabaseBackup, which may live elsewhere in a bot's repository.
-    :raises DrillError: when something that a restore promises did not hold.
+    :raises DrillFailedError: when something that a restore promises did not hold.
     :raises RefusedError: when the machine lacks gpg or a RAM folder.
     """
     enter_private_mounts()
@@ -91,7 +91,9 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
 def require(holds: bool, otherwise: str) -> None:
     """Fail the drill unless something holds; unlike assert, python -O does not take it away."""
     if not holds:
-        raise DrillError(f"drill failed: {otherwise}", hint="Do not rely on a restore here before this is understood.")
+        raise DrillFailedError(
+            f"drill failed: {otherwise}", hint="Do not rely on a restore here before this is understood."
+        )
 
 
 class Drill:
@@ -330,7 +332,7 @@ def run_child(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DrillError(f"drill failed: {Path(argv[0]).name} {argv[1]} did not end within 120 s") from None
+        raise DrillFailedError(f"drill failed: {Path(argv[0]).name} {argv[1]} did not end within 120 s") from None
 
 
 def expect(code: ExitCode, done: subprocess.CompletedProcess[bytes], what: str) -> None:

@@ -140,11 +140,11 @@ class RefusedError(OperatorError):
     """Something needed is missing or in the way."""
 
 
-class SettingsError(RefusedError):
+class WrongSettingError(RefusedError):
     """A setting is missing or wrong."""
 
 
-class DiskError(RefusedError):
+class DiskFailureError(RefusedError):
     """The disk fails at a place that has no words of its own for it."""
 
     def __init__(self, error: OSError) -> None:
@@ -210,7 +210,7 @@ class SwapEnabledError(RefusedError):
     """Decrypted data could be swapped out to a disk."""
 
 
-class ComposeFileError(RefusedError):
+class UnusableComposeFileError(RefusedError):
     """The compose file is missing, invalid, or ambiguous, or does not have a service."""
 
 
@@ -218,7 +218,7 @@ class UnfinishedRestoreError(RefusedError):
     """An interrupted restore cannot be finished or undone without a person: its journal is unreadable or disputed."""
 
 
-class CommandError(OperatorError):
+class CommandFailedError(OperatorError):
     """A command that this tool runs failed or did not end in time.
 
     :param output: what it wrote on standard output all the same.
@@ -229,11 +229,11 @@ class CommandError(OperatorError):
         self.output = output
 
 
-class MissingProgramError(CommandError):
+class MissingProgramError(CommandFailedError):
     """A program that this tool runs is not installed, or cannot be run."""
 
 
-class DockerUnreachableError(CommandError):
+class DockerUnreachableError(CommandFailedError):
     """Docker does not answer."""
 
 
@@ -339,13 +339,13 @@ class TooLargeError(UnsoundBackupError):
 # --- safety backup: exit code 6 ------------------------------------------------------------------------------------
 
 
-class BackupError(OperatorError):
+class BackupFailedError(OperatorError):
     """A backup could not be made."""
 
     exit_code = ExitCode.NO_SAFETY_BACKUP
 
 
-class UnreadableDatabaseError(BackupError):
+class UnreadableDatabaseError(BackupFailedError):
     """The database cannot be opened, so that no consistent copy of it can be made."""
 
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from backuplib.errors import (
-    BackupError,
-    CommandError,
+    BackupFailedError,
+    CommandFailedError,
     DamagedMessageError,
     KeyHasNoSecretPartError,
     MissingProgramError,
     NotEncryptedError,
-    SettingsError,
     TooLargeError,
     UnauthenticatedMessageError,
     UnusableKeyError,
     WrongKeyError,
     WrongPassphraseError,
+    WrongSettingError,
 )
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import _MS_BIND, RamFolder
@@ -84,7 +84,7 @@ class Keyring:
             'mount -t tmpfs none /etc/gnupg && exec "$@"',
             "sh",
         ]
-        with contextlib.suppress(CommandError):
+        with contextlib.suppress(CommandFailedError):
             run_command([*hidden, "true"], timeout=10)
             return hidden
         return []
@@ -92,12 +92,12 @@ class Keyring:
     def import_public(self, key: bytes) -> str:
         """Import the key that backups are encrypted with and return its fingerprint.
 
-        :raises SettingsError: when it is not a public key.
+        :raises WrongSettingError: when it is not a public key.
         """
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "holds a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            raise SettingsError(
+            raise WrongSettingError(
                 f"PGP_PUBLIC_KEY_BASE64 {what}", hint="Set it to the output of: gpg --export KEY-ID | base64 -w0"
             )
         return str(result.fingerprints[0])
@@ -136,7 +136,7 @@ class Keyring:
         env = child_environment(GNUPGHOME=str(self.home))
         try:
             return run_command(["gpg-connect-agent", "--homedir", str(self.home), command, "/bye"], timeout=30, env=env)
-        except CommandError as error:
+        except CommandFailedError as error:
             raise MissingProgramError(
                 f"gpg-agent cannot be used: {error}", hint="Install it: apt-get install gnupg"
             ) from None
@@ -195,7 +195,7 @@ class Keyring:
     def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
         """Encrypt to one public key, without a second compression, giving the message to ``sink``.
 
-        :raises BackupError: when gpg cannot, with its last words.
+        :raises BackupFailedError: when gpg cannot, with its last words.
         """
         result = self._stream(
             sink,
@@ -206,7 +206,7 @@ class Keyring:
         if result.failure:
             raise result.failure
         if not result.ok or result.returncode:
-            raise BackupError(
+            raise BackupFailedError(
                 f"gpg cannot encrypt the backup: {result.status or 'no reason given'}",
                 hint="Is the key of PGP_PUBLIC_KEY_BASE64 expired, revoked, or unable to encrypt? Look with: "
                 "base64 -d | gpg --show-keys",

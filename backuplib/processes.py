@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from backuplib.errors import CommandError, MissingProgramError
+from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import stat_or_none
 
 
@@ -30,7 +30,7 @@ def run_command(
     """Run a command out of the terminal's reach and return its standard output.
 
     :param timeout: seconds after which it is killed.
-    :raises CommandError: with the last lines of its standard error.
+    :raises CommandFailedError: with the last lines of its standard error.
     """
     try:
         done = subprocess.run(
@@ -48,13 +48,13 @@ def run_command(
             f"{argv[0]} is not installed", hint=f"Install the package that provides {argv[0]}."
         ) from None
     except OSError as error:
-        raise CommandError(f"{argv[0]} cannot be run: {error.strerror}") from None
+        raise CommandFailedError(f"{argv[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise CommandError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
+        raise CommandFailedError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
     output = done.stdout.decode(errors="replace")
     if done.returncode:
         last = " / ".join(done.stderr.decode(errors="replace").strip().splitlines()[-3:])
-        raise CommandError(
+        raise CommandFailedError(
             f"`{' '.join(argv)[:100]}` failed with exit code {done.returncode}: {last or 'no message'}", output=output
         )
     return output

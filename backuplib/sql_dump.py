@@ -131,7 +131,7 @@ class LoadedDump:
     foreign_key_problems: tuple[str, ...]
 
 
-class DumpError(OperatorError):
+class UnusableDumpError(OperatorError):
     """The dump is incomplete, not SQL, too large, or does what a dump has no need to do."""
 
     exit_code = ExitCode.UNSOUND_BACKUP
@@ -161,7 +161,7 @@ def load_sql_dump(
     It is faster by half with ``cached_statements=0``, since no statement comes twice; under ``journal_mode=OFF`` an
     error would name the wrong line. ``progress`` is told how many bytes of the dump were read so far.
 
-    :raises DumpError: the database is then of no use.
+    :raises UnusableDumpError: the database is then of no use.
     """
     loader = _Loader(dump, connection, progress, limit_bytes, time.monotonic() + limit_seconds)
     with _memory_limit(2 * limit_bytes + _ROOM), _guarded(connection, loader, limit_bytes):
@@ -480,8 +480,8 @@ class _Loader:
             reason = "took too long: the time limit is over"
         raise self._error(self._refusal or reason, sql) from None
 
-    def _error(self, reason: str, sql: bytes = b"") -> DumpError:
-        return DumpError(reason, self._line, self._statement, sql)
+    def _error(self, reason: str, sql: bytes = b"") -> UnusableDumpError:
+        return UnusableDumpError(reason, self._line, self._statement, sql)
 
 
 # --- text --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from backuplib.database import SIDECARS, Engine, check_integrity, database_files
 from backuplib.errors import (
     CHECK_DISK,
     CannotWriteError,
-    CommandError,
+    CommandFailedError,
     DatabaseInUseError,
     OperatorError,
     RollbackFailedError,
@@ -140,7 +140,7 @@ class Switch:
                     self.project.start(services)
                     up = self.project.wait(services)
                 states = {item.service: item.health or "running" for item in self.project.containers()}
-            except CommandError as error:
+            except CommandFailedError as error:
                 raise ServicesDownError(f"cannot tell whether the services run: {error}", hint=error.hint) from None
             down = ""
             if self._stopped is not None:

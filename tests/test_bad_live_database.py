@@ -158,7 +158,7 @@ def test_database_on_a_broken_disk_is_replaced_when_the_operator_gives_it_up(sta
     """No byte of it can be read, so it cannot be saved, and must not be copied either to be set aside."""
     before = stage.shop.snapshot()
     done = broken_disk(stage, "1+")
-    assert done.ended == (6, "backup"), done.text
+    assert done.ended == (6, "backup-failed"), done.text
     assert "Input/output error" in done.error["message"]  # the system's words
     assert "--skip-backup" in done.error["hint"]
     assert stage.shop.snapshot() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backuplib.errors import SettingsError
+from backuplib.errors import WrongSettingError
 from backuplib.secret import Secret
 from config import Environment, Settings, load_settings
 from tests.support.keys import Keys
@@ -36,7 +36,7 @@ def load(folder: Path, env_file: Mapping[str, str] | None = None, **environ: str
 
 def refused(folder: Path, **environ: str) -> str:
     """What an operator reads about a wrong setting: message and hint."""
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(WrongSettingError) as caught:
         load(folder, None, **environ)
     assert int(caught.value.exit_code) == 3
     return f"{caught.value} {caught.value.hint}"

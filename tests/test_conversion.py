@@ -27,7 +27,7 @@ from backuplib.errors import ExitCode, OperatorError, UnsoundBackupError, WrongD
 from backuplib.image import DatabaseImage
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
-from backuplib.sql_dump import DumpError
+from backuplib.sql_dump import UnusableDumpError
 from tests.conftest import MakeShop, StartTerminal
 from tests.support import needs, writer
 from tests.support.dumps import DUMPERS, Table, build, databases, dump_by_shell
@@ -581,7 +581,7 @@ def test_a_dump_says_its_encoding_and_its_broken_foreign_keys(target: str, ram: 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_bad_dump_is_refused_and_leaves_nothing(target: str, ram: RamFolder) -> None:
-    with pytest.raises(DumpError, match="line 2, statement 2") as caught:
+    with pytest.raises(UnusableDumpError, match="line 2, statement 2") as caught:
         converted(b"BEGIN;\nATTACH 'x' AS y; COMMIT;", TARGETS[target], ram)
     assert caught.value.exit_code == ExitCode.UNSOUND_BACKUP
 

@@ -262,7 +262,7 @@ def test_folder_that_cannot_be_looked_at_is_no_bug_of_the_program(stage: Stage) 
     hit = Hit("newfstatat", "1+", "error=EIO", (f"{stage.shop.db_path}-wal",))
     done = stage.restore(hit, calls=LOOKING)
     assert judge(stage, done, {3}) == "exit 3, old"
-    assert done.error["id"] == "disk"
+    assert done.error["id"] == "disk-failure"
     assert done.error["message"].endswith("shop.db-wal: Input/output error")  # the system's words
     assert "\n   Nothing was touched.\n" in done.err
     assert "Traceback" not in done.err
@@ -394,7 +394,7 @@ def test_full_backup_folder_stops_the_restore_before_anything_is_touched(
     leave_free(shop.backups, 20 * 1024)
     before, names = shop.snapshot(), sorted(shop.backups.iterdir())
     done = shop.restore("--force", backup)
-    assert done.ended == (6, "backup"), done.text
+    assert done.ended == (6, "backup-failed"), done.text
     assert "space" in done.error["message"]  # the system's word
     assert shop.snapshot() == before
     assert sorted({*shop.backups.iterdir()} - {shop.backups / "restore.log"}) == sorted(

@@ -468,7 +468,7 @@ def test_compose_menu_takes_a_path_and_refuses_one_that_is_not_there(
     at.send("3\n")
     at.expect("[Pp]ath.*: ")
     at.send("no/such/compose.yml\n")
-    assert at.ended == (3, "compose-file"), at.output
+    assert at.ended == (3, "unusable-compose-file"), at.output
     assert "no/such/compose.yml" in at.output
     assert not shop.is_restored()
 

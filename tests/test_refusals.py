@@ -601,6 +601,6 @@ def test_neither_environment_nor_compose_file_is_refused_with_the_ways_out(
 ) -> None:
     attempt = make_attempt("sqlite")
     attempt.shop.write_env(RUNTIME_ENVIRONMENT=None)
-    check_refused(attempt, 3, "compose-file", values=["RUNTIME_ENVIRONMENT", "--compose-file", "--no-restart"])
+    check_refused(attempt, 3, "unusable-compose-file", values=["RUNTIME_ENVIRONMENT", "--compose-file", "--no-restart"])
     attempt.shop.write_env(RUNTIME_ENVIRONMENT="DEV")
-    check_refused(attempt, 3, "compose-file", values=["docker-compose.dev.yml"])
+    check_refused(attempt, 3, "unusable-compose-file", values=["docker-compose.dev.yml"])

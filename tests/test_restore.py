@@ -614,7 +614,7 @@ def test_json_on_a_wrong_setting(make_shop: MakeShop) -> None:
     done = shop.restore("backups/missing.gpg", "--force", "--json")
     assert done.code == 3
     error = json.loads(done.out)["error"]
-    assert error["id"] == "settings"
+    assert error["id"] == "wrong-setting"
     assert "STAGING" in error["message"]
 
 

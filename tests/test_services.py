@@ -440,7 +440,7 @@ def test_file_that_runs_under_two_project_names_is_refused(prepare: Prepare, mod
         scene.shop.run_compose("-p", name, "up", "-d", "redis")
         before = scene.shop.state()
         done = scene.restore()
-        check_code(done, 3, "compose-file")
+        check_code(done, 3, "unusable-compose-file")
         assert name in done.error["message"]
         assert scene.shop.project in done.error["message"]
         assert untouched(before, scene.shop.state())
@@ -480,7 +480,7 @@ def test_service_limits_what_is_stopped(prepare: Prepare, mode: str, compose: Co
     before = scene.shop.states()
     for service, code, error, named in (
         ("redis", 3, "database-in-use", "bot"),
-        ("no-such", 3, "compose-file", "no-such"),
+        ("no-such", 3, "unusable-compose-file", "no-such"),
         ("bot", 0, "", ""),
     ):
         done = scene.restore("--service", service)
@@ -512,11 +512,11 @@ def test_without_a_compose_file_and_terminal_it_is_refused(prepare: Prepare, mod
     scene = prepare(mode, compose, services=(), RUNTIME_ENVIRONMENT=None)
     before = scene.shop.snapshot()
     done = scene.restore()
-    check_code(done, 3, "compose-file")
+    check_code(done, 3, "unusable-compose-file")
     assert "RUNTIME_ENVIRONMENT" in done.error["message"]
     scene.shop.write_env(RUNTIME_ENVIRONMENT="DEV")
     done = scene.restore()
-    check_code(done, 3, "compose-file")
+    check_code(done, 3, "unusable-compose-file")
     assert "docker-compose.dev.yml" in done.error["message"]
     assert scene.shop.snapshot() == before
 
@@ -573,7 +573,7 @@ def test_docker_that_is_missing_or_silent_or_misconfigured_is_refused(
     good = scene.shop.compose_file.read_text()
     scene.shop.compose_file.write_text("services: [this is not valid")
     done = scene.restore()
-    check_code(done, 3, "compose-file")
+    check_code(done, 3, "unusable-compose-file")
     scene.shop.compose_file.write_text(good)
     assert untouched(before, scene.shop.state())
     assert scene.shop.db_path.stat().st_ino == inode

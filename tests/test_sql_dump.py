@@ -21,7 +21,7 @@ from sqlcipher3 import dbapi2 as sqlcipher
 
 from backuplib import sql_dump
 from backuplib.errors import ExitCode
-from backuplib.sql_dump import DumpError, LoadedDump, load_sql_dump, looks_like_sql_dump
+from backuplib.sql_dump import LoadedDump, UnusableDumpError, load_sql_dump, looks_like_sql_dump
 from tests.support.dumps import DUMPERS, Dumper, Table, build, databases, dump_like_the_bot, quoted
 
 ENGINES = {"sqlite": sqlite3, "sqlcipher": sqlcipher}
@@ -331,7 +331,7 @@ def test_a_hostile_dump_is_refused_and_touches_nothing(
     with closing(sqlite3.connect("victim.db")) as victim:
         victim.executescript("CREATE TABLE t(a); INSERT INTO t VALUES(1);")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(DumpError) as refused:
+    with pytest.raises(UnusableDumpError) as refused:
         load(f"BEGIN TRANSACTION;\n{sql}\nCREATE TABLE more(a);\nCOMMIT;\n", empty, megabytes=64)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert refused.value.exit_code == ExitCode.UNSOUND_BACKUP
@@ -344,14 +344,14 @@ def test_outside_of_a_transaction_nothing_more_is_allowed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for sql in ("VACUUM INTO 'loot.db'", "ATTACH 'loot.db' AS x", "PRAGMA cipher_log='loot.db'", "CREATE TABLE t(a)"):
-        with pytest.raises(DumpError):
+        with pytest.raises(UnusableDumpError):
             load(f"{sql};", empty)
     assert not list(tmp_path.iterdir())
 
 
 def test_time_is_limited(empty: Any) -> None:
     slow = "CREATE TABLE t(a, b CHECK (length(hex(randomblob(9000000))) > 0));" + "INSERT INTO t VALUES(1, 2);" * 3000
-    with pytest.raises(DumpError, match="time"):
+    with pytest.raises(UnusableDumpError, match="time"):
         load(f"BEGIN; {slow} COMMIT;", empty, seconds=0.3)
 
 
@@ -360,7 +360,7 @@ def test_a_statement_is_not_read_again_and_again(last: str, empty: Any) -> None:
     """What neither of two patterns takes would be looked for from each position anew, which no clock could end."""
     rows = "(1.12345,2)" + ",(1,'x')" * 4000 + f",(1,{last})"
     began = time.monotonic()
-    with contextlib.suppress(DumpError):
+    with contextlib.suppress(UnusableDumpError):
         load(f"BEGIN; CREATE TABLE t(a, b); INSERT INTO t VALUES{rows}; COMMIT;", empty)
     assert time.monotonic() - began < 2
 
@@ -368,7 +368,7 @@ def test_a_statement_is_not_read_again_and_again(last: str, empty: Any) -> None:
 def test_limits_are_lifted_afterwards(empty: Any) -> None:
     memory = resource.getrlimit(resource.RLIMIT_AS)
     load("BEGIN; CREATE TABLE t(a); COMMIT;", empty, megabytes=1)
-    with pytest.raises(DumpError):
+    with pytest.raises(UnusableDumpError):
         load("BEGIN; ATTACH 'x' AS y; COMMIT;", empty)
     assert resource.getrlimit(resource.RLIMIT_AS) == memory
     empty.execute("ATTACH ':memory:' AS other")
@@ -383,7 +383,7 @@ def test_a_dump_cut_off_anywhere_is_refused(dumper: Dumper, empty: Any) -> None:
             CREATE VIEW v AS SELECT 1; CREATE TRIGGER r AFTER INSERT ON t BEGIN SELECT 1; SELECT 2; END;""")
         dump = dumper(source).rstrip()
     for end in range(len(dump)):
-        with pytest.raises(DumpError, match=r"incomplete|outside"):
+        with pytest.raises(UnusableDumpError, match=r"incomplete|outside"):
             load(dump[:end], empty)
     assert load(dump, empty).tables == 1
 
@@ -395,7 +395,7 @@ def test_a_dump_cut_off_anywhere_is_refused(dumper: Dumper, empty: Any) -> None:
     "COMMIT;\nBEGIN;\n", "COMMIT;\nCREATE TABLE u(a);\n", "COMMIT", "COMMIT; /* ", "COMMIT; 'x",
 ])  # fmt: skip
 def test_what_its_dumper_could_not_finish_is_refused(ending: str, empty: Any) -> None:
-    with pytest.raises(DumpError, match=r"incomplete|outside"):
+    with pytest.raises(UnusableDumpError, match=r"incomplete|outside"):
         load(f"BEGIN TRANSACTION;\nCREATE TABLE t(a);\nINSERT INTO t VALUES(1);\n{ending}", empty)
 
 
@@ -410,12 +410,12 @@ def test_a_dump_of_a_damaged_database_is_refused(empty: Any, tmp_path: Path) -> 
     image[8 * 4096 : 16 * 4096] = b"\xff" * 8 * 4096
     path.write_bytes(image)
     dump = subprocess.run(["sqlite3", path, ".dump"], check=False, capture_output=True, timeout=60).stdout
-    with pytest.raises(DumpError):
+    with pytest.raises(UnusableDumpError):
         load(dump, empty)
 
 
 def test_a_dump_without_tables_is_refused(empty: Any) -> None:
-    with pytest.raises(DumpError, match="table"):
+    with pytest.raises(UnusableDumpError, match="table"):
         load("PRAGMA foreign_keys=OFF; BEGIN TRANSACTION; COMMIT;", empty)
 
 
@@ -429,7 +429,7 @@ def test_a_dump_without_tables_is_refused(empty: Any) -> None:
 def test_an_error_names_line_statement_and_80_characters_and_no_more(bad: str, good_rows: int, empty: Any) -> None:
     sql = bad.format("p" * 70 + "SECRET" * 30)
     good = "INSERT INTO t VALUES('two\nlines', 0.5);\n" * good_rows
-    with pytest.raises(DumpError) as refused:
+    with pytest.raises(UnusableDumpError) as refused:
         load(f"BEGIN;\n\nCREATE TABLE t(a,\n b);\n{good}{sql}\n{good}COMMIT;", empty)
     assert (refused.value.line, refused.value.statement) == (5 + 2 * good_rows, 3 + good_rows)
     assert f"line {5 + 2 * good_rows}, statement {3 + good_rows}: " in str(refused.value)
@@ -439,7 +439,7 @@ def test_an_error_names_line_statement_and_80_characters_and_no_more(bad: str, g
 
 
 def test_an_error_message_cannot_steer_the_terminal(empty: Any) -> None:
-    with pytest.raises(DumpError) as refused:
+    with pytest.raises(UnusableDumpError) as refused:
         load("BEGIN; CREATE \x1b[2J \x1b]0;owned\x07;", empty)
     assert str(refused.value).isprintable()
 

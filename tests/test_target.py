@@ -123,7 +123,7 @@ def test_configured_database_by_another_name_counts_as_the_configured_one(
     for name in ("link.db", "data/../data/shop.db"):
         before = shop.snapshot()
         done = shop.restore(backup, "--force", "--target-path", name, key=keys.open)
-        refused(done, "compose-file", "RUNTIME_ENVIRONMENT")
+        refused(done, "unusable-compose-file", "RUNTIME_ENVIRONMENT")
         assert shop.snapshot() == before
 
 
@@ -331,7 +331,7 @@ def test_too_little_space_for_the_safety_backup_is_6(
     names = {path.name for path in shop.backups.iterdir()}
     before = shop.snapshot()
     done = shop.restore(backup, "--force", key=keys.open)
-    assert done.ended == (6, "backup"), done.text
+    assert done.ended == (6, "backup-failed"), done.text
     assert "No space left" in done.error["message"]  # the system's words
     assert "Nothing was touched" in done.err
     assert shop.snapshot() == before
