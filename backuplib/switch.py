@@ -52,13 +52,21 @@ class Switch:
     def begin(self) -> None:
         """Write down what is begun, before the first step that matters; CannotWriteError when that is not possible."""
         try:
-            self.journal.write()
-        except OSError as error:
+            self._write_down(state="begun")
+        except errors.CannotWriteError:
             with contextlib.suppress(OSError):
                 self.journal.remove()
-            raise errors.CannotWriteError(
-                f"cannot write in {self.journal.target.parent}: {error.strerror}", hint=errors.CHECK_DISK
-            ) from None
+            raise
+
+    def _write_down(self, **changes: object) -> None:
+        before = {name: getattr(self.journal, name) for name in changes}
+        vars(self.journal).update(changes)
+        try:
+            self.journal.write()
+        except OSError as error:
+            vars(self.journal).update(before)
+            text = f"cannot write in {self.journal.target.parent}: {error.strerror}"
+            raise errors.CannotWriteError(text, hint=errors.CHECK_DISK) from None
 
     def stop_services(self) -> None:
         """Stop the services; CannotStopError when one still runs."""
@@ -78,8 +86,7 @@ class Switch:
         :raises OSError: likewise.
         """
         journal = self.journal
-        journal.state, journal.new_inode, journal.unsaved = "switching", candidate[1], unsaved
-        journal.write()
+        self._write_down(state="switching", new_inode=candidate[1], unsaved=unsaved)
         target, checkpointed = journal.target, True
         with contextlib.ExitStack() as guard:
             try:
