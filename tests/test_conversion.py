@@ -786,9 +786,9 @@ def test_the_name_of_a_dump_does_not_matter(name: str, pack: Callable[[bytes], b
     ("name", "mode", "options", "expected"),
     [
         ("SQLite", "sqlite", [], (0, None)),
-        ("SQLite", "sqlcipher", ["--convert"], (0, "exported to SQLCipher 4 under today's DB_PASS")),
-        ("SQLCipher 3", "sqlcipher", ["fd"], (5, "exported to SQLCipher 4 under today's DB_PASS")),
-        ("SQLCipher 4", "sqlcipher", ["fd"], (0, "rekeyed to today's DB_PASS")),
+        ("SQLite", "sqlcipher", ["--convert"], (0, "exported to SQLCipher 4 with the current DB_PASS")),
+        ("SQLCipher 3", "sqlcipher", ["fd"], (5, "exported to SQLCipher 4 with the current DB_PASS")),
+        ("SQLCipher 4", "sqlcipher", ["fd"], (0, "rekeyed to the current DB_PASS")),
         ("SQLCipher 4", "sqlite", ["fd", "--convert"], (0, "exported to SQLite (not encrypted)")),
     ],
 )

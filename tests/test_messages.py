@@ -381,7 +381,7 @@ def test_aead_message_with_a_flipped_bit_is_refused(
     plain_shop: Shop, aead_key: Key, message: bytes, position: int
 ) -> None:
     """GnuPG 2.2 says DECRYPTION_OKAY and GOODMDC though a tag is wrong; only its exit code tells."""
-    refused(plain_shop, flip(message, position), aead_key, error="unauthenticated-message")
+    refused(plain_shop, flip(message, position), aead_key)
 
 
 @pytest.mark.parametrize("left", [-1, -16, -32, -100])

@@ -355,10 +355,10 @@ def test_menu_offers_the_backups_newest_first_and_takes_a_number(
     assert shop.is_restored()
 
 
-def test_menu_shows_the_table_of_list_with_the_state_of_each_checksum(
+def test_menu_shows_the_table_of_list_without_waiting_for_checksums(
     ready: Ready, terminal: StartTerminal, keys: Keys
 ) -> None:
-    """Headings, numbers and all; one checksum that cannot be read does not keep the others from being shown."""
+    """Headings, numbers and all; the checksum of the file that is chosen is compared next."""
     shop, backup = ready(keys.open)
     three_backups(shop, backup)
     sound = hashlib.sha256(backup.read_bytes()).hexdigest()
@@ -370,27 +370,12 @@ def test_menu_shows_the_table_of_list_with_the_state_of_each_checksum(
     assert listed.code == 0, listed.text
     table = [line for line in listed.out.splitlines() if "checksum" in line or "db_backup_" in line]
     assert [line.split()[-2] for line in table] == ["checksum", "MISMATCH", "ok", "unreadable"]
-    at = terminal(shop)
-    at.expect(r"q\b.*: ")
-    shown = at.output.split("Which backup?")[1].replace("\r", "")
-    assert shown.splitlines()[1:-1] == [f"{number} {line}" for number, line in zip([" ", 1, 2, 3], table, strict=True)]
-    at.send("q\n")
-    assert at.wait() == 10, at.output
-
-
-def test_menu_does_not_wait_for_checksums_of_big_backups(ready: Ready, terminal: StartTerminal, keys: Keys) -> None:
-    """Newest first: what took too long is said to be not read."""
-    shop, _ = ready(keys.open)
-    small, big = "db_backup_20250201_000000.db.gz.gpg", "db_backup_20240101_000000.db.gz.gpg"
-    (shop.backups / small).write_bytes(b"")
-    with (shop.backups / big).open("wb") as file:
+    with (shop.backups / "db_backup_20240101_000000.db.gz.gpg").open("wb") as file:
         file.truncate(64 << 30)  # holes: they take no room, and a minute to be read
-    for name in (small, big):
-        (shop.backups / f"{name}.sha256").write_text(f"{hashlib.sha256().hexdigest()}  {name}\n")
     at = terminal(shop)
-    at.expect(rf" ok +{small}", timeout=20)
-    at.expect(f" not read +{big}")
-    at.expect(r"q\b.*: ")
+    at.expect(r"q\b.*: ", timeout=20)
+    lines = at.output.split("Which backup?")[1].splitlines()[1:-1]
+    assert [line.split()[-1] for line in lines] == [line.split()[-1] for line in table]
     at.send("q\n")
     assert at.wait() == 10, at.output
 

@@ -335,7 +335,7 @@ def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_p
     backup = canary_shop.create_backup()
     trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", "--json", key=keys.rsa)
     assert trace.done.code == 0, trace.done.text
-    assert json.loads(trace.done.out)["tables"]["search"] == {"live": 20000, "backup-failed": 20000}
+    assert json.loads(trace.done.out)["tables"]["search"] == {"live": 20000, "backup": 20000}
     check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
 
 

@@ -87,7 +87,7 @@ def test_restore_under_a_busy_bot_loses_nothing(
     assert report["outcome"] == "restored"
     assert sorted(report["services"]) == ["bot", "redis"]
     assert 0 < report["downtime_seconds"] < 30
-    assert report["tables"]["customers"] == {"live": 101, "backup-failed": 100}
+    assert report["tables"]["customers"] == {"live": 101, "backup": 100}
     # The rows written between the safety backup and the stop are in the fresh one, to the last.
     safety = Path(report["safety_backup"])
     old = shop.rows(scene.truth)

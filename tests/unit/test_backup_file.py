@@ -267,7 +267,6 @@ def test_what_is_no_file_is_not_found(tmp_path: Path, kind: str) -> None:
         BackupFile(path)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that is refused is left open
 def test_file_beyond_the_limit_is_refused(backup: Path) -> None:
     size = backup.stat().st_size
     BackupFile(backup, size).close()
@@ -278,7 +277,6 @@ def test_file_beyond_the_limit_is_refused(backup: Path) -> None:
 # --- for lists -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that is refused is left open
 def test_states_of_checksums(backup: Path) -> None:
     info = BackupInfo(backup, backup_time(backup), backup.stat().st_size, encrypted=False)
     told: list[int] = []

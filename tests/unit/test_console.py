@@ -165,7 +165,7 @@ def fail(error: BaseException) -> None:
         (WrongKeyError("x"), 4, "wrong-key"),
         (RollbackFailedError("x"), 20, "rollback-failed"),
         (ModuleNotFoundError("x", name="isal"), 3, "missing-package"),
-        (OSError(5, "Input/output error", "/srv/x"), 3, "disk"),
+        (OSError(5, "Input/output error", "/srv/x"), 3, "disk-failure"),
         (ValueError("x"), 1, "unexpected"),
         (MemoryError(), 1, "unexpected"),
         (Interrupted(signal.SIGHUP), 129, "ended-by-signal"),

@@ -60,7 +60,7 @@ def test_identities_that_scripts_know() -> None:
     codes = {kind.id: int(kind.exit_code) for kind in KINDS}
     known = {
         "usage": 2,
-        "settings": 3,
+        "wrong-setting": 3,
         "backup-not-found": 3,
         "checksum-mismatch": 3,
         "database-in-use": 3,
@@ -77,7 +77,7 @@ def test_identities_that_scripts_know() -> None:
         "damaged-gzip": 5,
         "damaged-database": 5,
         "wrong-db-pass": 5,
-        "backup": 6,
+        "backup-failed": 6,
         "cannot-stop": 7,
         "rolled-back": 8,
         "services-down": 9,
