@@ -79,8 +79,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require(*mark.args)
 
 
+EVERY_DAY = 2
+"""Cases of a test that makes shops, and so runs the program, every day: spread over all of them; the rest is deep."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deep: what runs under strace, the second mode of a case of both, and what goes through more of the same cases."""
+    spare_a_mode(items)
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if any("strace" in needs.args for needs in item.iter_markers("needs")):
+            item.add_marker("deep")
+        if "make_shop" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("deep"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        step = -(-len(cases) // EVERY_DAY)
+        for number, item in enumerate(cases):
+            if number % step:
+                item.add_marker("deep")
+
+
+def spare_a_mode(items: list[pytest.Item]) -> None:
     """A case of both modes runs in one of them every day, a third of the cases in SQLCipher; in the other it is deep.
 
     SQLCipher makes a key of the passphrase whenever it opens a database, which is most of what such a run takes.

@@ -181,6 +181,7 @@ def test_drill_works_for_an_unprivileged_user_and_leaves_nothing(place: Place) -
     assert list(place.home.iterdir()) == []
 
 
+@pytest.mark.deep
 def test_json_is_one_object_alone_on_standard_output(place: Place) -> None:
     code, out, err = finish(start(place, "--json"))
     assert code == 0, err

@@ -213,6 +213,7 @@ def test_what_is_not_mutated_is_accepted(
     restores.check(cipher_database, restores.encrypted)
 
 
+@pytest.mark.deep
 def test_check_has_a_time_limit(restores: Restores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a schema that has SQLite compute; the limit is made shorter here."""
     monkeypatch.setattr("restore_backup.CHECK_SECONDS", 1.0)
