@@ -34,10 +34,7 @@ def in_words(text: str, encoding: str) -> str:
 
 
 def shown_encoding(encoding: str) -> str:
-    """Return the encoding in which what is written will be shown.
-
-    In the locale C Python writes UTF-8, and hides the setting from its environment; where none is set, it may be right.
-    """
+    """Return the encoding that is shown: in the locale C, Python writes UTF-8 and hides the setting from itself."""
     with contextlib.suppress(OSError):
         settings = dict(item.partition(b"=")[::2] for item in Path("/proc/self/environ").read_bytes().split(b"\0"))
         locale = next(filter(None, (settings.get(name) for name in (b"LC_ALL", b"LC_CTYPE", b"LANG"))), b"")

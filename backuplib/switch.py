@@ -82,8 +82,7 @@ class Switch:
         :param candidate: the identity that the new file was proved with.
         :param refuse_users: called right before the renames.
         :param unsaved: the old database holds what the safety backup does not.
-        :raises OperatorError: when it fails.
-        :raises OSError: likewise.
+        :raises OperatorError, OSError: when it fails.
         """
         journal = self.journal
         self._write_down(state="switching", new_inode=candidate[1], unsaved=unsaved)

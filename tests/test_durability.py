@@ -74,7 +74,7 @@ def test_each_file_is_durable_before_it_gets_its_name_and_the_name_right_after(s
     renames = story.all("rename", NEW) + story.all("rename", f"{JOURNAL}.tmp")
     backups = story.all(("rename", "link"), ".db_backup_N.tmp")
     assert len(story.all("rename", NEW, "shop.db")) == 1
-    assert len(story.all("rename", f"{JOURNAL}.tmp", JOURNAL)) == 2
+    assert len(story.all("rename", f"{JOURNAL}.tmp", JOURNAL)) == 3  # begun, switching, committed
     assert backups
     for rename in renames + backups:
         story.assert_synced_before_rename(rename)
