@@ -77,7 +77,7 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
             run_child(["gpgconf", "--homedir", str(home), "--kill", "all"], child_settings())
         # A copy has no .env beside it: not even a broken one of the operator's has an effect.
         parts, program = Path(__file__).parent, ram.path / "program"
-        shutil.copytree(parts, program / parts.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(parts, program / parts.name)
         for name in ("config.py", "restore_backup.py"):
             shutil.copyfile(parts.with_name(name), program / name)
         shutil.copyfile(backup_script, program / "database_backup.py")

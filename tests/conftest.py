@@ -21,6 +21,7 @@ In CI the variable SQLCIPHER4 names a `sqlcipher` program of version 4, to prove
 What the objects can do stands in the module of support/ that their class is in.
 """
 
+import compileall
 import os
 import signal
 import sys
@@ -47,7 +48,7 @@ from tests.support.keys import GpgHome, Keys, gpg_home, shared_keys
 from tests.support.matrix import Tell
 from tests.support.needs import require
 from tests.support.scene import Scene
-from tests.support.shop import DB_PASS, Shop, copy_program, fill_with_sample_data
+from tests.support.shop import DB_PASS, ROOT, Shop, copy_program, fill_with_sample_data
 from tests.support.ssh import Host, set_up_host
 from tests.support.terminal import Terminal
 
@@ -63,8 +64,13 @@ ONE_MODE = pytest.mark.parametrize("mode", ["sqlite"])
 """For what comes before the database, or beside it, and so does not depend on how it is encrypted."""
 
 
-def pytest_configure() -> None:
-    """Signals as a login shell has them: what a background job ignores, every program under test would ignore too."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Signals as a login shell has them: what a background job ignores, every program under test would ignore too.
+
+    The program is compiled once, before the workers start, which copy it.
+    """
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "backuplib", quiet=1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

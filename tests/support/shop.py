@@ -384,7 +384,7 @@ def copy_program(folder: Path) -> None:
     """The program's files into a shop folder, as after a clone."""
     for name in PROGRAM:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name)  # compiled, since each shop would do that anew
         else:
             shutil.copyfile(ROOT / name, folder / name)
 
