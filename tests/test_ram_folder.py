@@ -229,6 +229,7 @@ def test_sigkill_during_a_backup_leaves_nothing(large_shop: Shop, place: str) ->
     assert not list(large_shop.backups.glob(".db_backup_*.tmp"))  # of the killed ones
 
 
+@pytest.mark.deep
 @needs_root
 def test_end_of_a_run_leaves_nothing(shop: Shop, keys: Keys) -> None:
     """However it ends: done, refused, ended by a signal."""
@@ -281,6 +282,7 @@ def in_namespace(namespace: str) -> list[int]:
     return found
 
 
+@pytest.mark.deep
 @needs_root
 def test_mount_is_seen_by_nobody_else(large_shop: Shop, keys: Keys) -> None:
     """Others find an empty folder where the tool has its tmpfs."""

@@ -94,6 +94,7 @@ def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
 
 
 @ONE_MODE
+@pytest.mark.deep  # takes a user namespace, which a chroot has none of
 @pytest.mark.needs("mount")
 def test_system_wide_gpg_settings_are_not_read(user_shop: Shop, keys: Keys, tmp_path: Path) -> None:
     """Those that say dry-run would let gpg import no key."""
