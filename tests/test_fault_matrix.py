@@ -106,7 +106,8 @@ def judge(stage: Stage, done: Completed, allowed: set[int], *, whole_at_once: bo
         assert rows_now(stage) == said, f"exit code {done.code}, but the rows are {rows_now(stage)}: {done.text}"
     else:
         assert "--recover" in done.text
-        assert ".backup-" in done.text, "it does not say where the old database is"
+        live = {"old": "is the old one", "new": ".backup-"}[rows_now(stage)]
+        assert live in done.text, "it does not say where the old database is"
     after = stage.plain_recover()
     assert after.code == 0, f"after exit code {done.code}, --recover: {after.text}"
     outcome = stage.outcome()
