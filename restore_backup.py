@@ -644,6 +644,8 @@ class Restorer:
                 target.clear_leftovers()
             except OSError as error:
                 self.report.warn(f"{errors.explain(error)}; clean up with: {errors.restore_command('--recover')}")
+            with contextlib.suppress(OSError):
+                self.backups_of(target.path).remove_leftovers()
             if not switch:
                 self.console.line("✅ Nothing to recover: no restore was interrupted")
         self.report.outcome = "recovered"
