@@ -26,9 +26,10 @@ from typing import NoReturn
 
 from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
+from backuplib.bot import Bot
 from backuplib.comparison import Contents, differing, read_contents, read_live, row_comparison, tables_of
-from backuplib.compose import ComposeProject, compose_command, docker_containers
 from backuplib.console import OUTCOME, Console, Report
+from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, check_structure, database_files
 from backuplib.files import CHUNK, Identity, drop_quietly
@@ -85,8 +86,8 @@ class Plan:
     backup: BackupFile
     target: Target
     configured: bool
-    project: ComposeProject | None
-    services: tuple[str, ...]
+    bot: Bot | None
+    stopping: list[Container]
     outlook: dict[str, str]
     backup_db_pass: Secret | None = None
 
@@ -198,18 +199,20 @@ class Restorer:
             target.refuse_unreplaceable(backup.size)
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
+        bot, stopping, outlook = None, [], {"services": "Docker is not touched"}
         try:
-            project = self.find_project(configured)
-            services = project.choose_services(self.options.service, pending) if project else ()
-            outlook = project.outlook(services) if project else {"services": "Docker is not touched"}
+            if bot := self.find_bot(configured):
+                self.ask_the_bot(bot)
+                stopping = bot.concerned(self.options.service, pending)
+                outlook = bot.outlook(stopping)
         except errors.OperatorError as error:
             if not self.options.verify_only:
                 raise
-            project, services, outlook = None, (), {"services": f"not known: {error}"}
+            outlook = {"services": f"not known: {error}"}
         if not self.options.verify_only:
-            self.refuse_users(target, project, services)
-            self.report.services = list(services)
-        return Plan(backup, target, configured, project, services, outlook, self.credentials.backup_db_pass())
+            self.refuse_users(target, bot, stopping)
+            self.report.services = sorted({str(item) for item in stopping})
+        return Plan(backup, target, configured, bot, stopping, outlook, self.credentials.backup_db_pass())
 
     def open_backup(self) -> BackupFile:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
@@ -248,8 +251,8 @@ class Restorer:
                 hint="Add --force, or connect with a terminal: ssh -t",
             )
 
-    def find_project(self, configured: bool) -> ComposeProject | None:
-        """Return the bot's compose project, or None when Docker is not to be touched."""
+    def find_bot(self, configured: bool) -> Bot | None:
+        """Return the containers of the bot's compose file, or None when Docker is not to be touched."""
         if self.options.no_restart or not configured:
             return None
         file = self.options.compose_file
@@ -258,19 +261,41 @@ class Restorer:
             return None
         if file is None and environment is not None:
             file = self.settings.base_dir / environment.value
-        if file is not None and file.is_file():
-            return ComposeProject.find(file)
-        env_file = self.settings.base_dir / ".env"
-        unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
-        problem = f"there is no compose file {file}" if file else unset
-        if self.options.verify_only or not self.terminal.present:
-            raise errors.UnusableComposeFileError(
-                f"{problem}, so the bot's services are not known",
-                hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD or "
-                "DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be stopped.",
+        if file is None or not file.is_file():
+            env_file = self.settings.base_dir / ".env"
+            unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
+            problem = f"there is no compose file {file}" if file else unset
+            if self.options.verify_only or not self.terminal.present:
+                raise errors.UnusableComposeFileError(
+                    f"{problem}, so the bot's services are not known",
+                    hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD "
+                    "or DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be "
+                    "stopped.",
+                )
+            file = self.ask_compose_file(problem)
+            # as options, so that what is printed to be typed next names them, too
+            self.options.compose_file, self.options.no_restart = file, file is None
+        database = Path(os.path.realpath(self.settings.db_path))
+        return Bot.find(file, database, self.settings.db_pass) if file else None
+
+    def ask_the_bot(self, bot: Bot) -> None:
+        """Compare what the bot's containers have with our settings: what differs is refused, or said by --verify-only.
+
+        :raises RefusedError: naming the setting, or the folders that they have.
+        """
+        if bot.name is None:
+            self.report.warn(
+                f"{bot.file.name} has no containers here: whether the bot has {shown(bot.folder)}, and its settings, "
+                "could not be looked at"
             )
-        chosen = self.ask_compose_file(problem)
-        return ComposeProject.find(chosen) if chosen else None
+        try:
+            if not self.options.service:
+                bot.refuse_elsewhere()
+            bot.refuse_differences(encrypted=self.settings.encrypted)
+        except (errors.FolderNotMountedError, errors.SettingsDifferError) as error:
+            if not self.options.verify_only:
+                raise
+            self.report.warn(f"a restore would be refused: {error}")
 
     def ask_compose_file(self, problem: str) -> Path | None:
         """Let the operator name the compose file; None: go on without Docker."""
@@ -288,10 +313,11 @@ class Restorer:
             )
         return file
 
-    def refuse_users(self, target: Target, project: ComposeProject | None, services: Sequence[str]) -> None:
-        """Refuse when the database is in use by anything but the services that will be stopped, naming who it is."""
-        stopping = project.refuse_strangers(target.path, services) if project else []
-        unseen = target.refuse_holders(stopping, force=self.options.force)
+    def refuse_users(self, target: Target, bot: Bot | None, stopping: Sequence[Container]) -> None:
+        """Refuse when the database is in use by anything but the containers that will be stopped, naming who it is."""
+        if bot:
+            bot.refuse_strangers(stopping)
+        unseen = target.refuse_holders([item.id for item in stopping], force=self.options.force)
         if unseen and unseen not in self.report.warnings:
             self.report.warn(unseen)
 
@@ -542,7 +568,7 @@ class Restorer:
     ) -> Identity:
         """Write the new file beside the target."""
         with self.report.phase("write"):
-            return plan.target.write_candidate(image, progress)
+            return plan.target.write_candidate(image, plan.bot.user() if plan.bot else None, progress)
 
     def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Identity] | None) -> Identity:
         """Return the new file, written now or begun before; the image in memory is not needed any more."""
@@ -564,14 +590,13 @@ class Restorer:
             candidate=plan.target.candidate,
             existed=plan.target.exists,
             new_inode=None,
-            services=plan.services,
-            compose_files=plan.project.files if plan.project else (),
-            project=plan.project.name if plan.project else None,
+            containers=tuple(item.name for item in plan.stopping),
+            unhealthy=tuple(item.name for item in plan.stopping if item.health == "unhealthy"),
             safety_backup=safety.path,
             unsaved=not self.options.skip_backup,
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
         )
-        switch = self.switch_of(journal, plan.project)
+        switch = self.switch_of(journal, plan.bot)
         switch.begin()
         with self.report.phase("switch"):
             try:
@@ -582,12 +607,12 @@ class Restorer:
         self.report.outcome = "restored"
         switch.clear_away()
 
-    def switch_of(self, journal: Journal, project: ComposeProject | None) -> Switch:
+    def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""
         recover = errors.restore_command("--recover", *target_options(journal.target, self.settings, self.options))
         return Switch(
             journal,
-            project if journal.services else None,
+            bot if journal.containers else None,
             self.engine,
             self.report,
             self.back_up,
@@ -601,7 +626,7 @@ class Restorer:
         """
         switch.stop_services()
         try:
-            self.refuse_users(plan.target, plan.project, ())
+            self.refuse_users(plan.target, plan.bot, ())
         except (OSError, errors.OperatorError) as error:
             raise errors.CannotStopError(
                 errors.explain(error), hint=getattr(error, "hint", errors.CHECK_DISK)
@@ -614,7 +639,7 @@ class Restorer:
         """
         with self.report.phase("swap"), self.console.step("⚙️  Swapping...") as step:
             unsaved = not self.options.skip_backup and plan.target.change_marker() != safety.files
-            switch.exchange(candidate, lambda: self.refuse_users(plan.target, plan.project, ()), unsaved=unsaved)
+            switch.exchange(candidate, lambda: self.refuse_users(plan.target, plan.bot, ()), unsaved=unsaved)
             journal = switch.journal
             where = f"old database set aside: {shown(journal.set_aside)}" if journal.existed else shown(journal.target)
             step.done(where)
@@ -626,9 +651,11 @@ class Restorer:
         """
         with contextlib.closing(self.engine.connect(plan.target.path, mode="ro", immutable=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if plan.project and plan.services:
+        restored = {name: rows["backup"] for name, rows in self.report.tables.items() if rows["backup"] is not None}
+        self.report.rows = {**restored}
+        if plan.stopping:
             switch.start_services()
-            switch.check_live()
+            switch.check_live(restored)
         switch.commit()
 
     # --- recovery --------------------------------------------------------------------------------------------
@@ -665,7 +692,7 @@ class Restorer:
             self.report.warn(f"{error}; they will be started after this restore")
             if switch.journal.state == "committed":
                 switch.clear_away()
-            pending = switch.journal.services
+            pending = switch.journal.containers
         self.signals.install()  # that was the end of the other run: this one can be left again
         return pending
 
@@ -686,11 +713,9 @@ class Restorer:
             )
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
-        project = None
-        if journal.services and not self.options.no_restart:
-            project = ComposeProject(journal.compose_files, journal.project, compose_command())
-            docker_containers()  # refused here when Docker does not answer: that is no reason to undo a restore
-        return self.switch_of(journal, project)
+        # refused here when Docker does not answer: that is no reason to undo a restore
+        bot = self.find_bot(is_configured(target.path, self.settings)) if journal.containers else None
+        return self.switch_of(journal, bot)
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -865,8 +890,7 @@ def run(options: Options, report: Report) -> None:
 
 def summary(report: Report, settings: Settings, options: Options, seconds: float) -> list[str]:
     """Return the lines of the report at the end of a restore; the undo fits into 80 columns, so as to be copied."""
-    rows = sum(table["backup"] or 0 for table in report.tables.values())
-    tables = sum(table["backup"] is not None for table in report.tables.values())
+    rows, tables = sum(rows or 0 for rows in report.rows.values()), len(report.rows)
     target = Path(report.target)
     facts = [
         ("backup", shown(Path(report.backup))),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backuplib.database import Engine, database_files, quoted_identifier, sidecars
+from backuplib.database import Engine, check_integrity, database_files, quoted_identifier, sidecars
 from backuplib.files import drop
-from backuplib.formatting import aligned, plural, row_count, shortened
+from backuplib.formatting import aligned, plural, row_count, shortened, some_of
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
 from backuplib.ram_folder import RamFolder
 
@@ -27,28 +28,61 @@ class Contents:
     user_version: int
 
 
+COUNTING = ("count", "like", "max")
 SQLITE_OK, SQLITE_DENY, SQLITE_FUNCTION = 0, 1, 31  # what an authorizer is asked and answers; the same in both engines
 
 
 def only_counting(action: int, _first: str | None, name: str | None, _database: str | None, view: str | None) -> int:
     """Authorizer: only what COUNT needs; a hostile view, behind a full-text index, never ends."""
-    return SQLITE_DENY if view or (action == SQLITE_FUNCTION and name not in ("count", "like")) else SQLITE_OK
+    return SQLITE_DENY if view or (action == SQLITE_FUNCTION and name not in COUNTING) else SQLITE_OK
 
 
-def read_contents(connection: sqlite3.Connection, errors: tuple[type[Exception], ...]) -> Contents:
-    """Count the rows of each table and note the schema."""
+def read_contents(
+    connection: sqlite3.Connection, errors: tuple[type[Exception], ...], *, in_slices: bool = False
+) -> Contents:
+    """Count the rows of each table and note the schema.
+
+    :param in_slices: never hold a read lock for long: a bot with a rollback journal could not write meanwhile.
+    """
     connection.set_authorizer(only_counting)
     objects = connection.execute(
         "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     )
-    schema = {f"{kind} {name}": str(sql) for kind, name, sql in objects}
+    schema = {f"{kind} {name}": str(sql) for kind, name, sql in objects.fetchall()}
     rows: dict[str, int | None] = {}
     for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
         try:
-            rows[name] = connection.execute(f"SELECT count(*) FROM {quoted_identifier(name)}").fetchone()[0]
-        except errors:  # a virtual table whose module is not here, or whose rows come from a view
+            rows[name] = count_in_slices(connection, name) if in_slices else count(connection, name)
+        except errors as error:  # a virtual table whose module is not here, or whose rows come from a view
+            if in_slices and is_locked(error):
+                raise
             rows[name] = None
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def count(connection: sqlite3.Connection, table: str) -> int:
+    """Count the rows of a table."""
+    return int(connection.execute(f"SELECT count(*) FROM {quoted_identifier(table)}").fetchone()[0])
+
+
+SLICE_ROWS = 20_000  # a few milliseconds
+
+
+def count_in_slices(connection: sqlite3.Connection, table: str) -> int:
+    """Count the rows of a table in many short transactions; what is written meanwhile is counted or not."""
+    columns = {row[1].lower() for row in connection.execute(f"PRAGMA table_xinfo({quoted_identifier(table)})")}
+    rowid = next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), "")
+    without = connection.execute("SELECT wr FROM pragma_table_list WHERE name = ? AND schema = 'main'", (table,))
+    if not rowid or without.fetchall() == [(1,)]:
+        return count(connection, table)
+    total, begin = 0, -(2**63)
+    query = f"SELECT {rowid} FROM {quoted_identifier(table)} WHERE {rowid} >= ? ORDER BY {rowid} LIMIT {SLICE_ROWS}"
+    while True:
+        ((number, last),) = connection.execute(f"SELECT count(*), max({rowid}) FROM ({query})", (begin,)).fetchall()
+        total += int(number)
+        if number < SLICE_ROWS or last == 2**63 - 1:
+            return total
+        begin = last + 1
 
 
 MOST_TABLES = 12  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
@@ -112,3 +146,64 @@ def loss_order(now: int | None, then: int | None) -> tuple[bool, int]:
     """Return by what tables are sorted, given their rows: first what loses rows, in each half the most first."""
     change = (then or 0) - (now or 0)
     return change >= 0, -abs(change)
+
+
+# --- after the start -------------------------------------------------------------------------------------------------
+
+CHECKED_AT_ONCE = 64_000_000  # bytes; up to this, a whole check holds up a rollback-journal bot for less than 1 s
+
+FEWEST_ROWS = 3  # a table with fewer says nothing when it loses them
+
+
+class LockedDatabaseError(Exception):
+    """Somebody keeps the database locked: nothing is known about it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found in a live database: how far it was checked, for people, and its rows by table."""
+
+    checked: str
+    rows: dict[str, int | None]
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a database could not be read because others write to it, which says nothing about its state."""
+    return any(word in str(error) for word in ("locked", "busy", "readonly"))
+
+
+def look_at_live(engine: Engine, database: Path) -> Look:
+    """Check a database that others use, and count its rows, without holding up their writes for longer than a second.
+
+    :raises LockedDatabaseError: when it cannot be read for 5 s.
+    :raises UnsoundBackupError: when it is not sound, and the errors of the engine.
+    """
+    try:
+        with contextlib.closing(engine.connect_reader(database, timeout=5)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
+            checked = "opens; too large to be read whole while the bot writes"
+            if wal or database.stat().st_size <= CHECKED_AT_ONCE:
+                check_integrity(engine, connection, None)
+                checked = "ok"
+            return Look(checked, read_contents(connection, engine.errors, in_slices=not wal).rows)
+    except engine.errors as error:
+        if is_locked(error):
+            raise LockedDatabaseError(str(error)) from None
+        raise
+
+
+def lost_tables(before: Mapping[str, int | None], now: Mapping[str, int | None]) -> str:
+    """Return which tables have lost most of their rows, for people; empty when none has.
+
+    One that is gone while another one has come that may hold its rows was renamed, as migrations do.
+    """
+    new = max((rows or 0 for name, rows in now.items() if name not in before), default=0)
+    lost = []
+    for name, rows in before.items():
+        if rows is None or rows < FEWEST_ROWS or (name in now and now[name] is None):
+            continue
+        left = now.get(name) or 0
+        if left * 2 < rows and (name in now or new * 2 < rows):
+            lost.append(f"{shortened(name, NAME_COLUMNS)} had {plural(rows, 'row')}, and has {left:,}")
+    return some_of(lost, 100) if lost else ""

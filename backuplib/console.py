@@ -112,9 +112,9 @@ class Console:
             return None
         return path
 
-    def line(self, text: str) -> None:
-        """Print a line, in which nothing steers the terminal."""
-        self._print(text, self._stream)
+    def line(self, text: str, *, record: bool = True) -> None:
+        """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too."""
+        self._print(text, self._stream, record=record)
 
     def result(self, text: str) -> None:
         """Print a line that belongs to the result."""
@@ -124,9 +124,10 @@ class Console:
         """Print the JSON object."""
         print(json.dumps(data), file=self._output)
 
-    def _print(self, text: str, stream: Unbreakable) -> None:
+    def _print(self, text: str, stream: Unbreakable, *, record: bool = True) -> None:
         text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
-        self.record(text)
+        if record:
+            self.record(text)
         print(text, file=stream)
 
     @contextlib.contextmanager
@@ -220,6 +221,7 @@ class Report:
     format: str | None = None
     conversion: str | None = None
     tables: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    rows: dict[str, int | None] = field(default_factory=dict)
     services: list[str] = field(default_factory=list)
     downtime_seconds: float | None = None
     safety_backup: str | None = None
@@ -280,10 +282,13 @@ class Report:
     def _fail(self, error: errors.OperatorError) -> None:
         """Print what happened, what state things are in, and what to do; note it."""
         self.exit_code = int(error.exit_code)
-        self.error = {"id": error.id, "message": str(error), "hint": error.hint}
+        message = f"{error}; its log ends: {error.log}" if error.log else str(error)
+        self.error = {"id": error.id, "message": message, "hint": error.hint}
         bug = "This is a bug in the tool. " if error.exit_code == errors.ExitCode.UNEXPECTED else ""
         state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
         self.console.line(f"❌ {error}")
+        for line in error.log.splitlines():
+            self.console.line(f"   │ {line}", record=False)
         self.console.line(f"   {bug}{state}")
         if error.hint:
             self.console.line(f"   {error.hint}")

@@ -126,7 +126,7 @@ class Engine:
             self._keys[salt] = cipher_key(db_pass, salt, 4)
         return self._keys[salt]
 
-    def connect_reader(self, path: Path) -> sqlite3.Connection:
+    def connect_reader(self, path: Path, *, timeout: float = 30.0) -> sqlite3.Connection:
         """Open a database that others may be using, to read it without leaving traces.
 
         Read-only when there is a WAL or journal, since closing would checkpoint it or roll it back; else read-write,
@@ -134,7 +134,7 @@ class Engine:
         """
         beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
         mode = "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
-        return self.connect(path, mode=mode, timeout=30)
+        return self.connect(path, mode=mode, timeout=timeout)
 
 
 def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:

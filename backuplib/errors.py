@@ -48,16 +48,17 @@ class OperatorError(Exception):
     """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next.
 
     Its ``id`` is stable: the name of the class in kebab-case without "Error". ``state`` says what state things are in,
-    where that is not what the exit code says.
+    where that is not what the exit code says. ``log`` is what a container printed: shown, and written down nowhere.
     """
 
     exit_code: ExitCode = ExitCode.REFUSED
     id: ClassVar[str] = "operator"
 
-    def __init__(self, message: str, *, hint: str = "", state: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", state: str = "", log: str = "") -> None:
         super().__init__(message)
         self.hint = hint
         self.state = state
+        self.log = log
 
     def __init_subclass__(cls) -> None:
         """Derive the identity."""
@@ -190,7 +191,15 @@ class SwapEnabledError(RefusedError):
 
 
 class UnusableComposeFileError(RefusedError):
-    """The compose file is missing, invalid, or ambiguous, or does not have a service."""
+    """The compose file is missing or ambiguous, or there is no container of a service."""
+
+
+class FolderNotMountedError(RefusedError):
+    """No container of the bot has the folder of the database."""
+
+
+class SettingsDifferError(RefusedError):
+    """A container of the bot runs with other settings than ours."""
 
 
 class UnfinishedRestoreError(RefusedError):
@@ -326,9 +335,13 @@ class RolledBackError(OperatorError):
 
 
 class ServicesDownError(OperatorError):
-    """The services do not come up."""
+    """The services do not come up; ``services`` is the clause that says which."""
 
     exit_code = ExitCode.SERVICES_DOWN
+
+    def __init__(self, message: str, *, services: str, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint, state=f"{AS_BEFORE}, {services}.", log=log)
+        self.services = services
 
 
 class RollbackFailedError(OperatorError):

@@ -138,6 +138,21 @@ def copy_metadata(source: Path, descriptor: int) -> None:
         os.setxattr(descriptor, name, os.getxattr(source, name))
 
 
+def fit_into_folder(descriptor: int, folder: Path, user: tuple[int, set[int]] | None) -> None:
+    """Give a new file the owner, group and mode with which those can write to it who can write into its folder.
+
+    :param user: the user and the groups who must be able to; None: the folder's owner.
+    :raises OSError: when the owner cannot be set.
+    """
+    status = folder.stat()
+    uid, groups = user or (status.st_uid, {status.st_gid})
+    by_group = status.st_mode & stat.S_IWGRP and (not user or (uid != status.st_uid and status.st_gid in groups))
+    default_acl = "system.posix_acl_default" in os.listxattr(folder)  # the group's bits are its mask
+    owner = uid if uid and not by_group and os.geteuid() == 0 else status.st_uid
+    os.fchown(descriptor, owner, status.st_gid)
+    os.fchmod(descriptor, 0o660 if by_group or default_acl else 0o640)
+
+
 def drop_quietly(path: Path) -> None:
     """Remove a file of ours if possible; otherwise the next run does."""
     with contextlib.suppress(OSError):

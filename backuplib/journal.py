@@ -21,6 +21,9 @@ class Journal:
 
     States: "begun" (services may be stopped, the database is untouched), "switching" (old or new is live), "rolling
     back" (old is to be live), "committed" (new is live, only the old one is left to be cleared away).
+
+    ``containers`` are the names of those that are stopped and started, ``unhealthy`` of those that were so before; they
+    are looked up among the bot's own.
     """
 
     target: Path
@@ -29,9 +32,8 @@ class Journal:
     candidate: Path
     existed: bool
     new_inode: int | None
-    services: tuple[str, ...]
-    compose_files: tuple[Path, ...]
-    project: str | None
+    containers: tuple[str, ...]
+    unhealthy: tuple[str, ...]
     safety_backup: Path | None
     unsaved: bool
     started: str
@@ -65,7 +67,7 @@ class Journal:
                 **data
                 | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
                 | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
-                | {"compose_files": tuple(map(Path, data["compose_files"])), "services": tuple(data["services"])}
+                | {name: tuple(data[name]) for name in ("containers", "unhealthy")}
             )
         except FileNotFoundError:
             return None

@@ -26,21 +26,22 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 def run_command(
-    argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, errors_too: bool = False
 ) -> str:
     """Run a command in a session of its own and return its standard output.
 
     :param timeout: seconds after which it is killed.
+    :param errors_too: return its standard error, too.
     :raises CommandFailedError: with the last lines of its standard error.
     """
     try:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
             timeout=timeout,
             env=child_environment() if env is None else env,
-            cwd=cwd,
             start_new_session=True,  # a Ctrl-C must not reach it
             check=False,
         )
@@ -54,7 +55,7 @@ def run_command(
         raise CommandFailedError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
     output = done.stdout.decode(errors="replace")
     if done.returncode:
-        last = " / ".join(done.stderr.decode(errors="replace").strip().splitlines()[-3:])
+        last = " / ".join((done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-3:])
         raise CommandFailedError(
             f"`{' '.join(argv)[:100]}` failed with exit code {done.returncode}: {last or 'no message'}", output=output
         )

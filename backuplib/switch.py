@@ -9,15 +9,16 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backuplib import errors
-from backuplib.compose import ComposeProject
+from backuplib.bot import Bot
+from backuplib.comparison import LockedDatabaseError, look_at_live, lost_tables
 from backuplib.console import Report
-from backuplib.database import SIDECARS, Engine, check_integrity, database_files, sidecars
+from backuplib.database import SIDECARS, Engine, database_files, sidecars
 from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
@@ -36,13 +37,13 @@ class Switch:
     """From the first step that is not harmless to the last: what is done, undone or finished is what the journal says.
 
     :param journal: what was begun; written down by this class only.
-    :param project: whose services are stopped and started; None when there are none to touch.
+    :param bot: whose containers are stopped and started; None when there are none to touch.
     :param back_up: backs up a database file, with a label for the progress; quiet when nobody has it open.
     :param recover_command: what finishes or undoes this by hand.
     """
 
     journal: Journal
-    project: ComposeProject | None
+    bot: Bot | None
     engine: Engine
     report: Report
     back_up: Callable[..., Path]
@@ -70,11 +71,13 @@ class Switch:
 
     def stop_services(self) -> None:
         """Stop the services; CannotStopError when one still runs."""
-        if self.project:
-            self._stopped = time.monotonic()
-            with self.report.phase("stop"), self.report.console.step("🛑 Stopping Docker containers...") as step:
-                self.project.stop(self.journal.services)
-                step.done(", ".join(self.journal.services))
+        if self.bot:
+            with self.report.console.step("🛑 Stopping Docker containers...") as step:
+                items, text = self.bot.stopping(self.journal.containers)
+                self._stopped = time.monotonic()
+                with self.report.phase("stop"):
+                    self.bot.stop(items)
+                step.done(text)
 
     def exchange(self, candidate: Identity, refuse_users: Callable[[], None], *, unsaved: bool) -> None:
         """Set the old database aside and rename the new one into its place; at each moment one of them is whole.
@@ -111,38 +114,50 @@ class Switch:
 
         :raises ServicesDownError: when one does not come up, or Docker does not tell.
         """
-        if not self.project:
+        if not self.bot:
             return
-        services = self.journal.services
         with self.report.console.step("🔄 Starting Docker containers...") as step:
             try:
                 with self.report.phase("start"):
-                    self.project.start(services)
-                    up = self.project.wait(services)
-                states = {item.service: item.health or "running" for item in self.project.containers()}
+                    coming = self.bot.start(self.journal.containers, self.journal.unhealthy)
             except errors.CommandFailedError as error:
                 raise errors.ServicesDownError(
                     f"Docker does not tell whether the services run: {error}",
                     hint=error.hint,
-                    state=f"{errors.AS_BEFORE}; whether the services run is not known.",
+                    services="and whether the services run is not known",
                 ) from None
             down = ""
             if self._stopped is not None:
-                self.report.downtime_seconds = round(up - self._stopped, 3)
-                down = f"; down for {up - self._stopped:.1f} s"
-            step.done(", ".join(f"{name} {states.get(name, '')}" for name in services) + down)
+                self.report.downtime_seconds = round(coming.up_at - self._stopped, 3)
+                down = f"; down for {coming.up_at - self._stopped:.1f} s"
+            step.done(f"{coming}{down}")
+        for item in coming.still_unhealthy:
+            self.report.warn(
+                f"{item} was unhealthy before, and counts as up because it runs; its health check says: {item.health}"
+            )
 
-    def check_live(self) -> None:
-        """Check the restored database while the services use it; RolledBackError when it is not sound."""
+    def check_live(self, expected: Mapping[str, int | None]) -> None:
+        """Look at the restored database while the services use it, without holding up their writes.
+
+        :param expected: rows by table, as they were restored.
+        :raises RolledBackError: when it is not sound, or a table has lost most of its rows.
+        """
         try:
-            with (
-                self.report.phase("post-restore check"),
-                self.report.console.step("🔎 Post-restore check...") as step,
-                contextlib.closing(self.engine.connect_reader(self.journal.target)) as connection,
-            ):
-                step.done(f"ok, {plural(check_integrity(self.engine, connection, None), 'table')}")
+            with self.report.phase("post-restore check"), self.report.console.step("🔎 Post-restore check...") as step:
+                look = look_at_live(self.engine, self.journal.target)
+                self.report.rows = look.rows
+                step.done(f"{look.checked}, {plural(len(look.rows), 'table')}")
+        except LockedDatabaseError as error:
+            self.report.warn(f"the restored database could not be looked at while the services use it: {error}")
+            return
         except (*self.engine.errors, errors.UnsoundBackupError) as error:
             raise errors.RolledBackError(f"the restored database is not sound: {error}") from None
+        if lost := lost_tables(expected, look.rows):
+            raise errors.RolledBackError(
+                f"the bot has emptied the restored database: {lost}",
+                hint="Some bots drop all tables when one is missing: is the backup of an older version of the bot? If "
+                "it is meant to do so: stop the bot, and add --no-restart.",
+            )
 
     def commit(self) -> None:
         """From here the new database is the one that counts; OSError when that cannot be written down."""
@@ -166,7 +181,8 @@ class Switch:
         if touched:
             if not isinstance(error, (errors.OperatorError, OSError, *self.engine.errors)):
                 console.line("".join(traceback.format_exception(error)))
-            raise errors.RolledBackError(cause, hint=getattr(error, "hint", "")) from None
+            log = getattr(error, "log", "")
+            raise errors.RolledBackError(cause, hint=getattr(error, "hint", ""), log=log) from None
         if self._stopped is not None and isinstance(error, errors.OperatorError):
             error.state = f"The database was not touched; {errors.RUNNING}"
 
@@ -199,8 +215,8 @@ class Switch:
 
     def _refuse_users_of_new(self) -> None:
         """Stop the services, and make sure that nobody else has the new database open."""
-        if self.project:
-            self.project.stop(self.journal.services)
+        if self.bot:
+            self.bot.stop(self.bot.stopping(self.journal.containers)[0])
         holders, _ = find_holders(database_files(self.journal.target))
         if holders:  # one that is idle, and not in WAL mode, shows in no lock
             raise errors.DatabaseInUseError(f"{self.journal.target} is in use by {', '.join(map(str, holders))}")
@@ -209,7 +225,7 @@ class Switch:
         """Return the error that says what is where."""
         kept = self.journal.set_aside if os.path.lexists(self.journal.set_aside) else None
         where = f"{self.journal.what_is_live}{f'; the old one is kept as {kept}' if kept else ''}"
-        where += "; the services may be down" if self.project else ""
+        where += "; the services may be down" if self.bot else ""
         return errors.RollbackFailedError(f"{message}. {where}", hint=f"Remove the cause, then: {self.recover_command}")
 
     def resume(self) -> None:
@@ -227,8 +243,7 @@ class Switch:
                 self.undo()
         except errors.ServicesDownError as error:
             if self.journal.state == "committed":
-                known = "whether the services run is not known" if error.state else "but the services are NOT running"
-                error.state = f"The restored database is live, {known}."
+                error.state = f"The restored database is live, {error.services}."
             raise
         except OSError as error:
             raise self._stuck(f"the recovery cannot go on: {errors.explain(error)}") from None
@@ -237,7 +252,7 @@ class Switch:
     def _finish_or_undo(self) -> None:
         try:
             self.start_services()
-            self.check_live()
+            self.check_live({})
         except errors.OperatorError as error:
             self.report.console.line(f"❌ It cannot be finished: {error}")
             self.undo()

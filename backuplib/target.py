@@ -179,10 +179,14 @@ class Target:
         files.drop(*map(self._beside, ("new", "probe", "probe2", "state.json.tmp")), *copies)
 
     def write_candidate(
-        self, image: DatabaseImage, progress: Callable[[int], object] = lambda _: None
+        self,
+        image: DatabaseImage,
+        user: tuple[int, set[int]] | None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> files.Identity:
         """Write the new file beside the target: complete, durable, with owner and mode, read back; return its identity.
 
+        :param user: the user and the groups that must be able to write to it, where there is no old one to tell.
         :raises RefusedError: when it cannot be written.
         """
         path, folder = self.candidate, self.path.parent
@@ -194,9 +198,7 @@ class Target:
                 if self.exists:
                     files.copy_metadata(self.path, file.fileno())
                 else:
-                    status = folder.stat()
-                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                    os.fchmod(file.fileno(), 0o640)
+                    files.fit_into_folder(file.fileno(), folder, user)
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the disk is read
                 proved = image.is_in(file)

@@ -81,12 +81,13 @@ def faults(
 
 
 def codes_of_one_fault(calls: Sequence[Call], index: int) -> set[int]:
-    """Before the journal is there, nothing was touched; 0 where it can do without that call."""
+    """Before the journal says "switching", nothing was touched; 0 where it can do without that call."""
     path = calls[index].path
     if path.endswith("restore.log"):
         return {0}
-    begun = next(i for i, call in enumerate(calls) if call.name == "rename" and call.paths[-1].endswith(JOURNAL))
-    durable = next(i for i, call in enumerate(calls) if i > begun and call.name == "fsync")
+    written = [i for i, call in enumerate(calls) if call.name == "rename" and call.paths[-1].endswith(JOURNAL)]
+    begun, switching = written[:2]
+    durable = next(i for i, call in enumerate(calls) if i > switching and call.name == "fsync")
     if index > begun:
         return {0, 8} if index > durable else {3}
     return {0, 6} if "db_backup_" in path or path.endswith("backups") else {0, 3, 6}
