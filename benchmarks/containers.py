@@ -34,7 +34,6 @@ class Bot:
     """A running bot whose database is data/shop.db in its folder."""
 
     folder: Path
-    compose: tuple[str, ...]
     environment: dict[str, str]
     container: str
 
@@ -82,7 +81,7 @@ def running_bot(folder: Path) -> Iterator[Bot]:
     subprocess.run([*command, "up", "-d"], env=environment, check=True, capture_output=True)
     try:
         container = subprocess.check_output([*command, "ps", "-q", "bot"], env=environment, text=True).strip()
-        yield Bot(folder, command, environment, container)
+        yield Bot(folder, environment, container)
     finally:
         subprocess.run([*command, "down", "-t", "2"], env=environment, check=False, capture_output=True)
 

@@ -355,7 +355,7 @@ def measure_downtime(bench: Bench) -> None:
             return
         for name, times in runs.items():
             bench.downtime.setdefault(name, {})[size_mb] = median(times)
-        bench.add(f"downtime, {size_mb} MB", runs, "stop; mv; start", 1.50)
+        bench.add(f"downtime, {size_mb} MB", runs, "stop; mv; start", 1.30)
         bench.add(f"downtime, {size_mb} MB", runs, "tool --stop-first", None)
     tool = bench.downtime["tool"].values()
     spread = f"{min(tool):.2f} to {max(tool):.2f} s"
@@ -376,8 +376,8 @@ def downtime_contestants(sample: Sample, bot: Bot) -> dict[str, Callable[[], flo
     def rival() -> float:
         shutil.copyfile(sample.database, new)
         os.sync()
-        compose = " ".join(bot.compose)
-        return bot.downtime(lambda: bash(f'{compose} stop; mv "{new}" "{bot.database}"; {compose} start', environment))
+        commands = f'docker stop {bot.container}; mv "{new}" "{bot.database}"; docker start {bot.container}'
+        return bot.downtime(lambda: bash(commands, environment))
 
     return {"tool": tool, "tool --stop-first": lambda: tool("--stop-first"), "stop; mv; start": rival}
 

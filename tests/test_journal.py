@@ -132,10 +132,10 @@ def other(**changes: Any) -> Callable[[str], str]:
         lambda _: "null",
         lambda _: "\0" * 300,
         other(version=2),
-        other(services=None),
+        other(containers=None),
         other(set_aside=None),
     ],
-    ids=["empty", "cut short", "list", "null", "zeros", "other version", "no services", "no set-aside"],
+    ids=["empty", "cut short", "list", "null", "zeros", "other version", "no containers", "no set-aside"],
 )
 def test_journal_that_cannot_be_understood_is_refused_and_nothing_is_touched(
     make_shop: MakeShop, spoil: Callable[[str], str]

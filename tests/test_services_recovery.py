@@ -251,7 +251,7 @@ def test_recovery_says_that_the_restored_database_is_live_when_the_bot_does_not_
     shop.write_compose_file()
     done = shop.restore("--recover")
     check_code(done, 9, "services-down")
-    assert "The restored database is live, but the services are NOT running." in done.err
+    assert "The restored database is live, but bot is NOT running." in done.err
     check_restored(scene)
 
 
@@ -507,15 +507,15 @@ def test_closed_pipes_do_not_change_the_outcome(prepare: Prepare, mode: str, com
 
 
 def random_fault(shop: BotShop, random: Random) -> dict[str, Any]:
-    """How a restore is hit: by nothing, at Compose's stop or start, or at a system call, of its children's as well."""
-    at_compose: list[dict[str, str]] = [
+    """How a restore is hit: by nothing, at Docker's stop or start, or at a system call, of its children's as well."""
+    at_docker: list[dict[str, str]] = [
         {"stop": KEEP_TRUTH},
         {"stop": "exit 1"},
         {"stop": KEEP_TRUTH, "start": "if [ $(nth) = 1 ]; then exit 1; fi"},
         *KILL_POINTS.values(),
     ]
     if random.random() < 0.5:
-        return {"env": intercept(shop, **random.choice(at_compose))}
+        return {"env": intercept(shop, **random.choice(at_docker))}
     return {"env": intercept(shop, stop=KEEP_TRUTH), "wrapper": strace(shop.path / "strace", random_hits(random, 60))}
 
 

@@ -156,6 +156,7 @@ class Bot:
     health       has a health check (every second): ctl/health, a shell script; it says what `healthy_if` says
     healthy_if   healthy only if this query gave a row when the bot started
     needs        crashes at the start, over and over, if this query gives no row
+    at_start     statements that it executes at each start
     note         what it writes into bot_log
     profile      belongs to this Compose profile
     project      runs under this Compose project name (otherwise: the folder's name)
@@ -166,6 +167,7 @@ class Bot:
     health: bool = False
     healthy_if: str | None = None
     needs: str | None = None
+    at_start: tuple[str, ...] = ()
     note: str = "tick"
     interval: float = 0.005
     grace: str = ""
@@ -200,10 +202,13 @@ class BotShop(Shop):
             "db": f"/app/data/{self.db_path.name}",
             "passphrase": self.passphrase,
             "crash_if_exists": "/app/ctl/crash",
-            **{name: getattr(self.bot, name) for name in ("deaf", "needs", "healthy_if", "note", "interval")},
+            **{
+                name: getattr(self.bot, name)
+                for name in ("deaf", "needs", "healthy_if", "at_start", "note", "interval")
+            },
         }
         (control / "bot.json").write_text(json.dumps(orders), encoding="utf-8")
-        services = {"bot": self._bot_service(), "redis": REDIS_SERVICE}
+        services = {"bot": self._bot_service(), "redis": IDLE_SERVICE}
         # JSON is YAML, and both Composes read it.
         self.compose_file.write_text(json.dumps({"services": services}, indent=2), encoding="utf-8")
 
@@ -232,6 +237,13 @@ class BotShop(Shop):
         if self.bot.profile:
             service["profiles"] = [self.bot.profile]
         return service
+
+    def change_services(self, **services: dict[str, Any]) -> None:
+        """Change a service in the compose file, or add one."""
+        described = json.loads(self.compose_file.read_text())
+        for name, changes in services.items():
+            described["services"][name] = described["services"].get(name, IDLE_SERVICE) | changes
+        self.compose_file.write_text(json.dumps(described), encoding="utf-8")
 
     def set_health(self, script: str) -> None:
         """What the health check runs from now on, in the bot's container: "exit 1" makes it unhealthy."""
@@ -332,7 +344,7 @@ class BotShop(Shop):
         wait_until(lambda: self.state().health == health, f"the bot is {health}", timeout)
 
 
-REDIS_SERVICE = {
+IDLE_SERVICE = {
     "image": IMAGE,
     "command": ["/bin/sh", "-c", 'trap "exit 0" TERM; while :; do sleep 1000 & wait $$!; done'],
     "network_mode": "none",

@@ -1,6 +1,6 @@
-"""A running bot and its backup, scripts that run in Compose's place, and what must hold afterwards.
+"""A running bot and its backup, scripts that run in Docker's place, and what must hold afterwards.
 
-The truth about the old database is what a wrapper around Compose copies away at the very moment the bot has stopped.
+The truth about the old database is what a wrapper around docker copies away at the very moment the bot has stopped.
 """
 
 import json
@@ -85,21 +85,20 @@ class Scene:
 
 
 def intercept(shop: BotShop, **scripts: str) -> dict[str, str]:
-    """An environment in which a shell script runs instead of Compose's `stop` and `start`.
+    """An environment in which a shell script runs instead of Docker's `stop` and `start`.
 
-    In it `real "$@"` is what Compose would have done, $SHOP is the shop's folder, $PPID the restore, and `nth` counts
+    In it `real "$@"` is what Docker would have done, $SHOP is the shop's folder, $PPID the restore, and `nth` counts
     the calls of this command, beginning with 1. All other commands go through.
     """
     folder = shop.path / "bin"
     folder.mkdir(exist_ok=True)
-    name = shop.compose.command[0]
-    real = shutil.which(name, path=shop.environment()["PATH"])
+    real = shutil.which("docker", path=shop.environment()["PATH"])
     cases = "\n".join(f"{command}) {script}\n;;" for command, script in scripts.items())
-    wrapper = folder / name
+    wrapper = folder / "docker"
     wrapper.write_text(
         f'#!/bin/sh\nSHOP={shop.path}\nreal() {{ {real} "$@"; }}\n'
-        'nth() { echo >>"$SHOP/bin/$word.calls"; wc -l <"$SHOP/bin/$word.calls"; }\n'
-        f'for word in "$@"; do case "$word" in\n{cases}\nesac; done\nexec {real} "$@"\n'
+        'command=$1; nth() { echo >>"$SHOP/bin/$command.calls"; wc -l <"$SHOP/bin/$command.calls"; }\n'
+        f'case "$command" in\n{cases}\nesac\nexec {real} "$@"\n'
     )
     wrapper.chmod(0o755)
     return {"PATH": f"{folder}:{shop.environment()['PATH']}"}

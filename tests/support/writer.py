@@ -52,6 +52,7 @@ def run_bot(config: dict[str, Any]) -> None:
 
     `deaf`: ignore SIGTERM, as a bot does that runs as PID 1 without a handler. `crash_if_exists`: exit 1 at once when
     that file is there. `needs`, `healthy_if`: a query that must give a row, else the bot exits 1, or is unhealthy.
+    `at_start`: statements that are executed first.
     """
     Path("/healthy").unlink(missing_ok=True)  # a container that is started again keeps its files
     if config.get("crash_if_exists") and Path(config["crash_if_exists"]).exists():
@@ -61,8 +62,10 @@ def run_bot(config: dict[str, Any]) -> None:
     connection = connect(config["db"], config["passphrase"])
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+    for statement in config.get("at_start", ()):
+        connection.execute(statement)
     if config.get("needs") and not has_row(connection, config["needs"]):
-        sys.exit("bot: the database is not the one I need")
+        sys.exit(f"bot: the database is not the one I need \033[31m, opened with {config['passphrase']}")
     connection.execute("CREATE TABLE IF NOT EXISTS bot_log (id INTEGER PRIMARY KEY, at REAL, note TEXT)")
     if not config.get("healthy_if") or has_row(connection, config["healthy_if"]):
         Path("/healthy").touch()
