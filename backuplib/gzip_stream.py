@@ -1,6 +1,7 @@
 """Gzip, piece by piece, in both directions."""
 
 import io
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,22 @@ from backuplib.files import CHUNK
 GZIP_MAGIC = b"\x1f\x8b"
 
 
+def _zlib() -> Any:
+    """ISA-L's zlib, or Python's own, which is slower, where the package isal is missing: in a bot's image."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib
+    return isal_zlib
+
+
 class GzipDecoder:
     """Decompresses a gzip stream of one or more members into ``sink``, up to ``limit`` bytes."""
 
     def __init__(self, sink: Callable[[bytes], object], limit: int) -> None:
-        from isal import isal_zlib
-
-        self._new: Any = lambda: isal_zlib.decompressobj(wbits=31)  # 31: gzip with header and checksum
-        self._error: Any = isal_zlib.error
+        module = _zlib()
+        self._new: Any = lambda: module.decompressobj(wbits=31)  # 31: gzip with header and checksum
+        self._error: Any = module.error
         self._sink, self._limit, self._left = sink, limit, limit
         self._member: Any = None
         self._ended = False
@@ -47,7 +56,7 @@ class GzipDecoder:
             try:
                 content = member.decompress(data, CHUNK)
             except self._error as error:
-                raise _gzip_error(str(error).rpartition(" -")[2] or str(error)) from None
+                raise _gzip_error(re.sub(r"^Error -\d+ (while decompressing data: )?", "", str(error))) from None
             self._left -= len(content)
             if self._left < 0:
                 raise TooLargeError(self._limit)
@@ -73,12 +82,8 @@ class GzipReader:
     """Reads a file as a gzip stream: level 0 stores (SQLCipher's pages do not compress), 1 to 3 are those of ISA-L."""
 
     def __init__(self, file: io.FileIO, level: int, progress: Callable[[int], object]) -> None:
-        from isal import isal_zlib
-
         self._file, self._progress = file, progress
-        self._compressor: Any = (
-            isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31) if level else zlib.compressobj(0, zlib.DEFLATED, 31)
-        )
+        self._compressor: Any = (_zlib() if level else zlib).compressobj(level, zlib.DEFLATED, 31)
         self._pending = io.BytesIO()
 
     def read(self, size: int, /) -> bytes:
