@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
+import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
 from backuplib.bot import Bot

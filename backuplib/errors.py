@@ -138,6 +138,17 @@ class MissingPackageError(RefusedError):
         )
 
 
+class ForeignConfigError(RefusedError):
+    """The config.py that Python finds is another program's."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            f"{file} is not this tool's config.py, but another program's, such as the bot's",
+            hint="Put all files of this tool, config.py and backuplib among them, into a folder of their own, and run "
+            'it there: README.md, "Into the bot\'s repository".',
+        )
+
+
 class WrongSettingError(RefusedError):
     """A setting is missing or wrong."""
 
