@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
 from backuplib.console import Console, Report
@@ -68,11 +69,13 @@ class DatabaseBackup:
         self._quiet = quiet
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
 
-    def create_backup(self, compress: bool = True) -> Path:
+    def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
-        No plaintext is written to a disk. The file appears under its name when it is complete and durable.
+        No plaintext of an encrypted backup is written to a disk. The file, of mode 0600, appears under its name when it
+        is complete and durable.
 
+        :param encrypt: False: not even where a public key is configured.
         :raises BackupFailedError: when the database cannot be read or the backup cannot be written.
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
@@ -93,7 +96,7 @@ class DatabaseBackup:
                     f"cannot read {self.db_path} as a {self._engine.name} database: {error}",
                     hint="Check DB_ENCRYPTION and DB_PASS in .env.",
                 ) from None
-            return self._store(copy, ".db", ram, compress=compress)
+            return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt)
 
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
@@ -113,7 +116,7 @@ class DatabaseBackup:
                     hint=f"Check: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
                     "keeping it: --skip-backup",
                 ) from None
-            return self._store(copy, ".raw.tar", ram, compress=True)
+            return self._store(copy, ".raw.tar", ram)
 
     def verify_backup(self, path: Path | str) -> str:
         """Check a backup as far as that goes without the private key, and say how far that was.
@@ -225,14 +228,17 @@ class DatabaseBackup:
             return self._engine.connect(scratch, key_of=self.db_path)
         return connection
 
-    def _store(self, copy: Path, kind: str, ram: RamFolder, *, compress: bool) -> Path:
+    def _store(self, copy: Path, kind: str, ram: RamFolder, *, compress: bool = True, encrypt: bool = True) -> Path:
         """Compress, encrypt and write a file in the RAM folder as a new backup."""
-        suffix = kind + (".gz" if compress else "") + (".gpg" if self._settings.public_key else "")
+        key = self._settings.public_key if encrypt else None
+        if encrypt and not key:
+            logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
+        suffix = kind + (".gz" if compress else "") + (".gpg" if key else "")
         try:
             self.backup_dir.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             with self._temporary() as target, self._temporary() as checksum:
-                digest = self._write(copy, target, ram, compress=compress)
+                digest = self._write(copy, target, ram, compress=compress, key=key)
                 os.fsync(target.fileno())
                 return self._publish(target, checksum, suffix, digest)
         except OSError as error:
@@ -241,7 +247,7 @@ class DatabaseBackup:
                 hint=f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
             ) from None
 
-    def _write(self, copy: Path, target: io.FileIO, ram: RamFolder, *, compress: bool) -> str:
+    def _write(self, copy: Path, target: io.FileIO, ram: RamFolder, *, compress: bool, key: bytes | None) -> str:
         """Write the backup's content and return its SHA-256."""
         digest = hashlib.sha256()
 
@@ -252,11 +258,10 @@ class DatabaseBackup:
         with io.FileIO(copy) as plain:
             level = 0 if self._settings.encrypted else 1
             content: Readable = GzipReader(plain, level, self.progress) if compress else plain
-            if self._settings.public_key:
+            if key:
                 keyring = Keyring(ram)
-                keyring.encrypt(content, keyring.import_public(self._settings.public_key), sink)
+                keyring.encrypt(content, keyring.import_public(key), sink)
             else:
-                logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
                 for piece in iter(lambda: content.read(files.CHUNK), b""):
                     sink(piece)
         return digest.hexdigest()
@@ -313,13 +318,24 @@ class DatabaseBackup:
                     path.unlink()
 
 
+def get_backup_handler() -> DatabaseBackup:
+    """Return the DatabaseBackup of the configured database and backup folder, under the name that bots call.
+
+    :raises WrongSettingError: when a setting is missing or wrong.
+    """
+    settings = load_settings()
+    return DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+
+
 # --- command line ------------------------------------------------------------------------------------------------
 
 
 def _command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make, list, verify and remove backups of the bot's database.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("create", help="make a backup and print its path")
+    create = commands.add_parser("create", help="make a backup and print its path")
+    create.add_argument("--no-compress", action="store_true", help="do not compress it")
+    create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
         "file", type=Path
@@ -348,7 +364,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         enter_private_mounts()
-        console.result(str(backups.create_backup()))
+        made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+        console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "prune":
