@@ -129,7 +129,7 @@ class _Values:
         try:
             return base64.b64decode(value, validate=True)
         except ValueError:  # also when it is not ASCII
-            right = "the output of: gpg --export KEY-ID | base64 -w0"
+            right = "the output of: gpg --armor --export KEY-ID | base64 -w0"
             raise _wrong("PGP_PUBLIC_KEY_BASE64", value[:12] + "…", right) from None
 
 

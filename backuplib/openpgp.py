@@ -84,7 +84,7 @@ class Keyring:
         result = self._gpg.import_keys(key)
         if not result.fingerprints or result.sec_read:
             what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            hint = "Set it to the output of: gpg --export KEY-ID | base64 -w0"
+            hint = "Set it to the output of: gpg --armor --export KEY-ID | base64 -w0"
             raise errors.WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
         return str(result.fingerprints[0])
 

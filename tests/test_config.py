@@ -182,8 +182,8 @@ WRONG = [
     ("DB_BACKUP_RETENTION_DAYS", "-1", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "1.5", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "٣", "number"),
-    ("PGP_PUBLIC_KEY_BASE64", "not*base64", "gpg --export"),
-    ("PGP_PUBLIC_KEY_BASE64", "Schlüssel", "gpg --export"),
+    ("PGP_PUBLIC_KEY_BASE64", "not*base64", "gpg --armor --export"),
+    ("PGP_PUBLIC_KEY_BASE64", "Schlüssel", "gpg --armor --export"),
 ]
 
 
