@@ -296,7 +296,7 @@ def test_commands_of_the_units_run(host: Host, unit: str) -> None:
     assert commands
     assert (ROOT / "examples" / unit.replace(".service", ".timer")).is_file()
     for command in commands:
-        done = on_host(host, command.replace("/srv/shopbot/.venv/bin/python", sys.executable))
+        done = on_host(host, command.replace("/srv/shopbot/ops/.venv/bin/python", sys.executable))
         assert done.code == 0, done.text
 
 
@@ -305,6 +305,6 @@ def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", (ROOT / "examples/crontab").read_text(), re.MULTILINE)
     assert len(lines) == 3
     for line in lines[:2]:
-        code = line.replace("/srv/shopbot", str(host.shop.path)).replace(".venv/bin/python", sys.executable)
+        code = line.replace("/srv/shopbot/ops", str(host.shop.path)).replace(".venv/bin/python", sys.executable)
         done = on_host(host, code)
         assert (done.code, done.text) == (0, "") or "not encrypted" in done.text
