@@ -1,93 +1,401 @@
-"""README, "Into the bot's repository": the files in a bot that has a DatabaseBackup, and settings, of its own."""
+"""README, "Into the bot's repository": the tool in a bot that has a config.py, and a DatabaseBackup, of its own."""
 
+import gzip
+import json
+import os
+import re
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dotenv import dotenv_values
 
+from config import load_settings
 from tests.conftest import MakeShop
+from tests.support.containers import BotShop, call
 from tests.support.keys import Keys
-from tests.support.shop import PROGRAM, Shop
+from tests.support.needs import compose_plugin
+from tests.support.shop import PROGRAM, ROOT, Completed, Shop, quote_for_env
+
+DB_PASS = """it's $9.99 "today" #1"""
+"""What a .env can spoil: a quote, a variable, a comment."""
 
 BOT = {
-    "bot/__init__.py": "",
-    "bot/config.py": 'TOKEN = "of the messenger"\n',
-    "bot/utils/__init__.py": "",
-    "bot/utils/db_backup.py": "class DatabaseBackup:\n    '''The bot's own, as it was.'''\n",
-    "bot/nightly.py": """\
+    # Older versions start tunnels when this is imported; all of them exit without their settings.
+    "config.py": """\
+import os
 import sys
-from bot import config
-from bot.utils.db_backup import DatabaseBackup
+from pathlib import Path
 
-assert config.TOKEN
-print(DatabaseBackup(*sys.argv[1:]).create_backup())
+from dotenv import load_dotenv
+
+Path(__file__).with_name("tunnel").touch()
+load_dotenv(".env")
+TOKEN = os.environ.get("TOKEN") or sys.exit("TOKEN is not set")
+DB_NAME = os.environ.get("DB_NAME")
+DB_BACKUP_PATH = os.environ.get("DB_BACKUP_PATH", "./backups")
+DB_BACKUP_RETENTION_DAYS = int(os.environ.get("DB_BACKUP_RETENTION_DAYS", "7"))
+""",
+    "bot.py": "import config\n",
+    "utils/__init__.py": "",
+    "utils/db_backup.py": "class DatabaseBackup:\n    '''The bot's own, as it was.'''\n",
+    "jobs/__init__.py": "",
+    # As the bot calls it, in an executor and with positional arguments.
+    "jobs/database_backup_job.py": """\
+import asyncio
+import json
+
+import config
+from utils.db_backup import get_backup_handler
+
+
+async def cycle():
+    call = asyncio.get_running_loop().run_in_executor
+    handler = await call(None, get_backup_handler)
+    path = await call(None, handler.create_backup, True, True)
+    valid = path is not None and await call(None, handler.verify_backup, path)
+    removed = await call(None, handler.cleanup_old_backups, config.DB_BACKUP_RETENTION_DAYS)
+    backups = await call(None, handler.list_backups)
+    print(json.dumps({"path": path, "valid": valid, "removed": removed, "backups": backups}, default=str))
+
+
+asyncio.run(cycle())
 """,
 }
+
+LIKE_THE_IMAGE = "import sys\nsys.modules.update(dict.fromkeys(['isal', 'rich', 'argcomplete']))\n"
+"""A sitecustomize.py that takes away the packages that the bot's image does not have."""
+
+
+def readme_block(first_line: str) -> list[str]:
+    """The lines of the README's command block that begins with this one."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text[text.index(f"\n\n    {first_line}\n") :].lstrip("\n").partition("\n\n")[0].splitlines()
+    return [line.removeprefix("    ").replace("TOOL", str(ROOT)) for line in lines]
+
+
+def move_in(shop: Shop) -> None:
+    """What the README says: the shop becomes a bot's repository with the tool in ops/."""
+    for name in PROGRAM:
+        path = shop.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, text in BOT.items():
+        path = shop.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    make, copy, link, install, run = readme_block("mkdir ops")
+    assert ".venv" in install
+    assert "ops/restore_backup.py --list" in run
+    done = subprocess.run(["/bin/bash", "-ec", f"{make}\n{copy}\n{link}"], cwd=shop.path, check=False)
+    assert done.returncode == 0
 
 
 @pytest.fixture
 def bot(make_shop: MakeShop) -> Shop:
-    """A shop that is a bot's repository, with packages of its own."""
-    shop = make_shop("sqlcipher")
-    for name, text in BOT.items():
-        path = shop.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    """A bot's repository with the tool in ops/."""
+    shop = make_shop("sqlcipher", DB_NAME="database.db", DB_PASS=DB_PASS, DB_BACKUP_PATH="./backups")
+    move_in(shop)
     return shop
 
 
-def nightly(shop: Shop) -> Path:
-    """The bot makes its nightly backup, by its own import path."""
-    command = [sys.executable, "-m", "bot.nightly", "data/shop.db", "backups"]
-    done = subprocess.run(
-        command, cwd=shop.path, env=shop.environment(), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+# --- in a folder of its own ------------------------------------------------------------------------------------------
 
 
-def round_trip(shop: Shop, keys: Keys) -> None:
-    """Backup by the bot, change, restore: the rows are back, and what was there is kept."""
-    rows, backup = shop.rows(), nightly(shop)
-    shop.change_data()
-    changed = shop.rows()
-    done = shop.restore(backup, "--force", key=keys.rsa)
+def test_a_folder_of_its_own(bot: Shop, keys: Keys) -> None:
+    """Backup, change, restore with the tool in ops/: links lead where they should, the bot's config.py is not run."""
+    rows, made = bot.rows(), bot.run("ops/database_backup.py", "create")
+    assert made.code == 0, made.text
+    bot.change_data()
+    changed = bot.rows()
+    backup = bot.backups / Path(made.out.strip()).name
+    done = bot.run("ops/restore_backup.py", backup, "--force", key=keys.rsa)
     assert done.code == 0, done.text
-    assert shop.rows() == rows
-    (kept,) = set(shop.backups.glob("*.gpg")) - {backup}
-    assert shop.backup_rows(kept, keys.rsa) == changed
+    assert bot.rows() == rows
+    (kept,) = set(bot.backups.glob("*.gpg")) - {backup}
+    assert bot.backup_rows(kept, keys.rsa) == changed
+    assert {path.name for path in (bot.path / "ops").iterdir() if path.is_symlink()} == {
+        ".env",
+        "data",
+        "backups",
+        "docker-compose.prod.yml",
+        "docker-compose.dev.yml",
+    }
+    assert not bot.db_path.is_symlink()
+    assert not (bot.path / "tunnel").exists()
 
 
-def test_the_bots_module_takes_the_class_from_here(bot: Shop, keys: Keys) -> None:
-    """One line in the bot; its callers stay as they are."""
-    (bot.path / "bot/utils/db_backup.py").write_text("from database_backup import DatabaseBackup  # noqa: F401\n")
-    round_trip(bot, keys)
+def test_compose_file_that_is_not_made_yet_is_named(bot: Shop) -> None:
+    """It is made from a template, so its link dangles until then."""
+    bot.write_env(RUNTIME_ENVIRONMENT="PROD")
+    made = bot.run("ops/database_backup.py", "create")
+    done = bot.run("ops/restore_backup.py", made.out.strip(), "--force", "--json")
+    assert done.ended == (3, "unusable-compose-file"), done.text
+    assert str(bot.path / "ops/docker-compose.prod.yml") in done.error["message"]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("mode", ["sqlcipher"])
+def test_services_are_found_through_the_link_to_the_compose_file(bot_shop: BotShop, keys: Keys) -> None:
+    bot_shop.write_env(DB_BACKUP_PATH="./backups")
+    move_in(bot_shop)
+    made = bot_shop.run("ops/database_backup.py", "create")
+    assert made.code == 0, made.text
+    bot_shop.change_data()
+    done = bot_shop.run("ops/restore_backup.py", made.out.strip(), "--force", "--json", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert "bot" in str(done.report["services"])
+    assert bot_shop.is_restored()
+
+
+# --- a config.py that is not ours ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["restore_backup.py", "database_backup.py"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        BOT["config.py"],
+        "raise RuntimeError('no tunnel')\n",
+        "TOKEN = 'all is well'\n",
+        "class Settings: ...\ndef load_settings(): ...\nEnvironment = None\n",
+        "this is no Python\n",
+    ],
+    ids=["exits", "raises", "lacks our names", "has our names", "broken"],
+)
+def test_scripts_beside_the_bots_config_say_so(make_shop: MakeShop, script: str, foreign: str) -> None:
+    shop = make_shop("sqlite")
+    (shop.path / "config.py").write_text(foreign)
+    before = shop.snapshot()
+    arguments = {"restore_backup.py": ["--list"], "database_backup.py": ["create"]}[script]
+    done = shop.run(script, *arguments)
+    assert done.code == 3, done.text
+    assert done.out == ""
+    assert str(shop.path / "config.py") in done.err
+    assert "Traceback" not in done.err
+    assert shop.snapshot() == before
+    assert not (shop.path / "tunnel").exists()
+
+
+def test_foreign_config_has_an_identity_for_programs(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite")
+    (shop.path / "config.py").write_text(BOT["config.py"])
+    assert shop.restore("--list").ended == (3, "foreign-config")
+
+
+def test_a_package_of_the_bots_that_comes_before_our_config_is_told(make_shop: MakeShop) -> None:
+    """Python takes a folder `config` before a file."""
+    shop = make_shop("sqlite")
+    (shop.path / "config").mkdir()
+    (shop.path / "config/__init__.py").write_text(BOT["config.py"])
+    done = shop.restore("--list")
+    assert done.ended == (3, "foreign-config")
+    assert str(shop.path / "config/__init__.py") in done.error["message"]
+
+
+def test_where_the_bots_config_is_imported_already_the_class_is_not_had(bot: Shop) -> None:
+    """An exception there, since the process is the bot's; the README's way is a process of its own."""
+    code = "import config, sys; sys.path.insert(0, 'ops'); import database_backup"
+    done = run_python(bot, "-c", code)
+    assert done.code == 1
+    assert f"ForeignConfigError: {bot.path / 'config.py'} is not" in done.err
+
+
+# --- under the bot's own backups -------------------------------------------------------------------------------------
+
+
+def run_python(shop: Shop, *arguments: str, **settings: str) -> Completed:
+    """Python in the bot's repository, as its container has it: with its packages only, settings in the environment."""
+    (shop.path / "image").mkdir(exist_ok=True)
+    (shop.path / "image/sitecustomize.py").write_text(LIKE_THE_IMAGE)
+    env = shop.environment({"PYTHONPATH": str(shop.path / "image"), "TOKEN": "1:x", **shop.settings, **settings})
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=shop.path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    return Completed(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def adapted(bot: Shop) -> Shop:
+    """The same with the adapter; in a container there is no .env."""
+    (copy,) = readme_block("cp TOOL/examples/bot/db_backup.py utils/db_backup.py")
+    subprocess.run(copy.split(), cwd=bot.path, check=True)
+    (bot.path / "ops/.env").unlink()
+    (bot.path / ".env").rename(bot.path / "env of the container")
+    return bot
+
+
+def cycle(shop: Shop, **settings: str) -> dict[str, Any]:
+    """What the bot's job got."""
+    done = run_python(shop, "-m", "jobs.database_backup_job", **settings)
+    assert done.code == 0, done.text
+    return {**json.loads(done.out), "log": done.err}
+
+
+def test_callers_of_the_bots_class_get_backups_of_ours(adapted: Shop, keys: Keys) -> None:
+    rows, old = adapted.rows(), adapted.backups / "db_backup_20250101_000000.db.gz.gpg"
+    old.write_bytes(b"of the bot")
+    os.utime(old, (1, 1))
+    got = cycle(adapted)
+    assert got["valid"] is True, got["log"]
+    assert got["removed"] == 1
+    backup = Path(got["path"])
+    assert adapted.backup_rows(backup, keys.rsa) == rows
+    assert adapted.sha256sum_accepts(backup)
+    (listed,) = got["backups"]
+    assert listed.pop("created")
+    assert listed == {
+        "path": str(backup),
+        "filename": backup.name,
+        "size": backup.stat().st_size,
+        "compressed": True,
+        "encrypted": True,
+    }
+
+
+def test_failures_are_none_false_and_0_and_the_log_says_why(adapted: Shop) -> None:
+    got = cycle(adapted, DB_PASS="another")
+    assert (got["path"], got["valid"], got["removed"], got["backups"]) == (None, False, 0, [])
+    assert "Check DB_ENCRYPTION and DB_PASS" in got["log"]
+    assert DB_PASS not in got["log"]
+    code = """
+from utils.db_backup import DatabaseBackup
+handler = DatabaseBackup("data/database.db", "backups")
+made = handler.create_backup()
+print(handler.restore_backup(made), handler.verify_backup(made))
+made.write_bytes(made.read_bytes() + b"x")
+print(handler.verify_backup(made))
+made.with_name(made.name + ".sha256").unlink()
+print(handler.verify_backup(made))
+"""
+    before = adapted.snapshot()
+    done = run_python(adapted, "-c", code)
+    assert done.out.splitlines() == ["False True", "False", "False"], done.text
+    assert "python ops/restore_backup.py" in done.err
+    assert adapted.snapshot() == before
+    shutil.rmtree(adapted.path / "ops")
+    assert cycle(adapted)["path"] is None
+
+
+def test_adapter_hands_on_both_flags(adapted: Shop, keys: Keys) -> None:
+    code = """
+from utils.db_backup import get_backup_handler
+handler = get_backup_handler()
+for compress in (True, False):
+    for encrypt in (True, False):
+        made = handler.create_backup(compress, encrypt)
+        print(made, handler.verify_backup(made))
+"""
+    done = run_python(adapted, "-c", code)
+    suffixes = [re.sub(r".*_\d{6}", "", line) for line in done.out.splitlines()]
+    assert suffixes == [".db.gz.gpg True", ".db.gz True", ".db.gpg True", ".db True"], done.text
+
+
+def test_passphrase_is_on_no_command_line(adapted: Shop) -> None:
+    """A Python in the place of the bot's notes what it is called with."""
+    calls, python = adapted.path / "calls", adapted.path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s " "$@" >>{calls}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    code = f"import sys; sys.executable = {str(python)!r}; from utils.db_backup import get_backup_handler; "
+    done = run_python(adapted, "-c", f"{code} print(get_backup_handler().create_backup(True, True))")
+    assert ".db.gz.gpg" in done.out, done.text
+    assert calls.read_text() == f"{adapted.path}/ops/database_backup.py create "
+
+
+# --- the API of our own class ----------------------------------------------------------------------------------------
+
+
+def test_encrypt_false_makes_a_plain_backup_though_there_is_a_key(shop: Shop) -> None:
+    """Without a warning: that was asked for. It is mode 0600, and a SQLCipher database stays one."""
+    code = "from database_backup import get_backup_handler; print(get_backup_handler().create_backup(True, False))"
+    made = [shop.run("-c", code), shop.run("database_backup.py", "create", "--no-encrypt")]
+    for done in made:
+        assert (done.code, done.err) == (0, "")
+        backup = Path(done.out.strip())
+        assert re.fullmatch(r"db_backup_\d{8}_\d{6}\.db\.gz", backup.name)
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+        assert shop.backup_rows(backup, None) == shop.rows()
+        assert gzip.decompress(backup.read_bytes()).startswith(b"SQLite format 3") == (shop.mode == "sqlite")
+
+
+def test_handler_is_one_of_the_settings(shop: Shop, keys: Keys) -> None:
+    code = "from database_backup import get_backup_handler as get; h = get(); print(h.create_backup(True, True))"
+    done = shop.run("-c", code)
+    backup = Path(done.out.strip())
+    assert backup.parent == shop.backups
+    assert shop.backup_rows(backup, keys.rsa) == shop.rows()
 
 
 @pytest.mark.deep
-def test_the_class_lives_in_the_bots_module(bot: Shop, keys: Keys) -> None:
+def test_a_package_of_the_bots_may_hold_the_class(make_shop: MakeShop, keys: Keys) -> None:
     """One line here: database_backup.py says where it is."""
-    (bot.path / "database_backup.py").rename(bot.path / "bot/utils/db_backup.py")
-    (bot.path / "database_backup.py").write_text("from bot.utils.db_backup import DatabaseBackup  # noqa: F401\n")
-    round_trip(bot, keys)
-    drill = bot.restore("--drill", timeout=100)
+    shop = make_shop("sqlcipher")
+    (shop.path / "shop").mkdir()
+    (shop.path / "database_backup.py").rename(shop.path / "shop/db_backup.py")
+    (shop.path / "database_backup.py").write_text("from shop.db_backup import DatabaseBackup  # noqa: F401\n")
+    rows = shop.rows()
+    backup = shop.run("-m", "shop.db_backup", "create").out.strip()
+    shop.change_data()
+    done = shop.restore(backup, "--force", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert shop.rows() == rows
+    drill = shop.restore("--drill", timeout=100)
     assert drill.code == 0, drill.text
 
 
-def test_names_that_are_taken_a_folder_of_its_own(bot: Shop, keys: Keys) -> None:
-    """The bot has a config.py of its own at the top: the tool in ops/, with links to what it shares with the bot."""
-    ops = bot.path / "ops"
-    ops.mkdir()
-    for name in PROGRAM:
-        (bot.path / name).rename(ops / name)
-    for name in (".env", "data", "backups", "docker-compose.prod.yml"):
-        (ops / name).symlink_to(f"../{name}")
-    (bot.path / "config.py").write_text("TOKEN = 'the bot has this name already'\n")
-    rows, backup = bot.rows(), bot.run("ops/database_backup.py", "create")
-    assert backup.code == 0, backup.text
-    bot.change_data()
-    done = bot.run("ops/restore_backup.py", bot.path / backup.out.strip(), "--force", key=keys.rsa)
-    assert done.code == 0, done.text
-    assert bot.rows() == rows
-    assert not bot.db_path.is_symlink()
+# --- one .env for both -----------------------------------------------------------------------------------------------
+
+V1 = pytest.param("v1", marks=pytest.mark.needs("docker compose v1", "docker compose v2"))
+V2 = pytest.param("v2", marks=pytest.mark.needs("docker compose v2"))
+
+
+def as_compose_reads(folder: Path, flavour: str) -> dict[str, str]:
+    """What a container gets of the .env there through `env_file`; the second version turns YAML into JSON."""
+    file = folder / "docker-compose.yml"
+    file.write_text('version: "3.8"\nservices: {bot: {image: none, env_file: [.env]}}\n')
+    if flavour == "v1":
+        file.write_text(call("docker-compose", "-f", str(file), "config"))
+    shown = json.loads(call(str(compose_plugin()), "-f", str(file), "config", "--format", "json"))
+    return {name: value.replace("$$", "$") for name, value in shown["services"]["bot"]["environment"].items()}
+
+
+@pytest.mark.parametrize("flavour", [V1, V2])
+def test_values_quoted_as_the_readme_says_are_read_alike(tmp_path: Path, flavour: str) -> None:
+    """By this tool, by Compose for the bot's container, and by the bot on the host, which expands variables."""
+    values = [
+        DB_PASS,
+        "pa$word",
+        "$",
+        "$$x",
+        "{x}",
+        " blanks ",
+        "'",
+        '"',
+        "a=b;c|d&e`f!g%h~i*",
+        "pässwörd ✅",
+        "x" * 500,
+    ]
+    (readme,) = readme_block("DB_PASS='it\\'s $9.99 \"today\" #1'")
+    lines = [readme.removeprefix("DB_PASS="), *map(quote_for_env, values[1:])]
+    (tmp_path / ".env").write_text("".join(f"P{number}={line}\n" for number, line in enumerate(lines)))
+    expected = {f"P{number}": value for number, value in enumerate(values)}
+    assert dotenv_values(tmp_path / ".env", interpolate=False) == expected
+    assert dotenv_values(tmp_path / ".env") == expected
+    assert as_compose_reads(tmp_path, flavour) == expected
+    (tmp_path / ".env").write_text(f"DB_ENCRYPTION=true\n{readme}\n")
+    db_pass = load_settings(tmp_path, {}).db_pass
+    assert db_pass
+    assert db_pass.reveal() == DB_PASS
+
+
+@pytest.mark.needs("docker compose v1", "docker compose v2")
+def test_what_the_readme_warns_of_is_read_differently(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("BARE=pa$word\nBACKSLASHES='a\\\\b'\nBRACES='${HOME}'\n")
+    ours = dotenv_values(tmp_path / ".env", interpolate=False)
+    second, first = as_compose_reads(tmp_path, "v2"), as_compose_reads(tmp_path, "v1")
+    assert (ours["BARE"], second["BARE"]) == ("pa$word", "pa")
+    assert ours["BACKSLASHES"] != second["BACKSLASHES"]
+    assert ours["BRACES"] != first["BRACES"]

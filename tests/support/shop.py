@@ -354,7 +354,7 @@ def everything(shop: Shop) -> dict[str, FileState]:
 
 
 def quote_for_env(value: str) -> str:
-    """A value as it stands in .env: in single quotes, understood alike by python-dotenv and both Composes."""
+    """A value as it stands in .env, in single quotes. Without a backslash and ${, both Composes read it alike."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
