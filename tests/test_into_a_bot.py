@@ -207,11 +207,17 @@ def test_where_the_bots_config_is_imported_already_the_class_is_not_had(bot: Sho
 # --- under the bot's own backups -------------------------------------------------------------------------------------
 
 
+def like_the_image(shop: Shop) -> dict[str, str]:
+    """The environment of a Python that has no more packages than the bot's image."""
+    folder = shop.path / "image"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(LIKE_THE_IMAGE)
+    return {"PYTHONPATH": str(folder)}
+
+
 def run_python(shop: Shop, *arguments: str, **settings: str) -> Completed:
-    """Python in the bot's repository, as its container has it: with its packages only, settings in the environment."""
-    (shop.path / "image").mkdir(exist_ok=True)
-    (shop.path / "image/sitecustomize.py").write_text(LIKE_THE_IMAGE)
-    env = shop.environment({"PYTHONPATH": str(shop.path / "image"), "TOKEN": "1:x", **shop.settings, **settings})
+    """Python in the bot's repository, as its container has it: settings in the environment."""
+    env = shop.environment({**like_the_image(shop), "TOKEN": "1:x", **shop.settings, **settings})
     done = subprocess.run(
         [sys.executable, *arguments], cwd=shop.path, env=env, capture_output=True, text=True, timeout=60, check=False
     )
@@ -280,7 +286,7 @@ print(handler.verify_backup(made))
     assert cycle(adapted)["path"] is None
 
 
-def test_adapter_hands_on_both_flags(adapted: Shop, keys: Keys) -> None:
+def test_adapter_hands_on_both_flags_and_lists_the_newest_first(adapted: Shop, keys: Keys) -> None:
     code = """
 from utils.db_backup import get_backup_handler
 handler = get_backup_handler()
@@ -288,10 +294,28 @@ for compress in (True, False):
     for encrypt in (True, False):
         made = handler.create_backup(compress, encrypt)
         print(made, handler.verify_backup(made))
+for backup in handler.list_backups():
+    print(backup["path"], backup["compressed"], backup["encrypted"])
 """
     done = run_python(adapted, "-c", code)
-    suffixes = [re.sub(r".*_\d{6}", "", line) for line in done.out.splitlines()]
-    assert suffixes == [".db.gz.gpg True", ".db.gz True", ".db.gpg True", ".db True"], done.text
+    lines = [re.sub(r".*_\d{6}", "", line) for line in done.out.splitlines()]
+    assert lines[:4] == [".db.gz.gpg True", ".db.gz True", ".db.gpg True", ".db True"], done.text
+    newest_first = [".db False False", ".db.gpg False True", ".db.gz True False", ".db.gz.gpg True True"]
+    assert lines[4:] == newest_first
+
+
+def test_backup_and_restore_work_without_isal(shop: Shop, keys: Keys) -> None:
+    """What is made without it is the same gzip, and restores with it, and without it."""
+    rows = shop.rows()
+    done = shop.run("database_backup.py", "create", env=like_the_image(shop))
+    assert done.code == 0, done.text
+    backup = Path(done.out.strip())
+    assert shop.backup_rows(backup, keys.rsa) == rows
+    for env in (like_the_image(shop), {}):
+        shop.change_data()
+        done = shop.restore(backup, "--force", "--skip-backup", key=keys.rsa, env=env)
+        assert done.code == 0, done.text
+        assert shop.rows() == rows
 
 
 def test_passphrase_is_on_no_command_line(adapted: Shop) -> None:
