@@ -798,7 +798,7 @@ def command_line() -> CommandLine:
     add = parser.add_argument_group("services").add_argument
     add("--no-restart", action="store_true", help="do not touch Docker at all: neither stop nor start")
     add("--compose-file", type=absolute, metavar="PATH", help="the compose file that runs the bot")
-    add("--service", action="append", metavar="NAME", help="stop this service only (may be repeated)")
+    add("--service", action="append", metavar="NAME", help="stop this service instead of those that have the database")
     add = parser.add_argument_group("instead of a restore").add_mutually_exclusive_group().add_argument
     add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
     add("--recover", action="store_true", help="only finish or undo a restore that was interrupted")
