@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
-from tests.support.matrix import Tell
+from tests.support.matrix import EVERY, Tally, Tell
 from tests.support.scene import (
     KEEP_TRUTH,
     LIVE_ROW,
@@ -34,11 +34,12 @@ from tests.support.scene import (
     check_restored,
     check_writing_to_the_live_file,
     intercept,
+    kill_at,
     untouched,
 )
 from tests.support.shop import Completed, Rows, filled_pipe
 from tests.support.strace import KILL as KILL_SIGNAL
-from tests.support.strace import Hit, random_hits, strace
+from tests.support.strace import Hit, random_hits, spread, strace
 
 pytestmark = pytest.mark.docker
 
@@ -501,6 +502,37 @@ def test_closed_pipes_do_not_change_the_outcome(prepare: Prepare, mode: str, com
         process.kill()
         process.wait()
     check_whole(scene, new=False)
+
+
+# --- killed at each call of docker -----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(3500)
+@pytest.mark.parametrize("points", [5, pytest.param(EVERY, marks=LONG)])
+@alternating("rolls_back", "", LIVE_ROW)
+def test_killed_at_any_call_of_docker_loses_nothing(  # noqa: PLR0917 - pytest passes by keyword
+    prepare: Prepare, mode: str, compose: Compose, rolls_back: str, points: int | None, tell: Tell
+) -> None:
+    """Before and after each: what looks at the containers, stops them, starts them, waits for them."""
+    scene = prepare(mode, compose, Bot(health=True, healthy_if=rolls_back or None))
+    shop, calls, tally = scene.shop, scene.shop.path / "calls", Tally("kill points")
+    assert scene.restore(env=kill_at(shop, 0, after=False)).code == (8 if rolls_back else 0)
+    total = len(calls.read_text().splitlines())
+    chosen = [(number, after) for number in range(1, total + 1) for after in (False, True)]
+    for number, after in spread(chosen, points):
+        calls.unlink()
+        if not is_old(scene):
+            shop.change_data()
+        written = set(shop.rows_in_place()["bot_log"])
+        done = scene.restore(env=kill_at(shop, number, after=after))
+        with tally.judging(f"killed {'after' if after else 'before'} call {number} of {total}"):
+            assert done.code == -signal.SIGKILL, done.text
+            check_code(shop.restore("--recover"), 0)
+            new = not is_old(scene)
+            check_whole(scene, new=new)
+            assert new or written <= set(shop.rows_in_place()["bot_log"])
+            tally.outcomes["new" if new else "old"] += 1
+    tally.report(tell, f"docker's calls, {'rollback' if rolls_back else 'restore'}, {mode}, Compose {compose.name}")
 
 
 # --- the soak --------------------------------------------------------------------------------------------------------

@@ -104,6 +104,20 @@ def intercept(shop: BotShop, **scripts: str) -> dict[str, str]:
     return {"PATH": f"{folder}:{shop.environment()['PATH']}"}
 
 
+def kill_at(shop: BotShop, number: int, *, after: bool) -> dict[str, str]:
+    """An environment in which the restore is killed before or after its call of docker with that number, from 1 on.
+
+    $SHOP/calls has a line for each call.
+    """
+    env = intercept(shop)
+    wrapper = shop.path / "bin/docker"
+    real = wrapper.read_text().splitlines()[-1].removeprefix("exec ")
+    kill = ([f"{real} >/dev/null 2>&1"] if after else []) + ['kill -9 "$PPID"; sleep 0.2; exit 1']
+    count = [f'echo "$1" >>{shop.path}/calls', f"[ $(wc -l <{shop.path}/calls) = {number} ] || exec {real}"]
+    wrapper.write_text("\n".join(["#!/bin/sh", *count, *kill, ""]))
+    return env
+
+
 KEEP_TRUTH = 'real "$@"; code=$?; [ -e $SHOP/truth ] || cp -a "$SHOP/data" "$SHOP/truth"; exit $code'
 
 
