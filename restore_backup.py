@@ -716,9 +716,9 @@ exit codes:
   After 2 to 6, 10 and 129 to 143 nothing was touched.
 
 settings (from the environment, else from .env beside the script):
-  RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION, DB_PASS,
-  DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS, PGP_PUBLIC_KEY_BASE64,
-  MAX_DATABASE_MB
+  RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
+  nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB
 """
 
 
