@@ -191,6 +191,7 @@ class Restorer:
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
         configured = is_configured(target.path, self.settings)
+        self.check_encryption(target)
         backup = self.open_backup()
         if not self.options.verify_only:
             self.check_memory(target, backup)
@@ -228,6 +229,15 @@ class Restorer:
             with self.console.step("🔎 Checksum...", backup.size) as step, backup.reading(step):
                 pass
         return backup
+
+    def check_encryption(self, target: Target) -> None:
+        """Refuse, without --convert, to replace an encrypted database by a plain one, or the reverse."""
+        try:
+            target.refuse_other_encryption(encrypted=self.settings.encrypted)
+        except errors.EncryptionDiffersError as error:
+            if not (self.options.convert or self.options.verify_only):
+                raise
+            self.report.warn(f"{error}; a restore replaces it with --convert only")
 
     def check_memory(self, target: Target, backup: BackupFile) -> None:
         """Refuse early when the safety backup's copy of the live database would not fit beside the restored one."""
@@ -764,7 +774,7 @@ def command_line() -> CommandLine:
     add("--stop-first", action="store_true", help="stop the services first, then decrypt and check")
     group = parser.add_argument_group("backups of older versions of the bot")
     group.add_argument(
-        "--convert", action="store_true", help="restore SQLCipher 1-3, or the other mode, in the configured format"
+        "--convert", action="store_true", help="restore SQLCipher 1-3, or from or over the other mode, as configured"
     )
     either = group.add_mutually_exclusive_group().add_argument
     either("--backup-db-pass", action="store_true", help="ask for the DB_PASS that the backup was made under")
