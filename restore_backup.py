@@ -40,6 +40,7 @@ from backuplib.openpgp import Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
 from backuplib.secret import Secret
+from backuplib.storage import journal_mode
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
@@ -377,6 +378,8 @@ class Restorer:
         self.report.database_bytes = image.size
         if self.engine.db_pass:
             image.move_into(ram)
+        if mode := journal_mode(self.engine, plan.target.path, ram.path / "live-page.db"):
+            image.set_journal_mode(mode, self.engine)  # as in the database that it replaces
         return image
 
     def decrypt(self, backup: BackupFile, access: Access, limit: int) -> DatabaseImage:

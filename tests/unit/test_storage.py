@@ -1,8 +1,9 @@
-"""What a database's bytes tell: whether it is encrypted, whatever has happened to it."""
+"""What a database's bytes tell: whether it is encrypted, whatever has happened to it, and its journal mode."""
 
 import base64
 import os
 import sqlite3
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 from sqlcipher3 import dbapi2 as sqlcipher
 
-from backuplib.storage import is_plain, looks_encrypted
+from backuplib.database import Engine
+from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
+from backuplib.storage import is_plain, journal_mode, looks_encrypted
 
+PLAIN, CIPHER = Engine(None), Engine(Secret("it's"))
 Edit = Callable[[bytes], bytes]
 
 
@@ -120,3 +125,49 @@ def test_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     for look in (is_plain, looks_encrypted):
         with pytest.raises(OSError, match="not a regular file"):
             look(tmp_path / "a.db")
+
+
+# --- journal mode ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [PLAIN, CIPHER], ids=["sqlite", "sqlcipher"])
+@pytest.mark.parametrize(("setting", "mode"), [("WAL", "wal"), ("TRUNCATE", "delete")])
+def test_journal_mode_is_told_without_a_trace(engine: Engine, setting: str, mode: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "a.db", *(["key"] if engine.db_pass else []), f"journal_mode = {setting}")
+    with closing(engine.connect(path)) as connection:  # so many tables that the schema needs more than one page
+        connection.execute("BEGIN")
+        for number in range(300):
+            connection.execute(f"CREATE TABLE t{number} (a)")
+        connection.execute("COMMIT")
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+    with RamFolder() as ram:
+        assert journal_mode(engine, path, ram.path / "page.db") == mode
+        assert list(ram.path.iterdir()) == []
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("engine", [PLAIN, CIPHER], ids=["sqlite", "sqlcipher"])
+def test_journal_mode_is_told_beside_a_writer(engine: Engine, tmp_path: Path) -> None:
+    path = make(tmp_path / "a.db", *(["key"] if engine.db_pass else []), "journal_mode = WAL")
+    with RamFolder() as ram, closing(engine.connect(path)) as writer:
+        writer.execute("CREATE TABLE u AS SELECT * FROM t")
+        writer.execute("BEGIN EXCLUSIVE")
+        assert journal_mode(engine, path, ram.path / "page.db") == "wal"
+
+
+def test_journal_mode_of_a_plain_database_needs_no_right_setting(tmp_path: Path) -> None:
+    """It is about to be replaced by an encrypted one."""
+    assert journal_mode(CIPHER, make(tmp_path / "a.db", "journal_mode = WAL"), tmp_path / "page.db") == "wal"
+
+
+def test_journal_mode_is_not_guessed(tmp_path: Path) -> None:
+    other = make(tmp_path / "other.db", "key", "journal_mode = WAL")
+    assert journal_mode(Engine(Secret("another")), other, tmp_path / "page.db") == ""
+    for number, content in enumerate([*NO_DATABASES.values(), zlib.compress(os.urandom(9000))]):
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(content)
+        for engine in (PLAIN, CIPHER):
+            assert journal_mode(engine, path, tmp_path / "page.db") == ""
+    assert journal_mode(CIPHER, tmp_path / "none.db", tmp_path / "page.db") == ""
+    assert not (tmp_path / "page.db").exists()
