@@ -96,10 +96,10 @@ class _Values:
 
     def db_pass(self) -> Secret | None:
         """The SQLCipher passphrase; None without encryption."""
-        value = self.text("DB_ENCRYPTION", "false").strip().lower()
-        if value not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise _wrong("DB_ENCRYPTION", value, "true or false")
-        if value in ("false", "0", "no", "off"):
+        value = self.text("DB_ENCRYPTION", "false")
+        if value not in ("true", "false"):  # bots compare with "true": to them, True and 1 mean no
+            raise _wrong("DB_ENCRYPTION", value, "true or false, in lower case, as the bot compares it")
+        if value == "false":
             return None
         passphrase = self.text("DB_PASS", "")
         if not passphrase:

@@ -42,6 +42,7 @@ from backuplib.openpgp import Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
 from backuplib.secret import Secret
+from backuplib.storage import journal_mode
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
@@ -193,6 +194,7 @@ class Restorer:
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
         configured = is_configured(target.path, self.settings)
+        self.check_encryption(target)
         backup = self.open_backup()
         if not self.options.verify_only:
             self.check_memory(target, backup)
@@ -232,6 +234,15 @@ class Restorer:
             with self.console.step("🔎 Checksum...", backup.size) as step, backup.reading(step):
                 pass
         return backup
+
+    def check_encryption(self, target: Target) -> None:
+        """Refuse, without --convert, to replace an encrypted database by a plain one, or the reverse."""
+        try:
+            target.refuse_other_encryption(encrypted=self.settings.encrypted)
+        except errors.EncryptionDiffersError as error:
+            if not (self.options.convert or self.options.verify_only):
+                raise
+            self.report.warn(f"{error}; a restore replaces it with --convert only")
 
     def check_memory(self, target: Target, backup: BackupFile) -> None:
         """Refuse early when the safety backup's copy of the live database would not fit beside the restored one."""
@@ -394,6 +405,8 @@ class Restorer:
         self.report.database_bytes = image.size
         if self.engine.db_pass:
             image.move_into(ram)
+        if mode := journal_mode(self.engine, plan.target.path, ram.path / "live-page.db"):
+            image.set_journal_mode(mode, self.engine)  # as in the database that it replaces
         return image
 
     def decrypt(self, backup: BackupFile, access: Access, limit: int) -> DatabaseImage:
@@ -742,9 +755,9 @@ exit codes:
   After 2 to 6, 10 and 129 to 143 nothing was touched.
 
 settings (from the environment, else from .env beside the script):
-  RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION, DB_PASS,
-  DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS, PGP_PUBLIC_KEY_BASE64,
-  MAX_DATABASE_MB
+  RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
+  nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB
 """
 
 
@@ -790,7 +803,7 @@ def command_line() -> CommandLine:
     add("--stop-first", action="store_true", help="stop the services first, then decrypt and check")
     group = parser.add_argument_group("backups of older versions of the bot")
     group.add_argument(
-        "--convert", action="store_true", help="restore SQLCipher 1-3, or the other mode, in the configured format"
+        "--convert", action="store_true", help="restore SQLCipher 1-3, or from or over the other mode, as configured"
     )
     either = group.add_mutually_exclusive_group().add_argument
     either("--backup-db-pass", action="store_true", help="ask for the DB_PASS that the backup was made under")

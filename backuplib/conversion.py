@@ -4,7 +4,7 @@ Sources: an SQL dump, SQLCipher 1 to 3, another passphrase, the other mode. The 
 
 Preserved: rows, rowids, schema, sqlite_sequence, user_version, application_id, encoding, auto_vacuum, WAL flag. Lost:
 the page size, when a database becomes SQLCipher (4096, with 80 reserved bytes). A dump has no journal mode and gets the
-bot's.
+bot's: WAL with SQLCipher, else SQLite's default, a rollback journal.
 """
 
 import contextlib
@@ -249,7 +249,8 @@ def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress:
         seconds = _PATIENCE + image.size / _SLOWEST
         loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
         image.buffer.truncate(0)
-        connection.execute("PRAGMA journal_mode = WAL")
+        if engine.db_pass:
+            connection.execute("PRAGMA journal_mode = WAL")
     problems = tuple(f"foreign key violations in the dump: {text}" for text in loaded.foreign_key_problems)
     return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", problems)
 

@@ -180,6 +180,10 @@ class UnsuitableTargetError(RefusedError):
     """The target cannot be replaced by a rename."""
 
 
+class EncryptionDiffersError(RefusedError):
+    """The database to replace is encrypted and the new one would not be, or the reverse."""
+
+
 class DatabaseInUseError(RefusedError):
     """Some process has the database open, or that cannot be ruled out."""
 

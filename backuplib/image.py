@@ -13,6 +13,7 @@ from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, Engine, check_pages,
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 from backuplib.ram_folder import RamFolder
+from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES
 
 SQLITE_DBCONFIG_DEFENSIVE = 1010  # from sqlite3.h: no SQL can corrupt the database file
 
@@ -73,6 +74,25 @@ class DatabaseImage:
             self.write_to(file)
         self.wipe()
         self.path = path
+
+    def set_journal_mode(self, mode: str, engine: Engine) -> None:
+        """Put the database into a journal mode, "wal" or "delete", which changes its first page only.
+
+        What cannot be opened stays as it is: the check says what is wrong with it.
+        """
+        if self.path and self.size >= SMALLEST_PAGE:  # of an empty file, SQLite would make a database
+            with (
+                contextlib.suppress(*engine.errors),
+                contextlib.closing(engine.connect(self.path)) as connection,
+            ):
+                connection.execute(f"PRAGMA journal_mode={mode}")
+            with io.FileIO(self.path) as file:
+                self.header = file.read(len(self.header))
+        elif self.plain and self.header[JOURNAL_BYTES] in JOURNAL_MODES:
+            (version,) = (version for version, name in JOURNAL_MODES.items() if name == mode)
+            with self.buffer.getbuffer() as view:
+                view[JOURNAL_BYTES] = version
+                self.header = bytes(view[: len(self.header)])
 
     def write_to(self, file: io.FileIO, progress: Callable[[int], object] = lambda _: None) -> None:
         for piece in self._pieces(8 * CHUNK):

@@ -22,6 +22,7 @@ from backuplib.database import database_files, refuse_irregular, sidecars
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
+from backuplib.storage import is_plain, looks_encrypted
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,29 @@ class Target:
                 unseen, hint="Run this as root; or, if you know that nothing has it open, add --force."
             )
         return unseen
+
+    def refuse_other_encryption(self, *, encrypted: bool) -> None:
+        """Refuse when the database is encrypted and the new one would not be, or the reverse.
+
+        What cannot be read, or is neither a plain database nor ciphertext, is not refused: somebody restores over it
+        for that reason.
+
+        :param encrypted: whether the settings say that it is.
+        :raises EncryptionDiffersError: saying what is there and what the settings say.
+        """
+        with contextlib.suppress(OSError):
+            if encrypted and is_plain(self.path):
+                raise errors.EncryptionDiffersError(
+                    f"{self.path} is an unencrypted SQLite database, but DB_ENCRYPTION is true",
+                    hint="If the bot does not use encryption, set DB_ENCRYPTION=false in .env. To replace this file "
+                    "by an encrypted database, add --convert.",
+                )
+            if not encrypted and looks_encrypted(self.path):
+                raise errors.EncryptionDiffersError(
+                    f"{self.path} looks encrypted, as by SQLCipher, but DB_ENCRYPTION is not true",
+                    hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. To replace this file "
+                    "by a database WITHOUT encryption, add --convert.",
+                )
 
     def refuse_unreplaceable(self, size: int) -> None:
         """Refuse when the switch could not be done in the target's folder: tries create, link and rename.

@@ -154,11 +154,19 @@ def test_env_file_saved_by_a_windows_editor(tmp_path: Path, edit: str) -> None:
     assert load(tmp_path).db_path == tmp_path / "there" / "windows.db"
 
 
-@pytest.mark.parametrize(
-    ("value", "on"), [("true", True), ("True", True), ("TRUE", True), ("false", False), ("False", False)]
-)
-def test_encryption_in_upper_and_lower_case(tmp_path: Path, value: str, on: bool) -> None:
+@pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("", False)])
+def test_encryption_is_true_or_false_and_not_set_is_false(tmp_path: Path, value: str, on: bool) -> None:
     assert load(tmp_path, None, DB_ENCRYPTION=value, DB_PASS="x").encrypted is on
+    assert load(tmp_path, {"DB_ENCRYPTION": value, "DB_PASS": "x"}).encrypted is on
+
+
+@pytest.mark.parametrize("value", ["True", "TRUE", "1", "yes", "on", " true", "False", "0", "no", "off", "maybe"])
+def test_encryption_is_refused_where_the_bot_might_read_it_otherwise(tmp_path: Path, value: str) -> None:
+    """Bots say `== "true"`: all of these are no to them, some of which look like yes."""
+    said = refused(tmp_path, DB_ENCRYPTION=value, DB_PASS="secret")
+    assert f"DB_ENCRYPTION is {value!r}" in said
+    assert "true or false" in said
+    assert "secret" not in said
 
 
 def test_database_passphrase_is_not_used_without_encryption(tmp_path: Path) -> None:
@@ -177,7 +185,6 @@ WRONG = [
     ("RUNTIME_ENVIRONMENT", "STAGING", "PROD"),
     ("DB_NAME", "folder/shop.db", "DATA_DIR"),
     ("DB_NAME", "..", "DATA_DIR"),
-    ("DB_ENCRYPTION", "maybe", "true"),
     ("DB_BACKUP_RETENTION_DAYS", "a week", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "-1", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "1.5", "number"),

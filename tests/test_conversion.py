@@ -557,7 +557,7 @@ def test_a_dump_becomes_the_configured_format_unasked(
     assert outcome.data is not None
     result, before = read(outcome.data, TARGETS[target]), contents(shop_database)
     assert result.schema == before.schema
-    assert result.properties["journal_mode"] == "wal", "the bot's"
+    assert result.properties["journal_mode"] == ("wal" if TARGETS[target] else "delete"), "the bot's"
 
     def without_rowids(rows: dict[str, list[str]]) -> dict[str, list[str]]:
         return {name: sorted(row.partition(", ")[2] for row in rows[name]) for name in ("hidden", "keyed", "many")}
@@ -693,6 +693,54 @@ def test_restore_of_a_plain_backup_into_an_encrypted_bot(make_shop: MakeShop) ->
     done = shop.restore(backup, "--force", "--convert")
     assert done.code == 0, done.text
     assert read(shop.db_path.read_bytes(), DB_PASS).rows == original(FORMATS["SQLite"]).rows
+
+
+@pytest.mark.parametrize("name", ["SQL dump", "SQLite", "SQLCipher 4"])
+def test_live_database_of_the_other_mode_is_not_replaced_unasked(name: str, make_shop: MakeShop, mode: str) -> None:
+    """DB_ENCRYPTION was lost from .env, or is new there: no customer's data becomes readable on the disk for that."""
+    shop = make_shop(mode)
+    other = database(FORMATS["SQLite" if mode == "sqlcipher" else "SQLCipher 4"])
+    shop.content()
+    shop.db_path.write_bytes(other)
+    sql = "BEGIN; CREATE TABLE t (a); INSERT INTO t VALUES ('from the backup'); COMMIT;"
+    backup = backup_of(shop, sql.encode() if name == "SQL dump" else database(FORMATS[name], DB_PASS, sql))
+    descriptor = backup_pass_option(DB_PASS) if (name, mode) == ("SQLCipher 4", "sqlite") else ([], {})
+    before = shop.snapshot()
+    refused = shop.restore(backup, "--force")
+    assert refused.ended == (3, "encryption-differs"), refused.text
+    assert "DB_ENCRYPTION" in refused.error["message"]
+    assert "--convert" in refused.error["hint"]
+    assert shop.snapshot() == before
+    done = shop.restore(backup, "--force", "--convert", *descriptor[0], **descriptor[1])
+    assert done.code == 0, done.text
+    assert shop.rows() == {"t": [("from the backup",)]}
+    assert shop.db_path.read_bytes().startswith(b"SQLite format 3") == (mode == "sqlite")
+
+
+def test_live_database_of_the_other_mode_is_refused_before_a_key_is_asked_for(make_shop: MakeShop, mode: str) -> None:
+    shop = make_shop(mode)
+    backup = shop.create_backup()
+    for path in shop.db_path.parent.iterdir():
+        path.unlink()
+    elsewhere = shop.path / "elsewhere.db"
+    for path in (shop.db_path, elsewhere):
+        path.write_bytes(database(FORMATS["SQLite" if mode == "sqlcipher" else "SQLCipher 4"]))
+    before = shop.snapshot()
+    for options in (["--force"], [], ["--force", "--stop-first"], ["--force", "--target-path", elsewhere]):
+        assert shop.restore(backup, *options).ended == (3, "encryption-differs"), options
+        assert shop.snapshot() == before
+    assert shop.restore(backup, "--target-path", shop.path / "new.db").ended == (3, "no-terminal")
+
+
+def test_verify_only_warns_of_a_live_database_of_the_other_mode(make_shop: MakeShop, mode: str, keys: Keys) -> None:
+    shop = make_shop(mode)
+    backup = shop.create_backup()
+    shop.db_path.write_bytes(database(FORMATS["SQLite" if mode == "sqlcipher" else "SQLCipher 4"]))
+    before = shop.snapshot()
+    done = shop.restore(backup, "--verify-only", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert [text for text in done.report["warnings"] if "DB_ENCRYPTION" in text and "--convert" in text]
+    assert shop.snapshot() == before
 
 
 def test_functions_for_json_in_a_schema_are_no_damage(make_shop: MakeShop, mode: str) -> None:

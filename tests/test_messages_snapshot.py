@@ -230,6 +230,17 @@ def test_backup_from_before_encryption_was_switched_on(make_shop: MakeShop, keys
     judge("backup_from_before_encryption", restore(shop, BACKUP, "--force", key=keys.rsa), shop, 5)
 
 
+def test_encryption_lost_from_the_env_file(make_shop: MakeShop, keys: Keys) -> None:
+    shop = with_backup(make_shop("sqlcipher"))
+    shop.write_env(DB_ENCRYPTION=None)
+    judge("encryption_lost", restore(shop, BACKUP, "--force", key=keys.rsa), shop, 3)
+
+
+def test_encryption_that_the_bot_would_not_see(plain: Shop, keys: Keys) -> None:
+    plain.write_env(DB_ENCRYPTION="True", DB_PASS="secret")
+    judge("encryption_misspelt", restore(plain, BACKUP, "--force", key=keys.rsa), plain, 3)
+
+
 def test_backup_of_an_older_sqlcipher(make_shop: MakeShop) -> None:
     """SQLCipher 3: its files look like noise to version 4."""
     from sqlcipher3 import dbapi2

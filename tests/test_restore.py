@@ -98,23 +98,55 @@ def test_run_reads_as_in_the_contract(shop: Shop, keys: Keys) -> None:
     assert "\x1b" not in said, "no terminal: plain lines"
 
 
-def test_header_values_and_wal_flag_survive(shop: Shop, keys: Keys) -> None:
+def test_header_values_survive(shop: Shop, keys: Keys) -> None:
     with closing(shop.connect()) as connection:
         connection.execute("PRAGMA user_version=42")
         connection.execute("PRAGMA application_id=4711")
-    database = shop.db_path.read_bytes()
     backup = shop.create_backup()
     shop.change_data()
     with closing(shop.connect()) as connection:
         connection.execute("PRAGMA user_version=43")
-        connection.execute("PRAGMA journal_mode=DELETE")
     done = shop.restore(backup, "--force", key=keys.rsa)
     assert done.code == 0, done.text
-    if shop.mode == "sqlite":
-        assert shop.db_path.read_bytes()[18:20] == database[18:20] == b"\2\2"
     with closing(shop.connect()) as connection:
-        names = ("user_version", "application_id", "journal_mode")
-        assert [str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in names] == ["42", "4711", "wal"]
+        names = ("user_version", "application_id")
+        assert [str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in names] == ["42", "4711"]
+
+
+def set_journal_mode(shop: Shop, path: Path, mode: str) -> None:
+    with closing(shop.connect(path)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS t (a)")
+        connection.execute(f"PRAGMA journal_mode={mode}")
+
+
+def journal_mode(shop: Shop) -> str:
+    with closing(shop.connect()) as connection:
+        connection.execute("SELECT count(*) FROM t").fetchone()
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+@pytest.mark.parametrize("live", ["delete", "wal", "wal, in use until it was killed", "empty", "unreadable", "absent"])
+def test_journal_mode_is_that_of_the_database_that_is_replaced(live: str, make_shop: MakeShop, mode: str) -> None:
+    """Without one: that of the backup; a dump has none, and gets what the bot would have made."""
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None)
+    dump = "delete" if mode == "sqlite" else "wal"
+    for kind, own in (("dump", dump), ("delete", "delete"), ("wal", "wal")):
+        backup = shop.backups / f"{kind}.db"
+        if kind == "dump":
+            backup.write_bytes(b"BEGIN; CREATE TABLE t (a); INSERT INTO t VALUES ('x'); COMMIT;")
+        else:
+            set_journal_mode(shop, backup, kind)
+        for path in shop.db_path.parent.iterdir():
+            path.unlink()
+        if live in ("empty", "unreadable"):
+            shop.db_path.write_bytes(b"" if live == "empty" else b"core dumped" * 1000)
+        elif live != "absent":
+            set_journal_mode(shop, shop.db_path, live.partition(",")[0])
+        if "killed" in live:
+            shop.leave_hot_wal()
+        done = shop.restore(backup, "--force", *["--stop-first"] * (kind == "wal"))
+        assert done.code == 0, done.text
+        assert journal_mode(shop) == (live.partition(",")[0] if live.startswith(("delete", "wal")) else own), kind
 
 
 # --- key and passphrase ----------------------------------------------------------------------------------------------
@@ -255,6 +287,7 @@ def test_bare_sqlcipher_database_whose_salt_looks_like_a_message_restores(make_s
     with closing(sqlcipher.connect(str(database), isolation_level=None)) as made:
         made.execute(f"PRAGMA key = {quoted}")
         made.execute(f"PRAGMA cipher_salt = \"x'{salt}{'5a' * 12}'\"")
+        made.execute("PRAGMA journal_mode = WAL")  # the live database's, so that no byte changes
         made.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
     content = database.read_bytes()
     assert content.startswith(bytes.fromhex(salt))
@@ -330,6 +363,8 @@ def test_rows_in_a_hot_wal_are_kept_in_the_safety_backup_and_never_reach_the_new
 
 
 def test_hot_journal_is_rolled_back_in_the_safety_backup_and_never_reaches_the_new_file(shop: Shop, keys: Keys) -> None:
+    with closing(shop.connect()) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
     backup = shop.create_backup()
     database, then = shop.decrypted(backup, keys.rsa), shop.rows()
     shop.change_data()

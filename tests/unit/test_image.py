@@ -19,6 +19,7 @@ from backuplib.errors import (
 from backuplib.files import create_file
 from backuplib.image import DatabaseImage, explain_unreadable, opened_image
 from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
 
 LIMIT = 10**7
 
@@ -121,6 +122,59 @@ def test_database_in_wal_mode_is_opened_in_memory_and_stays_as_it_is(content: by
     with opened_image(image, Engine(None)) as connection:
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (100,)
     assert image.buffer.getvalue() == content
+
+
+CIPHER = Engine(Secret("it's"))
+
+
+@pytest.mark.parametrize("engine", [Engine(None), CIPHER], ids=["sqlite", "sqlcipher"])
+def test_journal_mode_is_set_in_the_first_page_alone(content: bytes, engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    if engine.db_pass:
+        path.touch()
+        with closing(engine.connect(path)) as connection:
+            connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (a); CREATE TABLE u (a)")
+        content = path.read_bytes()
+    image = image_of(content)
+    with RamFolder() as ram:
+        if engine.db_pass:
+            image.move_into(ram)
+        image.set_journal_mode("wal", engine)
+        assert written(image, tmp_path / "same") == content
+        for mode in ("delete", "wal"):
+            image.set_journal_mode(mode, engine)
+            changed = written(image, tmp_path / mode)
+            assert (changed[:4096] != content[:4096]) == (mode == "delete" or engine is CIPHER)
+            assert changed[4096:] == content[4096:]
+            path.write_bytes(changed)
+            assert [file.name for file in ram.path.iterdir()] == ["image.db"] * (engine is CIPHER)
+            with closing(engine.connect(path)) as connection:
+                assert connection.execute("SELECT count(*) FROM u").fetchone() == (0,)
+                assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
+            with opened_image(image, engine) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def written(image: DatabaseImage, path: Path) -> bytes:
+    """What is written of it, and proved."""
+    with create_file(path) as file:
+        image.write_to(file)
+        assert image.is_in(file)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("engine", [Engine(None), CIPHER], ids=["sqlite", "sqlcipher"])
+@pytest.mark.parametrize(
+    "odd", [b"", b"x", b"noise" * 2000, bytes(8192), b"SQLite format 3\0\x10\0\7\7" + bytes(4076)], ids=range(5)
+)
+def test_journal_mode_of_what_is_no_database_is_not_set(odd: bytes, engine: Engine, tmp_path: Path) -> None:
+    """Damage is for the check to find, and nothing is made of nothing."""
+    image = image_of(odd, bare=True)
+    with RamFolder() as ram:
+        if engine.db_pass:
+            image.move_into(ram)
+        image.set_journal_mode("wal", engine)
+        assert written(image, tmp_path / "a") == odd
 
 
 def test_wiped_image_lets_go_of_its_memory(content: bytes) -> None:
