@@ -316,7 +316,14 @@ class CannotConvertError(UnsoundBackupError):
 
 
 class CheckTimeoutError(UnsoundBackupError):
-    """The check of the database did not end in time."""
+    """The check of the database did not end in time; ``seconds``: what it had."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the check of the database did not end within {seconds:.0f} s")
+
+
+class CheckFailedError(UnsoundBackupError):
+    """The process that checks the database took too much memory, or crashed."""
 
 
 class TooLargeError(UnsoundBackupError):

@@ -70,15 +70,19 @@ def has_capability(number: int) -> bool:
 
 def harden_process() -> None:
     """Keep this process's memory out of core dumps, other processes and, if permitted, the swap area."""
-    libc = ctypes.CDLL(None)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # inherited by gpg
     pr_set_dumpable = 4
-    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+    lock_memory()
+    os.umask(0o077)
+
+
+def lock_memory() -> None:
+    """Keep this process's memory out of the swap area, if that is permitted."""
     # With a limit, locking makes later allocations fail; CAP_IPC_LOCK lifts the limit.
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
         mcl_current_future_onfault = 1 | 2 | 4
-        libc.mlockall(mcl_current_future_onfault)
-    os.umask(0o077)
+        ctypes.CDLL(None).mlockall(mcl_current_future_onfault)
 
 
 class Interrupted(BaseException):

@@ -1,0 +1,158 @@
+"""A child process that looks at a foreign database, whose SQL may be hostile: with limits, and killed at its deadline.
+
+One instruction of SQLite can take days, deaf to signals and to every callback, and can ask for any amount of memory.
+The child shares the memory of its parent as it was when it was forked, so that nothing is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from backuplib import errors
+from backuplib.processes import lock_memory
+
+POLL_SECONDS = 0.1  # how often the parent listens for signals
+
+_NOBODY = 65534
+_CLONE_NEWNET, _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 0x40000000, 1, 38  # linux/sched.h, linux/prctl.h
+
+
+class Inspection:
+    """Work that is done in a child, from now on; its result is what JSON can hold.
+
+    Make it before any thread starts: a lock that another thread holds would never be free in the child.
+
+    :param work: raises OperatorError or returns; it writes into no file but those of the RAM folder.
+    :param seconds: after which it is killed.
+    :param memory: bytes that it may take beyond what this process has.
+    :param listen: raises what a signal asks for; called ten times a second while the result is awaited.
+    :param unprivileged: the work opens no file, nor imports a module, so that root's child gives up its rights.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], object],
+        *,
+        seconds: float,
+        memory: int,
+        listen: Callable[[], None] = lambda: None,
+        unprivileged: bool = False,
+    ) -> None:
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._listen = listen
+        self._pipe, writer = os.pipe()
+        self._child = os.fork()
+        if not self._child:
+            os.close(self._pipe)
+            _be_the_child(work, writer, seconds, memory, unprivileged=unprivileged)
+        os.close(writer)
+
+    def result(self) -> Any:
+        """Wait for the result.
+
+        :raises OperatorError: what the work raised, of the same class.
+        :raises CheckTimeoutError: when it did not end in time.
+        :raises CheckFailedError: when it took too much memory, or crashed.
+        """
+        answer = bytearray()
+        try:
+            while True:
+                self._listen()
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise errors.CheckTimeoutError(self._seconds)
+                if select.select([self._pipe], [], [], min(left, POLL_SECONDS))[0]:
+                    if not (piece := os.read(self._pipe, 1 << 16)):
+                        break
+                    answer += piece
+        finally:
+            status = self.close()
+        if not answer.endswith(b"\n"):
+            if -status == signal.SIGXCPU:
+                raise errors.CheckTimeoutError(self._seconds)
+            how = f"signal {-status}" if status < 0 else f"exit code {status}"
+            raise errors.CheckFailedError(f"the process that checks the database has ended ({how})")
+        told = json.loads(answer)
+        if name := told.get("error"):
+            raise _error_of(name, told)
+        return told["result"]
+
+    def close(self) -> int:
+        """End the child, whatever it does, and return its exit code; may be called again."""
+        if not self._child:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+        os.close(self._pipe)
+        self._child = 0
+        return status
+
+
+def _error_of(name: str, told: dict[str, str]) -> errors.OperatorError:
+    """Return an error of the child as it was there."""
+    kind: type[errors.OperatorError] = getattr(errors, name)
+    error = kind.__new__(kind)
+    errors.OperatorError.__init__(error, told["message"], hint=told["hint"])
+    return error
+
+
+def _be_the_child(
+    work: Callable[[], object], writer: int, seconds: float, memory: int, *, unprivileged: bool
+) -> NoReturn:
+    """Do the work, tell its result in one line, and end without anything that this process would do at its end."""
+    try:
+        _give_up_rights(seconds, memory, unprivileged=unprivileged)
+        try:
+            told: dict[str, object] = {"result": work()}
+        except errors.OperatorError as error:
+            told = {"error": type(error).__name__, "message": str(error), "hint": error.hint}
+        except MemoryError:
+            told = _failed("it takes too much memory")
+        except Exception as error:  # noqa: BLE001 - of a foreign database, whose values its text may hold
+            told = _failed(type(error).__name__)
+        line = json.dumps(told).encode() + b"\n"
+        while line:
+            line = line[os.write(writer, line) :]
+    finally:
+        os._exit(1)  # it has nothing to close, and no traceback of it may show
+
+
+def _failed(why: str) -> dict[str, object]:
+    hint = errors.choose_another_backup_hint()
+    return {"error": "CheckFailedError", "message": f"the database could not be checked: {why}", "hint": hint}
+
+
+def _give_up_rights(seconds: float, memory: int, *, unprivileged: bool) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # the parent hears them, and ends this
+        signal.signal(number, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(nowhere, descriptor)
+    lock_memory()  # a child does not inherit it
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # rather this than the parent
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
+    processor = int(seconds) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (processor, processor + 1))
+    if os.geteuid() == 0:
+        libc.unshare(_CLONE_NEWNET)  # no network
+        if unprivileged:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
