@@ -276,9 +276,12 @@ class Coming:
     """
 
     def __init__(self, items: Sequence[Container], unhealthy: Collection[str]) -> None:
+        """Begin to look at them; ``items`` are as they were before the start."""
         self.items = list(items)
         self._ids = [item.id for item in items]
         self._unhealthy = unhealthy
+        # `docker start` sets the count to zero, but not that of one that runs: it may be years old.
+        self._restarts_before = {item.id: item.restart_count if item.active else 0 for item in items}
         self._began = self._now = time.monotonic()
         self._up: dict[str, tuple[str, float]] = {}  # by ID: which start of it, and when it was first seen up after it
 
@@ -294,6 +297,9 @@ class Coming:
     def _judged_by(self, item: Container) -> HealthCheck | None:
         return None if item.name in self._unhealthy else item.check
 
+    def _restarts(self, item: Container) -> int:
+        return max(0, item.restart_count - self._restarts_before[item.id])
+
     def _works(self, item: Container) -> bool:
         check = self._judged_by(item)
         if not item.running or not check or item.health == "healthy":
@@ -305,7 +311,7 @@ class Coming:
         check, since = self._judged_by(item), self._up[item.id][1]
         if check and item.health == "healthy":
             return True
-        return self._now - since >= (PROBE_SECONDS if check else SETTLE_SECONDS * (1 + item.restart_count))
+        return self._now - since >= (PROBE_SECONDS if check else SETTLE_SECONDS * (1 + self._restarts(item)))
 
     @property
     def settled(self) -> bool:
@@ -323,8 +329,8 @@ class Coming:
 
     def _why_down(self, item: Container) -> str:
         check, waited = self._judged_by(item), self._now - self._began
-        if item.restart_count > MOST_RESTARTS:
-            return f"restarts in a loop ({item.restart_count} times so far, exit code {item.exit_code})"
+        if (restarts := self._restarts(item)) > MOST_RESTARTS:
+            return f"restarts in a loop ({restarts} times so far, exit code {item.exit_code})"
         if check and item.health == "unhealthy":
             return "is unhealthy"
         if item.status in ("exited", "dead") and waited > 1:

@@ -488,18 +488,17 @@ def test_exit_code_of_the_start_is_not_believed(bot: Bot, fake_docker: FakeDocke
 
 
 def test_container_that_does_not_come_up_is_told_with_the_end_of_its_log(bot: Bot, fake_docker: FakeDocker) -> None:
-    down = of("bot", State_Running=False, State_Status="restarting", RestartCount=MOST_RESTARTS + 1, State_ExitCode=3)
+    down = of("bot", **health("unhealthy"))
     fake_docker.has(of("redis"), down)
     fake_docker.logs(down["Id"], b"last words\n")
     fake_docker.fails("start", "port is already allocated")
     with pytest.raises(ServicesDownError) as raised:
         bot.start(["shopbot-bot-1", "shopbot-redis-1"])
     error = raised.value
-    assert "bot restarts in a loop" in str(error)
-    assert "exit code 3" in str(error)
+    assert "bot is unhealthy" in str(error)
     assert "port is already allocated" in str(error)
     assert "docker logs --tail 50 shopbot-bot-1" in error.hint
-    assert error.services == "but bot is NOT running"
+    assert error.services == "but bot is unhealthy"
     assert error.log == "last words\nand of standard error"
 
 
@@ -568,11 +567,12 @@ Watch = Callable[..., Coming]
 
 @pytest.fixture
 def watch(fake_docker: FakeDocker) -> Watch:
-    """watch(data, …, unhealthy=(…)): containers that come up, looked at once."""
+    """watch(data, …, unhealthy=(…)): containers that did not run, and have been started; looked at once."""
 
     def begin(*containers: Data, unhealthy: tuple[str, ...] = ()) -> Coming:
         fake_docker.has(*containers)
-        coming = Coming([Container.from_inspect(data) for data in containers], unhealthy)
+        before = [{**data, "State": {**data["State"], "Running": False, "Status": "exited"}} for data in containers]
+        coming = Coming([Container.from_inspect(data) for data in before], unhealthy)
         coming.look()
         return coming
 
@@ -617,6 +617,29 @@ def test_one_crash_at_the_start_is_no_loop(watch: Watch, fake_docker: FakeDocker
     assert coming.down() is None
     assert not after(coming, 1.5 * SETTLE_SECONDS).settled
     assert after(coming, SETTLE_SECONDS + 1).settled
+
+
+def test_restarts_from_before_are_no_loop(fake_docker: FakeDocker) -> None:
+    """A container that runs already, as after a recovery, keeps its count when it is started."""
+    before = of("bot", RestartCount=70)
+    fake_docker.has(before)
+    coming = Coming([Container.from_inspect(before)], ())
+    coming.look()
+    assert coming.down() is None
+    assert after(coming, SETTLE_SECONDS + 1).settled
+    fake_docker.has(of("bot", RestartCount=70 + MOST_RESTARTS + 1))
+    coming.look()
+    down = coming.down()
+    assert down
+    assert "4 times" in down[1]
+
+
+def test_restarts_from_before_the_stop_do_not_hide_a_loop(fake_docker: FakeDocker) -> None:
+    """Docker counts anew when it starts a container that did not run."""
+    coming = Coming([Container.from_inspect(of("bot", RestartCount=70, **STOPPED))], ())
+    fake_docker.has(of("bot", RestartCount=MOST_RESTARTS + 1, **RESTARTING))
+    coming.look()
+    assert coming.down()
 
 
 def test_time_that_counts_begins_anew_with_each_start(watch: Watch, fake_docker: FakeDocker) -> None:
