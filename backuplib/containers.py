@@ -138,9 +138,9 @@ class Container:
         """Return the mount through which the container has a folder of this host, or None.
 
         Also when a folder above it is mounted, and a link or a bind mount leads there; not when another mount of the
-        container hides it.
+        container hides it. Of several it is one that may be written to, if there is such a one.
         """
-        for mount in self.mounts:
+        for mount in sorted(self.mounts, key=lambda mount: not mount.writable):
             for above in (folder, *folder.parents):
                 if _same(mount.source, above):
                     inside = mount.inside / folder.relative_to(above)

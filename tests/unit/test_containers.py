@@ -258,6 +258,18 @@ def test_database_that_is_mounted_alone_is_not_its_folder(tmp_path: Path) -> Non
     assert inspected(Mounts=[mounted(tmp_path / "shop.db", "/bot/data/shop.db")]).mount_of(tmp_path) is None
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_folder_that_is_mounted_twice_can_be_written_where_it_can_through_one_of_them(turned: bool) -> None:
+    """As where an export reads what the bot writes."""
+    data = Path("/srv/shopbot/data")
+    mounts = [mounted(data, "/export", writable=False), mounted("/srv/shopbot", "/bot")]
+    item = inspected(Mounts=mounts[::-1] if turned else mounts)
+    assert item.writes_into(data)
+    mount = item.mount_of(data)
+    assert mount
+    assert mount.writable
+
+
 def test_mount_is_told_by_its_source_or_the_name_of_its_volume() -> None:
     bind, _, volume = inspected().mounts
     assert "/srv/shopbot/data" in str(bind)
