@@ -60,7 +60,7 @@ class Bot:
         file = file.resolve()
         found = inspect_containers(list_containers("-a", "--filter", "label=com.docker.compose.project"))
         made = [item for item in found if file in item.compose_files and not item.oneoff]
-        names = {item.project for item in made if item.running} or {item.project for item in made}
+        names = {item.project for item in made if item.active} or {item.project for item in made}
         if len(names) > 1:
             command = made[0].compose_command
             raise errors.UnusableComposeFileError(

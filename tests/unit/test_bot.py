@@ -124,6 +124,13 @@ def test_project_that_runs_counts_before_one_that_does_not(tmp_path: Path, fake_
     assert Bot.find(tmp_path / "a.yml", DATABASE).name == "new"
 
 
+def test_project_that_restarts_in_a_loop_counts_as_one_that_runs(tmp_path: Path, fake_docker: FakeDocker) -> None:
+    """As a bot does that has lost its database."""
+    old, new = in_projects(tmp_path / "a.yml", old=False, new=True)
+    fake_docker.has(old, {**new, "State": {**new["State"], "Restarting": True, "Status": "restarting"}})
+    assert Bot.find(tmp_path / "a.yml", DATABASE).name == "new"
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_file_that_runs_under_two_names_is_refused(tmp_path: Path, fake_docker: FakeDocker, running: bool) -> None:
     fake_docker.has(*in_projects(tmp_path / "a.yml", one=running, other=running))
