@@ -7,6 +7,7 @@ nothing counts but its path.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -138,10 +139,13 @@ class Bot:
         having = [item for item in self.containers() if item.mount_of(self.folder)]
         for item in [item for item in having if item.active] or having:
             name, encryption = item.settings.get("DB_NAME"), item.settings.get("DB_ENCRYPTION")
-            if name and name != self.database.name:
-                raise _differs(item, "DB_NAME", printable(name), self.database.name)
+            if name and os.path.realpath(self.folder / name) != str(
+                self.database
+            ):  # our own name has its links resolved
+                raise _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
             if encryption and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
-                raise _differs(item, "DB_ENCRYPTION", printable(encryption), str(encrypted).lower())
+                ours, right = str(encrypted).lower(), str(not encrypted).lower()
+                raise _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
             passphrase = item.settings.get("DB_PASS")
             if passphrase and self.db_pass and passphrase != self.db_pass.reveal():
                 raise errors.SettingsDifferError(
@@ -371,9 +375,9 @@ def _go(items: Sequence[Container]) -> str:
     return "goes" if len({str(item) for item in items}) == 1 else "go"
 
 
-def _differs(item: Container, setting: str, theirs: str, ours: str) -> errors.SettingsDifferError:
+def _differs(item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:
     return errors.SettingsDifferError(
         f"container {item.name} runs with {setting}={theirs}, and here it is {ours}",
-        hint=f"The bot's counts: write {setting}={theirs} into .env. If .env is right, the bot has not been recreated "
+        hint=f"The bot's counts: write {setting}={right} into .env. If .env is right, the bot has not been recreated "
         f"since it was changed: {item.compose_command} up -d",
     )

@@ -274,6 +274,7 @@ DIFFER: dict[str, tuple[dict[str, str], str | None, str, str]] = {
     "name": ({"DB_NAME": "database.db"}, None, "DB_NAME=database.db", "DB_NAME=database.db"),
     "encrypted": ({"DB_ENCRYPTION": "true"}, None, "DB_ENCRYPTION=true", "DB_ENCRYPTION=true"),
     "plain": ({"DB_ENCRYPTION": "false"}, DB_PASS, "DB_ENCRYPTION=false", "DB_ENCRYPTION=false"),
+    "plain in other words": ({"DB_ENCRYPTION": "TRUE"}, DB_PASS, "DB_ENCRYPTION=TRUE", "DB_ENCRYPTION=false"),
     "passphrase": ({"DB_PASS": "hunter2"}, DB_PASS, "DB_PASS", ".env"),
     "passphrase as Compose left it": ({"DB_PASS": "gate"}, "gate$word", "DB_PASS", "single quotes"),
 }
@@ -293,6 +294,15 @@ def test_setting_that_differs_is_named_and_no_secret(
     assert hint in error.hint
     for secret in filter(None, (db_pass, env.get("DB_PASS"))):
         assert secret not in f"{error} {error.hint}"
+
+
+def test_name_that_is_a_link_to_the_database_agrees(tmp_path: Path, fake_docker: FakeDocker) -> None:
+    """The path that is replaced is the one behind the link."""
+    (tmp_path / "shop.db").symlink_to("shop-2025.db")
+    fake_docker.has(of("bot", Mounts=[mounted(tmp_path)], Config_Env=["DB_NAME=shop.db"]))
+    Bot(FILE, tmp_path / "shop-2025.db", "shopbot").refuse_differences(encrypted=False)
+    with pytest.raises(SettingsDifferError):
+        Bot(FILE, tmp_path / "shop-2024.db", "shopbot").refuse_differences(encrypted=False)
 
 
 def test_name_that_a_container_gives_its_database_steers_no_terminal(fake_docker: FakeDocker) -> None:
