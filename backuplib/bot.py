@@ -65,7 +65,7 @@ class Bot:
         if len(names) > 1:
             command = made[0].compose_command
             raise errors.UnusableComposeFileError(
-                f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
+                f"{file.name} runs under more than one project name: {printable(', '.join(sorted(names)))}",
                 hint=f"Stop the wrong one: {command} -p NAME -f {quoted(file)} stop",
             )
         return cls(file, database, names.pop() if names else None, db_pass)
@@ -255,11 +255,12 @@ class Bot:
     def _missing(self, names: Sequence[str]) -> errors.ServicesDownError:
         items = self.containers()
         command = items[0].compose_command if items else "docker compose"
-        project = f"-p {quoted(self.name)} " if self.name else ""
+        project = f"-p {printable(quoted(self.name))} " if self.name else ""
+        gone = printable(", ".join(names))  # from the journal, which others may have written
         return errors.ServicesDownError(
-            f"container {', '.join(names)} no longer exists",
+            f"container {gone} no longer exists",
             hint=f"Create it: {command} {project}-f {quoted(shown(self.file))} up -d",
-            services=f"but {', '.join(names)} is NOT running",
+            services=f"but {gone} {'is' if len(names) == 1 else 'are'} NOT running",
         )
 
     def _log_of(self, item: Container) -> str:
@@ -346,7 +347,7 @@ class Coming:
     def what_is_down(self, item: Container, reason: str) -> str:
         """Return the clause that says what does not run, or not well."""
         down = [one for one in self.items if not one.running]
-        return f"but {named(down)} {'is' if len(down) == 1 else 'are'} NOT running" if down else f"but {item} {reason}"
+        return f"but {named(down)} {_are(down)} NOT running" if down else f"but {item} {reason}"
 
     def __str__(self) -> str:
         states = (f"{item} {'healthy' if self._judged_by(item) else 'running'}" for item in self.items)
@@ -373,6 +374,10 @@ def named(items: Iterable[Container]) -> str:
 
 def _go(items: Sequence[Container]) -> str:
     return "goes" if len({str(item) for item in items}) == 1 else "go"
+
+
+def _are(items: Sequence[Container]) -> str:
+    return "is" if len({str(item) for item in items}) == 1 else "are"
 
 
 def _differs(item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:

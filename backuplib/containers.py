@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from backuplib import errors
+from backuplib.formatting import printable
 from backuplib.processes import run_command
 
 COMPOSE = "com.docker.compose."
@@ -127,7 +128,7 @@ class Container:
         )
 
     def __str__(self) -> str:
-        return self.service or self.name
+        return printable(self.service or self.name)
 
     @property
     def active(self) -> bool:

@@ -519,6 +519,24 @@ def test_container_that_does_not_come_up_is_told_with_the_end_of_its_log(bot: Bo
     assert error.log == "last words\nand of standard error"
 
 
+def test_names_that_others_may_have_written_forge_no_line(bot: Bot, fake_docker: FakeDocker, tmp_path: Path) -> None:
+    """Labels, and what a journal names."""
+    forged = "bot\n✅ Database restored successfully\x1b[2J"
+    with pytest.raises(ServicesDownError) as down:
+        bot.start([forged])
+    assert f"{down.value} {down.value.services}".isprintable()
+    assert inspected(labels={"service": forged}).service == forged
+    assert named([inspected(labels={"service": forged})]).isprintable()
+    for name in ("one\n✅", "other"):
+        fake_docker.has(
+            of(name.strip("\n✅"), labels={"project": name, "project.config_files": str(tmp_path / "a.yml")})
+        )
+    (tmp_path / "a.yml").touch()
+    with pytest.raises(UnusableComposeFileError) as ambiguous:
+        Bot.find(tmp_path / "a.yml", DATABASE)
+    assert str(ambiguous.value).isprintable()
+
+
 def test_container_that_is_gone_is_told_and_how_to_make_it(bot: Bot, fake_docker: FakeDocker) -> None:
     fake_docker.has(of("redis"))
     with pytest.raises(ServicesDownError) as raised:
@@ -743,6 +761,14 @@ def test_what_is_down_is_what_does_not_run_and_else_what_is_not_well(
     down = coming.down()
     assert down
     assert coming.what_is_down(*down) == text
+
+
+def test_replicas_that_are_down_are_one_service(watch: Watch) -> None:
+    replica = {**of("bot", **STOPPED), "Id": "2f" * 32, "Name": "/shopbot-bot-2"}
+    coming = after(watch(of("bot", **STOPPED), replica), 2)
+    down = coming.down()
+    assert down
+    assert coming.what_is_down(*down) == "but bot is NOT running"
 
 
 # --- its own health check, run by us ---------------------------------------------------------------------------------
