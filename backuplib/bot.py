@@ -81,11 +81,15 @@ class Bot:
         return item.project == self.name and not item.oneoff and self.file in item.compose_files
 
     def containers(self) -> list[Container]:
-        """Return the containers of the compose file, in the order in which they were started."""
+        """Return the containers of the compose file, in the order in which they were started.
+
+        What shares another's network or processes comes last: it cannot be started before that, which may have been
+        restarted since.
+        """
         if self.name is None:
             return []
         ids = list_containers("-a", "--filter", f"label=com.docker.compose.project={self.name}")
-        return sorted(filter(self.owns, inspect_containers(ids)), key=lambda item: item.started_at)
+        return sorted(filter(self.owns, inspect_containers(ids)), key=lambda item: (bool(item.joined), item.started_at))
 
     def concerned(self, services: Sequence[str], pending: Collection[str]) -> list[Container]:
         """Return the containers to stop and start: those that run and have the database.

@@ -89,6 +89,14 @@ def test_containers_come_in_the_order_in_which_they_were_started(bot: Bot, fake_
     assert [item.service for item in bot.containers()] == ["redis", "caddy", "bot"]
 
 
+def test_container_that_shares_with_another_comes_after_it(bot: Bot, fake_docker: FakeDocker) -> None:
+    """Which has been restarted since: without that one running, it cannot be started."""
+    main = of("bot", State_StartedAt="2025-01-30T12:00:09Z")
+    shares = {"NetworkMode": f"container:{main['Id']}"}
+    fake_docker.has(main, of("tunnel", State_StartedAt="2025-01-30T12:00:01Z", HostConfig=shares))
+    assert [item.service for item in bot.containers()] == ["bot", "tunnel"]
+
+
 def test_file_without_containers_asks_for_none(fake_docker: FakeDocker) -> None:
     assert Bot(FILE, DATABASE, None).containers() == []
     assert fake_docker.calls == []
