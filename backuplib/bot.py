@@ -120,10 +120,13 @@ class Bot:
         """Refuse when no container has the database's folder: it would be restored where the bot does not look.
 
         :raises FolderNotMountedError: naming the folders that they do have.
+        :raises UnsuitableTargetError: when they have the database as a single file.
         """
         items = self.containers()
         if not items or any(item.mount_of(self.folder) for item in items):
             return
+        for item in items:
+            self._refuse_alone(item)
         mounts = [f"{item} has {mount}" for item in items for mount in item.mounts]
         raise errors.FolderNotMountedError(
             f"no container of {self.file.name} has the folder {self.folder}: "
@@ -170,18 +173,21 @@ class Bot:
         self._known |= {item.id: item for item in inspect_containers(fresh)}
         expected = {item.id for item in stopping}
         for item in (self._known[name] for name in ids if name in self._known):
-            if any(mount.source == self.database for mount in item.mounts):
-                raise errors.UnsuitableTargetError(
-                    f"{self.database} is mounted into container {item.name} as a single file: the container would keep "
-                    "the old one",
-                    hint="Mount its folder instead, and recreate the container.",
-                )
+            self._refuse_alone(item)
             if item.id not in expected and item.writes_into(self.folder):
                 raise errors.DatabaseInUseError(
                     f"container {item.name} runs and can write to {self.folder}, and is not among the services to "
                     f"stop ({named(stopping) or 'none'})",
                     hint=f"Stop it (docker stop {item.name}), or name its service or compose file.",
                 )
+
+    def _refuse_alone(self, item: Container) -> None:
+        if any(mount.leads_to(self.database) for mount in item.mounts):
+            raise errors.UnsuitableTargetError(
+                f"{self.database} is mounted into container {item.name} as a single file: the container would keep the "
+                "old one",
+                hint="Mount its folder instead, and recreate the container.",
+            )
 
     def outlook(self, stopping: Sequence[Container]) -> dict[str, str]:
         """Say what will happen: an estimate from health checks and grace periods."""

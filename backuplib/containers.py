@@ -30,6 +30,13 @@ class Mount:
     writable: bool
     volume: str = ""
 
+    def leads_to(self, path: Path) -> bool:
+        """Whether it is this file or folder, whose path has no links in it."""
+        try:
+            return os.path.realpath(self.source) == str(path) or self.source.samefile(path)
+        except OSError:  # without permission for /var/lib/docker, or not there any more
+            return False
+
     def __str__(self) -> str:
         return f"{f'volume {self.volume}' if self.volume else self.source} as {self.inside}"
 
@@ -143,7 +150,7 @@ class Container:
         """
         for mount in sorted(self.mounts, key=lambda mount: not mount.writable):
             for above in (folder, *folder.parents):
-                if _same(mount.source, above):
+                if mount.leads_to(above):
                     inside = mount.inside / folder.relative_to(above)
                     over = (other.inside for other in self.mounts if other.inside.is_relative_to(mount.inside))
                     if not any(inside.is_relative_to(other) and other != mount.inside for other in over):
@@ -169,13 +176,6 @@ class Container:
 
 
 _IDENTITY = ("Uid:", "Gid:", "Groups:")
-
-
-def _same(source: Path, folder: Path) -> bool:
-    try:
-        return os.path.realpath(source) == str(folder) or source.samefile(folder)
-    except OSError:  # without permission for /var/lib/docker, or not there any more
-        return False
 
 
 def _compose_file(folder: Path, name: str) -> Path:

@@ -379,6 +379,23 @@ def test_database_that_is_mounted_alone_is_refused(bot: Bot, fake_docker: FakeDo
     assert "shopbot-other-1" in str(raised.value)
 
 
+def test_database_that_is_mounted_alone_through_a_link_is_refused(tmp_path: Path, fake_docker: FakeDocker) -> None:
+    (tmp_path / "disk").mkdir()
+    database = tmp_path / "disk/shop.db"
+    database.touch()
+    (tmp_path / "data").symlink_to("disk")
+    fake_docker.has(of("other", Mounts=[mounted(tmp_path / "data/shop.db", "/shop.db")]))
+    with pytest.raises(UnsuitableTargetError):
+        Bot(FILE, database, "shopbot").refuse_strangers([])
+
+
+def test_bot_that_has_the_database_alone_is_not_told_to_use_another_folder(bot: Bot, fake_docker: FakeDocker) -> None:
+    fake_docker.has(of("bot", Mounts=[mounted(DATABASE, "/bot/data/shop.db")]))
+    with pytest.raises(UnsuitableTargetError) as raised:
+        bot.refuse_elsewhere()
+    assert "Mount its folder" in raised.value.hint
+
+
 def test_container_is_described_once(bot: Bot, fake_docker: FakeDocker) -> None:
     """While the services are down, each look counts."""
     one, other = of("one", Mounts=[]), of("other", Mounts=[])
