@@ -304,7 +304,7 @@ class Restorer:
             if not self.options.service:
                 bot.refuse_elsewhere()
             bot.refuse_differences(encrypted=self.settings.encrypted)
-        except (errors.FolderNotMountedError, errors.SettingsDifferError) as error:
+        except (errors.FolderNotMountedError, errors.SettingsDifferError, errors.UnsuitableTargetError) as error:
             if not self.options.verify_only:
                 raise
             self.report.warn(f"a restore would be refused: {error}")
