@@ -210,6 +210,8 @@ class DatabaseBackup:
             target.execute("PRAGMA journal_mode=OFF")
             target.execute("PRAGMA synchronous=OFF")
             source.backup(target)
+        with contextlib.closing(self._engine.look(copy, immutable=True)) as look:
+            look.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
     def _open_source(self, scratch: Path) -> sqlite3.Connection:
         """Open the database for the copy; when its writer was killed in a transaction, a copy of it in RAM."""
@@ -217,7 +219,7 @@ class DatabaseBackup:
             return self._engine.connect(self.db_path, mode="ro", immutable=True)
         connection = self._engine.connect_reader(self.db_path)
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA schema_version").fetchone()  # no more: the schema may take a newer SQLite
         except self._engine.errors:
             connection.close()
             journal = self.db_path.with_name(self.db_path.name + "-journal")

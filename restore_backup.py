@@ -28,12 +28,13 @@ import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it 
 from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
 from backuplib.bot import Bot
-from backuplib.comparison import Contents, differing, read_contents, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, examine, read_live, row_comparison, tables_of
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
-from backuplib.database import Engine, check_structure, database_files
+from backuplib.database import Engine, database_files, written_by_newer
 from backuplib.files import CHUNK, Identity, drop_quietly
+from backuplib.findings import refuse_damaged
 from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
 from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
 from backuplib.journal import Journal
@@ -51,6 +52,7 @@ from database_backup import DatabaseBackup
 
 # How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual.
 CHECK_SECONDS = 60.0
+MOST_FINDINGS = 20  # warnings about what a sound database holds
 
 # --- values ------------------------------------------------------------------------------------------------------
 
@@ -474,10 +476,10 @@ class Restorer:
                     # Also lets a signal through, which Python would hold back until SQLite returns.
                     connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
                     pages = self.beside.submit(check_image_pages, image, self.engine) if image.path else None
-                    tables = check_structure(self.engine, connection, image.size)
+                    newer = image.path is not None or written_by_newer(image.header)
+                    contents = examine(self.engine, connection, image.size, newer=newer)
                     if pages:
                         pages.result()
-                    contents = read_contents(connection, self.engine.errors)
             except (*self.engine.errors, MemoryError) as error:
                 self.signals.check()
                 if time.monotonic() > deadline:
@@ -485,7 +487,14 @@ class Restorer:
                         f"the check of the database did not end within {seconds:.0f} s"
                     ) from None
                 raise explain_unreadable(image, self.engine, error) from None
-            step.done(f"ok, {plural(tables, 'table')}")
+            refuse_damaged(contents.findings)
+            if not contents.tables:
+                raise errors.EmptyBackupError("the database has no tables")
+            step.done(f"ok, {plural(contents.tables, 'table')}")
+        for finding in contents.findings[:MOST_FINDINGS]:
+            self.report.warn(finding.text)
+        if (more := len(contents.findings) - MOST_FINDINGS) > 0:
+            self.report.warn(f"{plural(more, 'more finding')} of this kind")
         return contents
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
@@ -663,8 +672,8 @@ class Restorer:
 
         :raises OperatorError: when not; the old database is then put back.
         """
-        with contextlib.closing(self.engine.connect(plan.target.path, mode="ro", immutable=True)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        with contextlib.closing(self.engine.look(plan.target.path, immutable=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
         restored = {name: rows["backup"] for name, rows in self.report.tables.items() if rows["backup"] is not None}
         self.report.rows = {**restored}
         if plan.stopping:

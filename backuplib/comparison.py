@@ -5,27 +5,37 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from backuplib.database import Engine, check_integrity, database_files, quoted_identifier, sidecars
+from backuplib.database import (
+    Engine,
+    database_files,
+    find_all,
+    mode_for_reading,
+    quoted_identifier,
+    sidecars,
+)
 from backuplib.files import drop
+from backuplib.findings import Finding, is_damaged, read_schema, refuse_damaged
 from backuplib.formatting import aligned, plural, row_count, shortened, some_of
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
 from backuplib.ram_folder import RamFolder
 
-if TYPE_CHECKING:
-    import sqlite3
-
 
 @dataclass(frozen=True)
 class Contents:
-    """What a database holds: rows by table (None: cannot be counted), its schema by name, its user_version."""
+    """What a database holds, as plain data: rows by table (None: cannot be counted), its schema by name, its version.
+
+    ``tables`` counts SQLite's own, too; ``findings`` is empty where only the rows were counted.
+    """
 
     rows: dict[str, int | None]
     schema: dict[str, str]
     user_version: int
+    tables: int = 0
+    findings: tuple[Finding, ...] = ()
 
 
 COUNTING = ("count", "like", "max")
@@ -37,18 +47,30 @@ def only_counting(action: int, _first: str | None, name: str | None, _database: 
     return SQLITE_DENY if view or (action == SQLITE_FUNCTION and name not in COUNTING) else SQLITE_OK
 
 
-def read_contents(
-    connection: sqlite3.Connection, errors: tuple[type[Exception], ...], *, in_slices: bool = False
+def examine(
+    engine: Engine, connection: Any, size: int | None, *, newer: bool = False, in_slices: bool = False
 ) -> Contents:
+    """Check a database that is open, and return what it holds with what was found; no rows where it is damaged.
+
+    :param connection: from ``engine.look``.
+    :param size: bytes of its file; None while somebody may write to it.
+    :param newer: its schema may take a newer SQLite than ours.
+    :raises: the errors of the engine, when it is so damaged that it cannot be opened, or is locked.
+    """
+    tables, findings = find_all(connection, size, encrypted=engine.db_pass is not None, newer=newer)
+    if is_damaged(findings):
+        return Contents({}, {}, 0, tables, tuple(findings))
+    contents = read_contents(connection, engine.errors, in_slices=in_slices)
+    return replace(contents, tables=tables, findings=tuple(findings))
+
+
+def read_contents(connection: Any, errors: tuple[type[Exception], ...], *, in_slices: bool = False) -> Contents:
     """Count the rows of each table and note the schema.
 
     :param in_slices: never hold a read lock for long: a bot with a rollback journal could not write meanwhile.
     """
     connection.set_authorizer(only_counting)
-    objects = connection.execute(
-        "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-    )
-    schema = {f"{kind} {name}": str(sql) for kind, name, sql in objects.fetchall()}
+    schema = {f"{entry.type} {entry.name}": entry.sql for entry in read_schema(connection) if not entry.internal}
     rows: dict[str, int | None] = {}
     for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
         try:
@@ -60,7 +82,7 @@ def read_contents(
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def count(connection: sqlite3.Connection, table: str) -> int:
+def count(connection: Any, table: str) -> int:
     """Count the rows of a table."""
     return int(connection.execute(f"SELECT count(*) FROM {quoted_identifier(table)}").fetchone()[0])
 
@@ -68,7 +90,7 @@ def count(connection: sqlite3.Connection, table: str) -> int:
 SLICE_ROWS = 20_000  # a few milliseconds
 
 
-def count_in_slices(connection: sqlite3.Connection, table: str) -> int:
+def count_in_slices(connection: Any, table: str) -> int:
     """Count the rows of a table in many short transactions; what is written meanwhile is counted or not."""
     columns = {row[1].lower() for row in connection.execute(f"PRAGMA table_xinfo({quoted_identifier(table)})")}
     rowid = next((name for name in ("rowid", "_rowid_", "oid") if name not in columns), "")
@@ -106,7 +128,7 @@ def read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents | None
         for file in [database, *beside]:
             shutil.copyfile(file, path.with_name(path.name + file.name[len(database.name) :]))
     mode = "rw" if path != database else "ro"
-    with contextlib.closing(engine.connect(path, mode=mode, immutable=immutable, timeout=5)) as connection:
+    with contextlib.closing(engine.look(path, mode=mode, immutable=immutable, timeout=5)) as connection:
         contents = read_contents(connection, engine.errors)
     if path != database:
         drop(path, *sidecars(path))
@@ -179,14 +201,15 @@ def look_at_live(engine: Engine, database: Path) -> Look:
     :raises UnsoundBackupError: when it is not sound, and the errors of the engine.
     """
     try:
-        with contextlib.closing(engine.connect_reader(database, timeout=5)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        with contextlib.closing(engine.look(database, mode=mode_for_reading(database), timeout=5)) as connection:
+            connection.execute("PRAGMA schema_version").fetchall()
             wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
             checked = "opens; too large to be read whole while the bot writes"
             if wal or database.stat().st_size <= CHECKED_AT_ONCE:
-                check_integrity(engine, connection, None)
-                checked = "ok"
-            return Look(checked, read_contents(connection, engine.errors, in_slices=not wal).rows)
+                contents = examine(engine, connection, None, newer=True, in_slices=not wal)
+                refuse_damaged(contents.findings)
+                return Look("ok", contents.rows)
+            return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
     except engine.errors as error:
         if is_locked(error):
             raise LockedDatabaseError(str(error)) from None

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import apsw
+
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
+from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
 from backuplib.formatting import plural, quoted
 from backuplib.secret import Secret
 
@@ -66,6 +69,11 @@ def quoted_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def file_uri(path: Path | str, mode: str, *, immutable: bool) -> str:
+    """Return a path as SQLite opens it."""
+    return "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
+
+
 class Engine:
     """Opens databases: SQLite, or SQLCipher when there is a passphrase."""
 
@@ -83,9 +91,9 @@ class Engine:
         return module
 
     @property
-    def errors(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
+    def errors(self) -> tuple[type[Exception], type[Exception], type[UnicodeDecodeError]]:
         """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
-        return (self._module.Error, UnicodeDecodeError)
+        return (self._module.Error, apsw.Error, UnicodeDecodeError)
 
     def connect(
         self,
@@ -103,7 +111,7 @@ class Engine:
         :param timeout: seconds to wait for a lock.
         :param key_of: database whose key and salt a new SQLCipher database shall get.
         """
-        uri = "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
+        uri = file_uri(path, mode, immutable=immutable)
         connection: sqlite3.Connection = self._module.connect(
             uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
         )
@@ -118,6 +126,20 @@ class Engine:
             raise
         return connection
 
+    def look(
+        self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 5.0
+    ) -> Any:  # of apsw or sqlcipher3, whose connections have little in common but execute()
+        """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is."""
+        if self.db_pass:
+            return self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
+        flags = apsw.SQLITE_OPEN_READONLY if mode == "ro" else apsw.SQLITE_OPEN_READWRITE
+        connection = apsw.Connection(file_uri(path, mode, immutable=immutable), flags | apsw.SQLITE_OPEN_URI)
+        connection.set_busy_timeout(int(timeout * 1000))
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no SQL can corrupt the file
+        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {setting}")
+        return connection
+
     def _key(self, path: Path, db_pass: Secret) -> str:
         """Derive a key once for each salt: it takes 0.15 s, some of it while the bot is down."""
         with io.FileIO(path) as file:
@@ -127,14 +149,18 @@ class Engine:
         return self._keys[salt]
 
     def connect_reader(self, path: Path, *, timeout: float = 30.0) -> sqlite3.Connection:
-        """Open a database that others may be using, to read it without leaving traces.
+        """Open a database that others may be using, to read it without leaving traces."""
+        return self.connect(path, mode=mode_for_reading(path), timeout=timeout)
 
-        Read-only when there is a WAL or journal, since closing would checkpoint it or roll it back; else read-write,
-        since closing a read-only connection would leave empty sidecars behind.
-        """
-        beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
-        mode = "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
-        return self.connect(path, mode=mode, timeout=timeout)
+
+def mode_for_reading(path: Path) -> str:
+    """Return the mode in which a database that others may be using is read without leaving traces.
+
+    Read-only when there is a WAL or journal, since closing would checkpoint it or roll it back; else read-write,
+    since closing a read-only connection would leave empty sidecars behind.
+    """
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+    return "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
 
 
 def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
@@ -166,55 +192,70 @@ def _unsafe_functions(module: Any) -> frozenset[str]:
 
 def check_database(engine: Engine, path: Path) -> str:
     """Check a database file that nobody else has open; return the result for people, or raise UnsoundBackupError."""
+    size = path.stat().st_size
     try:
-        with contextlib.closing(engine.connect(path, mode="ro", immutable=True)) as connection:
-            tables = check_integrity(engine, connection, path.stat().st_size)
+        with contextlib.closing(engine.look(path, immutable=True)) as connection:
+            tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
     except engine.errors as error:
         raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
-    return f"database ok, {plural(tables, 'table')}"
+    return "; ".join([f"database ok, {plural(tables, 'table')}", *(finding.text for finding in findings)])
 
 
-def check_integrity(engine: Engine, connection: sqlite3.Connection, size: int | None) -> int:
-    """Check size, structure and pages of an open database and return the number of its tables.
+def check_integrity(engine: Engine, connection: Any, size: int, *, newer: bool = False) -> tuple[int, list[Finding]]:
+    """Check size, structure and pages of an open database; return the number of its tables, and what else was found.
 
-    :param size: bytes of its file; None while somebody may write to it. integrity_check does not notice a page too
-        many, cipher_integrity_check not one that is missing.
+    :param size: bytes of its file. integrity_check does not notice a page too many, cipher_integrity_check not one
+        that is missing.
     :raises UnsoundBackupError: saying what is wrong.
     """
-    tables = check_structure(engine, connection, size)
-    if engine.db_pass and size is not None:
+    if engine.db_pass:
         check_pages(connection)
-    return tables
+    tables, findings = find_all(connection, size, newer=newer, encrypted=engine.db_pass is not None)
+    refuse_damaged(findings)
+    if not tables:
+        raise EmptyBackupError("the database has no tables")
+    return tables, findings
 
 
-def check_structure(engine: Engine, connection: sqlite3.Connection, size: int | None) -> int:
-    """Check size and structure of an open database and return the number of its tables.
+def find_all(connection: Any, size: int | None, *, encrypted: bool, newer: bool = False) -> tuple[int, list[Finding]]:
+    """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
-    :raises UnsoundBackupError: saying what is wrong.
+    :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
     """
     # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
-    kilobytes = 65536 if size is None else max(8192, size // 900 if engine.db_pass else min(size // 8192, 65536))
+    kilobytes = 65536 if size is None else max(8192, size // 900 if encrypted else min(size // 8192, 65536))
     connection.execute(f"PRAGMA cache_size = -{kilobytes}")
-    tables: int = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
     # int: SQLCipher returns its page size as text
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
     if size is not None and pages * page_size != size:
         missing = (pages * page_size - size) / page_size
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
-        raise DamagedDatabaseError(f"the database is corrupted: {what}")
-    problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-    if problems != ["ok"]:
-        raise DamagedDatabaseError(f"the database is corrupted: {problems[0]}")
-    if not tables:
-        raise EmptyBackupError("the database has no tables")
-    return tables
+        return 0, [Finding(STRUCTURE, what)]
+    findings = find(connection, newer=newer, content=size is not None)
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+    return tables, findings
+
+
+def may_be_newer(engine: Engine, path: Path) -> bool:
+    """Whether a newer SQLite than ours may have written a database, see :func:`written_by_newer`."""
+    with path.open("rb") as file:
+        return engine.db_pass is not None or written_by_newer(file.read(100))
+
+
+def written_by_newer(header: bytes) -> bool:
+    """Whether a plain database was last written by a newer SQLite than the one that looks at it.
+
+    SQLite file format, sections 1.3.5 and 1.3.16: the version counts when both counters agree.
+    """
+    valid = header[24:28] == header[92:96]
+    return valid and int.from_bytes(header[96:100]) > apsw.SQLITE_VERSION_NUMBER
 
 
 def missing_pages_text(number: float) -> str:
     return f"{plural(number, 'page')} {'is' if number == 1 else 'are'} missing"
 
 
-def check_pages(connection: sqlite3.Connection) -> None:
+def check_pages(connection: Any) -> None:
     """Check the authentication code of every page of a SQLCipher database, free pages included."""
     problems = [str(row[0]) for row in connection.execute("PRAGMA cipher_integrity_check")]
     if problems:

@@ -15,8 +15,6 @@ from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 from backuplib.ram_folder import RamFolder
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES
 
-SQLITE_DBCONFIG_DEFENSIVE = 1010  # from sqlite3.h: no SQL can corrupt the database file
-
 
 class DatabaseImage:
     """The restored database as bytes in memory, filled from the decrypted stream, up to ``limit`` bytes.
@@ -152,19 +150,17 @@ class DatabaseImage:
 
 
 @contextlib.contextmanager
-def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:  # sqlite3.Connection, imported when used
+def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
     """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
     if image.path:
-        with contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection:
+        with contextlib.closing(engine.look(image.path, immutable=True)) as connection:
             yield connection
         return
-    with contextlib.closing(engine.connect(":memory:")) as connection:
-        if defend := getattr(connection, "setconfig", None):  # Python 3.12 and newer
-            defend(SQLITE_DBCONFIG_DEFENSIVE)
+    with contextlib.closing(engine.look(":memory:", mode="rw")) as connection:
         with image.buffer.getbuffer() as view:
             # A database with the WAL flag cannot be opened in memory: clear the flag in the copy only.
             view[18:20] = b"\1\1"
-            connection.deserialize(view)  # copies
+            connection.deserialize("main", view)  # copies
             view[18:20] = image.header[18:20]
         yield connection
 

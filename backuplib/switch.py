@@ -300,11 +300,11 @@ def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
         with contextlib.ExitStack() as opened:
             if database.with_name(f"{database.name}-wal").exists():
                 # Looked at first: closing a read-write connection would fold the WAL into what cannot be read.
-                with contextlib.closing(engine.connect(database, mode="ro", timeout=2)) as look:
+                with contextlib.closing(engine.look(database, timeout=2)) as look:
                     look.execute("SELECT count(*) FROM sqlite_master").fetchone()
             connection = opened.enter_context(contextlib.closing(engine.connect(database, mode="rw", timeout=2)))
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA schema_version").fetchone()  # no more: the schema may take a newer SQLite
             if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
                 connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # else an idle reader goes unnoticed
                 left = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
