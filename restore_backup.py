@@ -28,15 +28,16 @@ import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it 
 from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
 from backuplib.bot import Bot
-from backuplib.comparison import Contents, differing, examine, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
-from backuplib.database import Engine, database_files, written_by_newer
+from backuplib.database import Engine, database_files
 from backuplib.files import CHUNK, Identity, drop_quietly
 from backuplib.findings import refuse_damaged
 from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
-from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
+from backuplib.image import DatabaseImage, begun_check
+from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import choose_backup, named_backup, show_backups, show_last_restore
 from backuplib.openpgp import Keyring
@@ -50,8 +51,6 @@ from backuplib.terminal import Terminal
 from config import Environment, Settings, load_settings
 from database_backup import DatabaseBackup
 
-# How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual.
-CHECK_SECONDS = 60.0
 MOST_FINDINGS = 20  # warnings about what a sound database holds
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -147,8 +146,9 @@ class Restorer:
                 self.restore_stopped(plan, ram)
             else:
                 image = self.decrypt_and_decompress(plan, ram)  # 3
+                check = cleanup.enter_context(begun_check(image, self.engine))
                 ahead = self.write_ahead(plan, image)
-                contents = self.check_integrity(image)  # 4
+                contents = self.check_integrity(check)  # 4
                 self.compare(plan, contents, ram)
                 if self.options.verify_only:
                     self.report.outcome = "verified"
@@ -171,7 +171,8 @@ class Restorer:
         with self.switch(plan, safety) as switch:
             self.stop_services(plan, switch)  # 2
             image = self.decrypt_and_decompress(plan, ram, access)  # 3
-            self.compare(plan, self.check_integrity(image), ram)  # 4
+            with begun_check(image, self.engine) as check:
+                self.compare(plan, self.check_integrity(check), ram)  # 4
             candidate = self.finish_candidate(plan, image, None)
             self.swap(plan, switch, candidate, safety)  # 5
             self.cleanup_and_restart(plan, switch)  # 6
@@ -462,31 +463,15 @@ class Restorer:
             self.report.warn(warning)
         return converted
 
-    def check_integrity(self, image: DatabaseImage) -> Contents:
+    def check_integrity(self, check: Sequence[Inspection]) -> Contents:
         """Phase 4: prove that the image is a sound database of the configured mode, and return what it holds.
 
+        :param check: what looks at it, in children that were begun before any thread.
         :raises UnsoundBackupError: saying what is wrong with it.
         """
-        image.refuse_incomplete()
-        seconds = CHECK_SECONDS + image.size / 1e6
-        deadline = time.monotonic() + seconds
         with self.report.phase("check"), self.console.step("🔎 Integrity check...") as step:
-            try:
-                with opened_image(image, self.engine) as connection:
-                    # Also lets a signal through, which Python would hold back until SQLite returns.
-                    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-                    pages = self.beside.submit(check_image_pages, image, self.engine) if image.path else None
-                    newer = image.path is not None or written_by_newer(image.header)
-                    contents = examine(self.engine, connection, image.size, newer=newer)
-                    if pages:
-                        pages.result()
-            except (*self.engine.errors, MemoryError) as error:
-                self.signals.check()
-                if time.monotonic() > deadline:
-                    raise errors.CheckTimeoutError(
-                        f"the check of the database did not end within {seconds:.0f} s"
-                    ) from None
-                raise explain_unreadable(image, self.engine, error) from None
+            found, *_ = [look.result(self.signals.check) for look in check]
+            contents = Contents.from_json(found)
             refuse_damaged(contents.findings)
             if not contents.tables:
                 raise errors.EmptyBackupError("the database has no tables")
@@ -501,8 +486,8 @@ class Restorer:
         """Show what the backup holds beside what the live database holds, and what will be done."""
         live = None
         try:
-            live = read_live(self.engine, plan.target.path, ram)
-        except (*self.engine.errors, OSError) as error:
+            live = read_live(self.engine, plan.target.path, ram, self.signals.check)
+        except (errors.OperatorError, OSError) as error:
             self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
         made = plan.backup.created

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from backuplib.database import (
     quoted_identifier,
     sidecars,
 )
+from backuplib.errors import DatabaseInUseError, UnreadableDatabaseError, UnsoundBackupError, explain
 from backuplib.files import drop
 from backuplib.findings import Finding, is_damaged, read_schema, refuse_damaged
 from backuplib.formatting import aligned, plural, row_count, shortened, some_of
+from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
 from backuplib.ram_folder import RamFolder
 
@@ -36,6 +38,11 @@ class Contents:
     user_version: int
     tables: int = 0
     findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Contents:
+        """Make it of what :func:`dataclasses.asdict` made of one in another process."""
+        return cls(**data | {"findings": tuple(Finding(**finding) for finding in data["findings"])})
 
 
 COUNTING = ("count", "like", "max")
@@ -112,13 +119,30 @@ MOST_TABLES = 12  # tables in the comparison: with the facts and the question be
 NAME_COLUMNS = 40  # longest name of a table in the comparison
 
 
-def read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents | None:
-    """Count the rows of a live database, leaving it and its sidecars as they are; None when there is nothing in it.
+def read_live(
+    engine: Engine, database: Path, ram: RamFolder, listen: Callable[[], object] = lambda: None
+) -> Contents | None:
+    """Count the rows of a live database in a child, leaving it as it is; None when there is nothing in it.
 
-    :raises OSError: when it cannot be read, and the errors of the engine.
+    :param listen: raises what a signal asks for.
+    :raises OperatorError: when it cannot be read, or not in time.
     """
-    if not database.exists() or not database.stat().st_size:
+    if not database.exists() or not (size := sum(path.stat().st_size for path in database_files(database))):
         return None
+    with contextlib.suppress(OSError):
+        engine.derive_key(database)
+
+    def work(_: object) -> dict[str, Any]:
+        try:
+            return asdict(_read_live(engine, database, ram))
+        except (*engine.errors, OSError) as error:
+            raise UnreadableDatabaseError(explain(error)) from None
+
+    look = Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM, largest_file=size)
+    return Contents.from_json(look.result(listen))
+
+
+def _read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents:
     beside = sidecars(database)
     path, immutable = database, not beside
     holders, hidden = find_holders(database_files(database))
@@ -177,10 +201,6 @@ CHECKED_AT_ONCE = 64_000_000  # bytes; up to this, a whole check holds up a roll
 FEWEST_ROWS = 3  # a table with fewer says nothing when it loses them
 
 
-class LockedDatabaseError(Exception):
-    """Somebody keeps the database locked: nothing is known about it."""
-
-
 @dataclass(frozen=True)
 class Look:
     """What was found in a live database: how far it was checked, for people, and its rows by table."""
@@ -197,23 +217,32 @@ def is_locked(error: Exception) -> bool:
 def look_at_live(engine: Engine, database: Path) -> Look:
     """Check a database that others use, and count its rows, without holding up their writes for longer than a second.
 
-    :raises LockedDatabaseError: when it cannot be read for 5 s.
-    :raises UnsoundBackupError: when it is not sound, and the errors of the engine.
+    :raises DatabaseInUseError: when others keep it locked for 5 s.
+    :raises UnsoundBackupError: when it is not sound.
+    :raises CheckTimeoutError, CheckFailedError: when it could not be looked at.
     """
-    try:
-        with contextlib.closing(engine.look(database, mode=mode_for_reading(database), timeout=5)) as connection:
-            connection.execute("PRAGMA schema_version").fetchall()
-            wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
-            checked = "opens; too large to be read whole while the bot writes"
-            if wal or database.stat().st_size <= CHECKED_AT_ONCE:
-                contents = examine(engine, connection, None, newer=True, in_slices=not wal)
-                refuse_damaged(contents.findings)
-                return Look("ok", contents.rows)
-            return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
-    except engine.errors as error:
-        if is_locked(error):
-            raise LockedDatabaseError(str(error)) from None
-        raise
+    size = sum(path.stat().st_size for path in database_files(database))
+    engine.derive_key(database)
+
+    def work(_: object) -> dict[str, Any]:
+        try:
+            return asdict(_look_at_live(engine, database))
+        except engine.errors as error:
+            raise (DatabaseInUseError if is_locked(error) else UnsoundBackupError)(explain(error)) from None
+
+    return Look(**Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM).result())
+
+
+def _look_at_live(engine: Engine, database: Path) -> Look:
+    with contextlib.closing(engine.look(database, mode=mode_for_reading(database), timeout=5)) as connection:
+        connection.execute("PRAGMA schema_version").fetchall()
+        wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
+        if wal or database.stat().st_size <= CHECKED_AT_ONCE:
+            contents = examine(engine, connection, None, newer=True, in_slices=not wal)
+            refuse_damaged(contents.findings)
+            return Look("ok", contents.rows)
+        checked = "opens; too large to be read whole while the bot writes"
+        return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
 
 
 def lost_tables(before: Mapping[str, int | None], now: Mapping[str, int | None]) -> str:

@@ -135,10 +135,13 @@ class Engine:
         flags = apsw.SQLITE_OPEN_READONLY if mode == "ro" else apsw.SQLITE_OPEN_READWRITE
         connection = apsw.Connection(file_uri(path, mode, immutable=immutable), flags | apsw.SQLITE_OPEN_URI)
         connection.set_busy_timeout(int(timeout * 1000))
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no SQL can corrupt the file
-        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
-            connection.execute(f"PRAGMA {setting}")
+        distrust_connection(connection)
         return connection
+
+    def derive_key(self, path: Path) -> None:
+        """Derive the key of a SQLCipher database, so that children need not."""
+        if self.db_pass:
+            self._key(path, self.db_pass)
 
     def _key(self, path: Path, db_pass: Secret) -> str:
         """Derive a key once for each salt: it takes 0.15 s, some of it while the bot is down."""
@@ -161,6 +164,13 @@ def mode_for_reading(path: Path) -> str:
     """
     beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
     return "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
+
+
+def distrust_connection(connection: apsw.Connection) -> None:
+    """The same as :func:`distrust_schema`, for apsw."""
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no SQL can corrupt the file
+    for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
+        connection.execute(f"PRAGMA {setting}")
 
 
 def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:

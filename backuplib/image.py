@@ -2,16 +2,28 @@
 
 import contextlib
 import ctypes
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from backuplib import errors
-from backuplib.database import SMALLEST_PAGE, SQLITE_MAGIC, Engine, check_pages, missing_pages_text
+from backuplib.buffer_vfs import opened_buffer
+from backuplib.comparison import examine
+from backuplib.database import (
+    SMALLEST_PAGE,
+    SQLITE_MAGIC,
+    Engine,
+    check_pages,
+    missing_pages_text,
+    written_by_newer,
+)
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
+from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.ram_folder import RamFolder
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES
 
@@ -151,23 +163,54 @@ class DatabaseImage:
 
 @contextlib.contextmanager
 def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
-    """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
+    """Open a database image for checking, where it lies: SQLite in the buffer, SQLCipher in the RAM folder."""
     if image.path:
-        with contextlib.closing(engine.look(image.path, immutable=True)) as connection:
+        # not as read-only: see opened_buffer
+        with contextlib.closing(engine.look(image.path, mode="rw", immutable=True)) as connection:
             yield connection
         return
-    with contextlib.closing(engine.look(":memory:", mode="rw")) as connection:
-        with image.buffer.getbuffer() as view:
-            # A database with the WAL flag cannot be opened in memory: clear the flag in the copy only.
-            view[18:20] = b"\1\1"
-            connection.deserialize("main", view)  # copies
-            view[18:20] = image.header[18:20]
+    with image.buffer.getbuffer() as view, opened_buffer(view) as connection:
         yield connection
 
 
-def check_image_pages(image: DatabaseImage, engine: Engine) -> None:
-    """Check the pages of a SQLCipher image, over a connection of its own."""
-    with opened_image(image, engine) as connection:
+@contextlib.contextmanager
+def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspection]]:
+    """Check an image in a child, or in two with SQLCipher; to be called before any thread starts.
+
+    The first one's result is what :func:`examined` returns.
+
+    :raises UnsoundBackupError: when the image is not whole.
+    """
+    image.refuse_incomplete()
+    seconds, memory = PATIENCE_SECONDS + image.size / 1e6, image.size + ROOM
+    if image.path:
+        engine.derive_key(image.path)
+    engine.errors  # noqa: B018 - imports modules, which a child without rights cannot
+    with contextlib.ExitStack() as running:
+        begun = []
+        for work in (examined, check_image_pages)[: 2 if image.path else 1]:
+            look = functools.partial(work, image, engine)
+            begun.append(Inspection(look, seconds=seconds, memory=memory, unprivileged=not image.path))
+            running.callback(begun[-1].close)
+        yield begun
+
+
+def examined(image: DatabaseImage, engine: Engine, _: object = None) -> dict[str, Any]:
+    """Return the contents of an image, with what was found, as JSON can hold them.
+
+    :raises UnsoundBackupError: saying what is wrong with it.
+    """
+    newer = image.path is not None or written_by_newer(image.header)
+    try:
+        with opened_image(image, engine) as connection:
+            return asdict(examine(engine, connection, image.size, newer=newer))
+    except engine.errors as error:
+        raise explain_unreadable(image, engine, error) from None
+
+
+def check_image_pages(image: DatabaseImage, engine: Engine, _: object = None) -> None:
+    """Check the pages of a SQLCipher image, over a connection of its own; the other check tells what cannot be read."""
+    with contextlib.suppress(*engine.errors), opened_image(image, engine) as connection:
         check_pages(connection)
 
 

@@ -15,11 +15,17 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from backuplib import errors
 from backuplib.processes import lock_memory
+
+# How long looking at a database may take, and a second more for each MB: a hundred times what is usual.
+PATIENCE_SECONDS = 60.0
+
+ROOM = 512_000_000  # bytes that looking at a database may take beside it
 
 POLL_SECONDS = 0.1  # how often the parent listens for signals
 
@@ -32,58 +38,67 @@ class Inspection:
 
     Make it before any thread starts: a lock that another thread holds would never be free in the child.
 
-    :param work: raises OperatorError or returns; it writes into no file but those of the RAM folder.
+    :param work: takes a function that tells its progress; returns, or raises OperatorError.
     :param seconds: after which it is killed.
     :param memory: bytes that it may take beyond what this process has.
-    :param listen: raises what a signal asks for; called ten times a second while the result is awaited.
+    :param largest_file: bytes of the largest file that it may write.
     :param unprivileged: the work opens no file, nor imports a module, so that root's child gives up its rights.
     """
 
     def __init__(
         self,
-        work: Callable[[], object],
+        work: Callable[[Callable[[int], object]], object],
         *,
         seconds: float,
         memory: int,
-        listen: Callable[[], None] = lambda: None,
+        largest_file: int = 0,
         unprivileged: bool = False,
     ) -> None:
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        self._listen = listen
         self._pipe, writer = os.pipe()
         self._child = os.fork()
         if not self._child:
             os.close(self._pipe)
-            _be_the_child(work, writer, seconds, memory, unprivileged=unprivileged)
+            _be_the_child(work, writer, _Limits(seconds, memory, largest_file), unprivileged=unprivileged)
         os.close(writer)
 
-    def result(self) -> Any:
+    def result(
+        self, listen: Callable[[], object] = lambda: None, progress: Callable[[int], object] = lambda _: None
+    ) -> Any:
         """Wait for the result.
 
+        :param listen: raises what a signal asks for; called ten times a second.
+        :param progress: is told what the work tells.
         :raises OperatorError: what the work raised, of the same class.
         :raises CheckTimeoutError: when it did not end in time.
         :raises CheckFailedError: when it took too much memory, or crashed.
         """
-        answer = bytearray()
+        answer = b""
         try:
             while True:
-                self._listen()
+                listen()
                 left = self._deadline - time.monotonic()
                 if left <= 0:
                     raise errors.CheckTimeoutError(self._seconds)
                 if select.select([self._pipe], [], [], min(left, POLL_SECONDS))[0]:
                     if not (piece := os.read(self._pipe, 1 << 16)):
                         break
-                    answer += piece
+                    *lines, answer = (answer + piece).split(b"\n")
+                    for line in lines:
+                        told = json.loads(line)
+                        if "progress" not in told:
+                            return self._end(told)
+                        progress(told["progress"])
         finally:
             status = self.close()
-        if not answer.endswith(b"\n"):
-            if -status == signal.SIGXCPU:
-                raise errors.CheckTimeoutError(self._seconds)
-            how = f"signal {-status}" if status < 0 else f"exit code {status}"
-            raise errors.CheckFailedError(f"the process that checks the database has ended ({how})")
-        told = json.loads(answer)
+        if -status == signal.SIGXCPU:
+            raise errors.CheckTimeoutError(self._seconds)
+        how = f"signal {-status}" if status < 0 else f"exit code {status}"
+        raise errors.CheckFailedError(f"the process that checks the database has ended ({how})")
+
+    @staticmethod
+    def _end(told: dict[str, Any]) -> Any:
         if name := told.get("error"):
             raise _error_of(name, told)
         return told["result"]
@@ -100,6 +115,13 @@ class Inspection:
         return status
 
 
+@dataclass(frozen=True)
+class _Limits:
+    seconds: float
+    memory: int
+    largest_file: int
+
+
 def _error_of(name: str, told: dict[str, str]) -> errors.OperatorError:
     """Return an error of the child as it was there."""
     kind: type[errors.OperatorError] = getattr(errors, name)
@@ -109,22 +131,26 @@ def _error_of(name: str, told: dict[str, str]) -> errors.OperatorError:
 
 
 def _be_the_child(
-    work: Callable[[], object], writer: int, seconds: float, memory: int, *, unprivileged: bool
+    work: Callable[[Callable[[int], object]], object], writer: int, limits: _Limits, *, unprivileged: bool
 ) -> NoReturn:
     """Do the work, tell its result in one line, and end without anything that this process would do at its end."""
+
+    def tell(told: dict[str, object]) -> None:
+        line = json.dumps(told).encode() + b"\n"
+        while line:
+            line = line[os.write(writer, line) :]
+
     try:
-        _give_up_rights(seconds, memory, unprivileged=unprivileged)
+        _give_up_rights(limits, unprivileged=unprivileged)
         try:
-            told: dict[str, object] = {"result": work()}
+            told: dict[str, object] = {"result": work(lambda done: tell({"progress": done}))}
         except errors.OperatorError as error:
             told = {"error": type(error).__name__, "message": str(error), "hint": error.hint}
         except MemoryError:
             told = _failed("it takes too much memory")
         except Exception as error:  # noqa: BLE001 - of a foreign database, whose values its text may hold
             told = _failed(type(error).__name__)
-        line = json.dumps(told).encode() + b"\n"
-        while line:
-            line = line[os.write(writer, line) :]
+        tell(told)
     finally:
         os._exit(1)  # it has nothing to close, and no traceback of it may show
 
@@ -134,7 +160,7 @@ def _failed(why: str) -> dict[str, object]:
     return {"error": "CheckFailedError", "message": f"the database could not be checked: {why}", "hint": hint}
 
 
-def _give_up_rights(seconds: float, memory: int, *, unprivileged: bool) -> None:
+def _give_up_rights(limits: _Limits, *, unprivileged: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -147,9 +173,10 @@ def _give_up_rights(seconds: float, memory: int, *, unprivileged: bool) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # rather this than the parent
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
-    processor = int(seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (processor, processor + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (size + limits.memory, size + limits.memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limits.seconds) + 2, int(limits.seconds) + 3))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the write instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.largest_file, limits.largest_file))
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)  # no network
         if unprivileged:

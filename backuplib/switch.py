@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from backuplib import errors
 from backuplib.bot import Bot
-from backuplib.comparison import LockedDatabaseError, look_at_live, lost_tables
+from backuplib.comparison import look_at_live, lost_tables
 from backuplib.console import Report
 from backuplib.database import SIDECARS, Engine, database_files, sidecars
 from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
@@ -147,10 +147,10 @@ class Switch:
                 look = look_at_live(self.engine, self.journal.target)
                 self.report.rows = look.rows
                 step.done(f"{look.checked}, {plural(len(look.rows), 'table')}")
-        except LockedDatabaseError as error:
+        except (errors.DatabaseInUseError, errors.CheckTimeoutError, errors.CheckFailedError) as error:
             self.report.warn(f"the restored database could not be looked at while the services use it: {error}")
             return
-        except (*self.engine.errors, errors.UnsoundBackupError) as error:
+        except errors.UnsoundBackupError as error:
             raise errors.RolledBackError(f"the restored database is not sound: {error}") from None
         if lost := lost_tables(expected, look.rows):
             raise errors.RolledBackError(

@@ -22,7 +22,7 @@ from backuplib.console import Console, Report
 from backuplib.credentials import Credentials
 from backuplib.errors import CheckTimeoutError, DecryptionError, UnsoundBackupError
 from backuplib.gzip_stream import GzipDecoder
-from backuplib.image import DatabaseImage
+from backuplib.image import DatabaseImage, begun_check
 from backuplib.openpgp import Keyring
 from backuplib.processes import Signals
 from backuplib.ram_folder import RamFolder
@@ -156,7 +156,8 @@ class Restores:
         if restorer.engine.db_pass:
             image.move_into(self.ram)
         try:
-            restorer.check_integrity(image)
+            with begun_check(image, restorer.engine) as check:
+                restorer.check_integrity(check)
         finally:
             image.wipe()
 

@@ -23,7 +23,7 @@ ENDLESS = "SELECT instr(zeroblob(400000000), zeroblob(200000000) || x'01')"
 def inspect(
     work: Callable[[], object], *, seconds: float = 20, memory: int = 200 * MB, unprivileged: bool = False
 ) -> object:
-    return Inspection(work, seconds=seconds, memory=memory, unprivileged=unprivileged).result()
+    return Inspection(lambda _: work(), seconds=seconds, memory=memory, unprivileged=unprivileged).result()
 
 
 def sql(statement: str) -> Callable[[], object]:
@@ -84,11 +84,10 @@ from backuplib.inspection import Inspection
 from backuplib.processes import Signals
 import sqlite3
 signals = Signals(); signals.install()
-child = Inspection(lambda: sqlite3.connect(":memory:").execute("{ENDLESS}").fetchone(),
-                   seconds=60, memory=10**10, listen=signals.check)
+child = Inspection(lambda _: sqlite3.connect(":memory:").execute("{ENDLESS}").fetchone(), seconds=60, memory=10**10)
 print(child._child, flush=True)
 try:
-    child.result()
+    child.result(signals.check)
 except BaseException as error:
     print(type(error).__name__)
 """
@@ -107,7 +106,7 @@ def test_child_goes_with_its_parent() -> None:
 import sys; sys.path[:0] = {sys.path!r}
 from backuplib.inspection import Inspection
 import time
-child = Inspection(lambda: time.sleep(60), seconds=60, memory=10**9)
+child = Inspection(lambda _: time.sleep(60), seconds=60, memory=10**9)
 print(child._child, flush=True)
 time.sleep(60)
 """
@@ -120,6 +119,22 @@ time.sleep(60)
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         while "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
             assert time.monotonic() < deadline
+
+
+def test_progress_is_told() -> None:
+    told: list[int] = []
+    child = Inspection(lambda tell: [tell(number) for number in range(3)] and "done", seconds=20, memory=200 * MB)
+    assert child.result(progress=told.append) == "done"
+    assert told == [0, 1, 2]
+
+
+def test_child_writes_no_larger_file_than_it_may(tmp_path: Path) -> None:
+    def write(size: int) -> Callable[[Callable[[int], object]], object]:
+        return lambda _: (tmp_path / "file").write_bytes(b"x" * size)
+
+    assert Inspection(write(1000), seconds=20, memory=200 * MB, largest_file=1000).result() == 1000
+    with pytest.raises(CheckFailedError):
+        Inspection(write(1001), seconds=20, memory=200 * MB, largest_file=1000).result()
 
 
 @pytest.mark.needs("root")
