@@ -46,7 +46,7 @@ class _File:
         return 4096
 
     def xDeviceCharacteristics(self) -> int:
-        return apsw.SQLITE_IOCAP_IMMUTABLE
+        return 0
 
     def xClose(self) -> None:
         pass
@@ -58,6 +58,7 @@ class _FileSystem(apsw.VFS):
         super().__init__(_NAME, base="")
 
     def xOpen(self, name: object, flags: list[int]) -> _File:  # type: ignore[override]  # it has what SQLite calls
+        flags[1] = flags[0]
         return _File(self._view)
 
     def xAccess(self, pathname: str, flags: int) -> bool:

@@ -166,7 +166,8 @@ def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
     """Open a database image for checking, where it lies: SQLite in the buffer, SQLCipher in the RAM folder."""
     if image.path:
         # not as read-only: see opened_buffer
-        with contextlib.closing(engine.look(image.path, mode="rw", immutable=True)) as connection:
+        with contextlib.closing(engine.look(image.path, mode="rw")) as connection:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a database in WAL mode gets no -shm then
             yield connection
         return
     with image.buffer.getbuffer() as view, opened_buffer(view) as connection:
