@@ -450,13 +450,16 @@ class Restorer:
         limit = self.image_limit()
         converted = DatabaseImage(limit, bare=True)
         with self.report.phase("convert"), self.console.step("🔁 Converting...", image.size) as step:
-
-            def progress(size: int) -> None:
-                self.signals.check()
-                step.progress(size)
-
-            result = conversion.convert(image, source, self.engine, ram, converted.feed, limit=limit, progress=progress)
-            self.signals.check()
+            result = conversion.convert(
+                image,
+                source,
+                self.engine,
+                ram,
+                converted.feed,
+                limit=limit,
+                listen=self.signals.check,
+                progress=step.progress,
+            )
             step.done(result.done)
         converted.finish()
         for warning in result.warnings:

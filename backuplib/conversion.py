@@ -11,7 +11,7 @@ import contextlib
 import io
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from backuplib.database import (
 from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
 from backuplib.image import DatabaseImage
+from backuplib.inspection import PATIENCE_SECONDS, Inspection
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
@@ -37,6 +38,7 @@ _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too li
 _DEFAULT_PAGES = {4: 4096, 3: 1024, 2: 1024, 1: 1024}  # by version of SQLCipher
 _BOTS_VERSION, _BOTS_PAGES = 4, _DEFAULT_PAGES[4]
 _ROOM = 4 * CHUNK
+_MEMORY = 1_000_000_000  # bytes that a conversion may take beside the RAM folder: statements and values as long as that
 _SLOWEST = 1e6  # bytes of dump a second, below which the load is aborted
 _PATIENCE = 60  # seconds added to that
 
@@ -201,41 +203,63 @@ def convert(
     sink: Callable[[bytes], object],
     *,
     limit: int,
+    listen: Callable[[], object] = lambda: None,
     progress: Callable[[int], object] = lambda _size: None,
 ) -> Converted:
-    """Convert a backup that is not as configured, and write the new database to ``sink``.
+    """Convert a backup that is not as configured, in a child, and write the new database to ``sink``.
 
     The image is emptied, since its memory is needed. Nothing is written outside the RAM folder.
 
     :param limit: maximum bytes of the new database.
+    :param listen: raises what a signal asks for.
     :param progress: receives the number of bytes read from a dump.
     :raises UnsoundBackupError: when it is not sound; discard what the sink received.
     :raises NoMemoryError: when the RAM folder is too small.
     """
-    with _scratch(ram.path / "backup.db") as old, _scratch(ram.path / "converted.db") as new:
+    with _scratch(ram.path / "backup.db"), _scratch(ram.path / "converted.db") as new:
+        if not source.is_dump:
+            ram.require(image.size + _ROOM, "convert the database")
         create_file(new).close()
-        try:
-            if source.is_dump:
-                done = _load(image, engine, new, min(limit, ram.free), progress)
-            else:
-                ram.require(image.size + _ROOM, "convert the database")
-                with create_file(old) as file:
-                    image.write_to(file)
-                image.buffer.truncate(0)
-                if engine.db_pass and source.only_key_differs:
-                    done = _rekey(source, engine.db_pass, old, image.size)
-                    old.rename(new)
-                else:
-                    done = _export(source, engine, old, new, image.size, limit=limit)
-                    old.unlink()
-        except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "is full" in str(error):
-                raise TooLargeError(limit) from None
-            raise CannotConvertError(f"cannot convert the backup ({source.name}): {error}") from None
+        seconds = PATIENCE_SECONDS + image.size / 1e6
+        look = Inspection(
+            lambda tell: asdict(_converted(image, source, engine, ram, limit=limit, progress=tell)),
+            seconds=seconds,
+            memory=image.size + _MEMORY,
+            largest_file=limit + image.size + _ROOM,
+        )
+        done = look.result(listen, progress)
+        image.buffer.truncate(0)
         with io.FileIO(new) as file:
             for piece in iter(lambda: file.read(CHUNK), b""):
                 sink(piece)
-    return done
+    return Converted(done["done"], tuple(done["warnings"]))
+
+
+def _converted(
+    image: DatabaseImage,
+    source: Source,
+    engine: Engine,
+    ram: RamFolder,
+    *,
+    limit: int,
+    progress: Callable[[int], object],
+) -> Converted:
+    """Leave the new database in the RAM folder."""
+    old, new = ram.path / "backup.db", ram.path / "converted.db"
+    try:
+        if source.is_dump:
+            return _load(image, engine, new, min(limit, ram.free), progress)
+        with create_file(old) as file:
+            image.write_to(file)
+        if engine.db_pass and source.only_key_differs:
+            done = _rekey(source, engine.db_pass, old, image.size)
+            old.rename(new)
+            return done
+        return _export(source, engine, old, new, image.size, limit=limit)
+    except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "is full" in str(error):
+            raise TooLargeError(limit) from None
+        raise CannotConvertError(f"cannot convert the backup ({source.name}): {error}") from None
 
 
 def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
@@ -248,7 +272,6 @@ def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress:
         _write_fast(connection)
         seconds = _PATIENCE + image.size / _SLOWEST
         loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
-        image.buffer.truncate(0)
         if engine.db_pass:
             connection.execute("PRAGMA journal_mode = WAL")
     problems = tuple(f"foreign key violations in the dump: {text}" for text in loaded.foreign_key_problems)

@@ -124,7 +124,9 @@ class _Limits:
 
 def _error_of(name: str, told: dict[str, str]) -> errors.OperatorError:
     """Return an error of the child as it was there."""
-    kind: type[errors.OperatorError] = getattr(errors, name)
+    kinds: list[type[errors.OperatorError]] = [errors.OperatorError]
+    while (kind := kinds.pop()).__name__ != name:
+        kinds += kind.__subclasses__()
     error = kind.__new__(kind)
     errors.OperatorError.__init__(error, told["message"], hint=told["hint"])
     return error

@@ -15,7 +15,6 @@ from backuplib.comparison import (
     FEWEST_ROWS,
     MOST_TABLES,
     Contents,
-    LockedDatabaseError,
     count_in_slices,
     differing,
     look_at_live,
@@ -26,7 +25,7 @@ from backuplib.comparison import (
     tables_of,
 )
 from backuplib.database import Engine
-from backuplib.errors import EmptyBackupError, UnsoundBackupError
+from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnsoundBackupError
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from tests.support.shop import ROOT
@@ -426,7 +425,7 @@ def test_database_that_a_bot_keeps_locked_is_not_taken_for_unsound(
     filled(empty, journal)
     empty.close()
     start_bot("PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO orders (x) VALUES (1)")
-    with pytest.raises(LockedDatabaseError):
+    with pytest.raises(DatabaseInUseError):
         look_at_live(ImpatientEngine(engine.db_pass), tmp_path / "shop.db")
 
 
