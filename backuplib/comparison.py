@@ -17,7 +17,7 @@ from backuplib.database import (
     quoted_identifier,
     sidecars,
 )
-from backuplib.errors import DatabaseInUseError, UnreadableDatabaseError, UnsoundBackupError, explain
+from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnreadableDatabaseError, UnsoundBackupError, explain
 from backuplib.files import drop
 from backuplib.findings import Finding, is_damaged, read_schema, refuse_damaged
 from backuplib.formatting import aligned, plural, row_count, shortened, some_of
@@ -138,7 +138,7 @@ def read_live(
         except (*engine.errors, OSError) as error:
             raise UnreadableDatabaseError(explain(error)) from None
 
-    look = Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM, largest_file=size)
+    look = Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM, largest_file=size + ROOM)
     return Contents.from_json(look.result(listen))
 
 
@@ -230,7 +230,8 @@ def look_at_live(engine: Engine, database: Path) -> Look:
         except engine.errors as error:
             raise (DatabaseInUseError if is_locked(error) else UnsoundBackupError)(explain(error)) from None
 
-    return Look(**Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM).result())
+    seconds = PATIENCE_SECONDS + size / 1e6  # it writes no file but a -shm
+    return Look(**Inspection(work, seconds=seconds, memory=size + ROOM, largest_file=ROOM).result())
 
 
 def _look_at_live(engine: Engine, database: Path) -> Look:
@@ -240,6 +241,8 @@ def _look_at_live(engine: Engine, database: Path) -> Look:
         if wal or database.stat().st_size <= CHECKED_AT_ONCE:
             contents = examine(engine, connection, None, newer=True, in_slices=not wal)
             refuse_damaged(contents.findings)
+            if not contents.tables:
+                raise EmptyBackupError("the database has no tables")
             return Look("ok", contents.rows)
         checked = "opens; too large to be read whole while the bot writes"
         return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
