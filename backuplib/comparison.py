@@ -161,7 +161,10 @@ class LockedDatabaseError(Exception):
 
 @dataclass(frozen=True)
 class Look:
-    """What was found in a live database: how far it was checked, for people, and its rows by table."""
+    """What was found in a live database: how far it was checked, for people, and its rows by table.
+
+    Those of an index's own tables are left open: a bot that has it rebuilt does not lose any row.
+    """
 
     checked: str
     rows: dict[str, int | None]
@@ -186,7 +189,9 @@ def look_at_live(engine: Engine, database: Path) -> Look:
             if wal or database.stat().st_size <= CHECKED_AT_ONCE:
                 check_integrity(engine, connection, None)
                 checked = "ok"
-            return Look(checked, read_contents(connection, engine.errors, in_slices=not wal).rows)
+            rows = read_contents(connection, engine.errors, in_slices=not wal).rows
+            shadow = connection.execute("SELECT name FROM pragma_table_list WHERE type = 'shadow'").fetchall()
+            return Look(checked, rows | {name: None for (name,) in shadow if name in rows})
     except engine.errors as error:
         if is_locked(error):
             raise LockedDatabaseError(str(error)) from None

@@ -485,6 +485,20 @@ def test_file_that_is_no_database_is_told(engine: Engine, tmp_path: Path) -> Non
         look_at_live(engine, tmp_path / "shop.db")
 
 
+def test_tables_of_a_full_text_index_are_not_judged(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
+    """A bot that has it merged at its start leaves fewer rows in them."""
+    empty.execute("CREATE VIRTUAL TABLE search USING fts5(a)")
+    for word in ("one", "two", "three", "four", "five"):
+        empty.execute("INSERT INTO search VALUES (?)", (word,))
+    before = read_contents(empty, engine.errors).rows
+    empty.set_authorizer(None)
+    empty.execute("INSERT INTO search(search) VALUES ('optimize')")
+    look = look_at_live(engine, tmp_path / "shop.db")
+    assert look.rows["search"] == 5
+    assert look.rows["search_data"] is None
+    assert not lost_tables(before, look.rows)
+
+
 def test_database_whose_tables_are_all_gone_is_told(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
     filled(empty, "delete")
     empty.execute("DROP TABLE orders")
