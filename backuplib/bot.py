@@ -150,11 +150,11 @@ class Bot:
                 self.database
             ):  # our own name has its links resolved
                 raise _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
-            if encryption and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
+            if encryption is not None and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
                 ours, right = str(encrypted).lower(), str(not encrypted).lower()
                 raise _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
             passphrase = item.settings.get("DB_PASS")
-            if passphrase and self.db_pass and passphrase != self.db_pass.reveal():
+            if passphrase is not None and self.db_pass and passphrase != self.db_pass.reveal():
                 raise errors.SettingsDifferError(
                     f"container {item.name} runs with another DB_PASS than the one here",
                     hint="The bot's counts: its database is encrypted with it. In .env put it into single quotes: "

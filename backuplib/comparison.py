@@ -203,7 +203,10 @@ FEWEST_ROWS = 3  # a table with fewer says nothing when it loses them
 
 @dataclass(frozen=True)
 class Look:
-    """What was found in a live database: how far it was checked, for people, and its rows by table."""
+    """What was found in a live database: how far it was checked, for people, and its rows by table.
+
+    Those of an index's own tables are left open: a bot that has it rebuilt does not lose any row.
+    """
 
     checked: str
     rows: dict[str, int | None]
@@ -243,9 +246,12 @@ def _look_at_live(engine: Engine, database: Path) -> Look:
             refuse_damaged(contents.findings)
             if not contents.tables:
                 raise EmptyBackupError("the database has no tables")
-            return Look("ok", contents.rows)
-        checked = "opens; too large to be read whole while the bot writes"
-        return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
+            checked = "ok"
+        else:
+            contents = read_contents(connection, engine.errors, in_slices=True)
+            checked = "opens; too large to be read whole while the bot writes"
+        shadow = connection.execute("SELECT name FROM pragma_table_list WHERE type = 'shadow'").fetchall()
+        return Look(checked, contents.rows | {name: None for (name,) in shadow if name in contents.rows})
 
 
 def lost_tables(before: Mapping[str, int | None], now: Mapping[str, int | None]) -> str:

@@ -131,7 +131,7 @@ class Container:
                 for item in data["Mounts"]
                 if item.get("Source")
             ),
-            settings={name: environment[name] for name in SETTINGS if environment.get(name)},
+            settings={name: environment[name] for name in SETTINGS if name in environment},
         )
 
     def __str__(self) -> str:

@@ -111,7 +111,7 @@ def spare_half_a_matrix(items: list[pytest.Item]) -> None:
     """The sample of a matrix has each mode and each kind of sidecar once; the other combinations are long."""
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if "stage" in params and (params["stage"] == "wal") != (params["mode"] == "sqlite"):
+        if {"stage", "mode"} <= params.keys() and (params["stage"] == "wal") != (params["mode"] == "sqlite"):
             item.add_marker("long")
 
 

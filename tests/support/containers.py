@@ -233,7 +233,7 @@ class BotShop(Shop):
         }
         if self.bot.health:
             test = ["CMD", "/bin/busybox", "sh", "/app/ctl/health"]
-            service["healthcheck"] = {"test": test, "interval": "1s", "timeout": "3s", "retries": 2}
+            service["healthcheck"] = {"test": test, "interval": "1s", "timeout": "3s", "retries": 5}
         if self.bot.profile:
             service["profiles"] = [self.bot.profile]
         return service

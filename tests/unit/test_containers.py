@@ -77,9 +77,12 @@ def test_health_that_docker_calls_none_is_none() -> None:
     assert inspected(State_Health={"Status": "none"}).health == ""
 
 
-@pytest.mark.parametrize("text", ["DB_NAME=", "DB_NAME", "ANOTHER_DB_NAME=x"])
-def test_setting_that_a_container_does_not_have_is_not_given(text: str) -> None:
-    assert inspected(Config_Env=[text]).settings == {}
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [("ANOTHER_DB_NAME=x", {}), ("DB_NAME=", {"DB_NAME": ""}), ("DB_PASS=a=b", {"DB_PASS": "a=b"})],
+)
+def test_setting_that_a_container_does_not_have_is_not_given(text: str, settings: dict[str, str]) -> None:
+    assert inspected(Config_Env=[text]).settings == settings
 
 
 def test_container_of_compose_run_is_no_service() -> None:
