@@ -21,14 +21,17 @@ from backuplib.database import (
     check_integrity,
     cipher_key,
     distrust_schema,
-    quoted_identifier,
+    file_uri,
     quoted_passphrase,
     sidecars,
 )
 from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
+from backuplib.findings import CONTENT
+from backuplib.formatting import quoted_identifier
 from backuplib.image import DatabaseImage
 from backuplib.ram_folder import RamFolder
+from backuplib.schema import NewestSQLite, Placeholders, read_schema, set_table_sql, without_not_null
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 
@@ -228,7 +231,7 @@ def convert(
                 else:
                     done = _export(source, engine, old, new, image.size, limit=limit)
                     old.unlink()
-        except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
+        except (*engine.errors, sqlite3.Error, _sqlcipher().Error, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or "is full" in str(error):
                 raise TooLargeError(limit) from None
             raise CannotConvertError(f"cannot convert the backup ({source.name}): {error}") from None
@@ -239,25 +242,28 @@ def convert(
 
 
 def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
-    module = _sqlcipher() if engine.db_pass else sqlite3
     image.buffer.seek(0)
-    with contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
+    opened: Any = (
+        _connect(_sqlcipher(), new, cached_statements=0)
+        if engine.db_pass
+        else NewestSQLite(file_uri(new, "rw"), cached_statements=0)
+    )
+    with contextlib.closing(opened) as connection:
         if engine.db_pass:
             connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
-        _guard(module, connection)
+        _guard(_sqlcipher() if engine.db_pass else NewestSQLite, connection)
         _write_fast(connection)
         seconds = _PATIENCE + image.size / _SLOWEST
         loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
         image.buffer.truncate(0)
         if engine.db_pass:
             connection.execute("PRAGMA journal_mode = WAL")
-    problems = tuple(f"foreign key violations in the dump: {text}" for text in loaded.foreign_key_problems)
-    return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", problems)
+    return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", loaded.left_out)
 
 
 def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
     """Encrypt every page with the new passphrase; nothing else of the database changes."""
-    with _opened_source(source, path, size) as connection:
+    with _opened_source(source, path, size) as (connection, _, _):
         journal = _value(connection, "journal_mode")
         _write_fast(connection)
         connection.execute("PRAGMA journal_mode = OFF")
@@ -268,7 +274,7 @@ def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
 
 def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, limit: int) -> Converted:
     """Rebuild the database with sqlcipher_export, and copy what that leaves out."""
-    with _opened_source(source, old, size) as connection:
+    with _opened_source(source, old, size) as (connection, placeholders, doubtful):
         kept = {name: int(_value(connection, f"main.{name}")) for name in ("user_version", "application_id")}
         page_size, auto_vacuum = (int(_value(connection, f"main.{name}")) for name in ("page_size", "auto_vacuum"))
         journal = _value(connection, "main.journal_mode")
@@ -281,17 +287,24 @@ def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, 
         pages = max(1, limit // int(_value(connection, "converted.page_size")))
         connection.execute(f"PRAGMA converted.max_page_count = {pages}")
         tables = _tables_with_rowids(connection)
+        # Rows may have NULL where the schema, made NOT NULL later, does not allow it.
+        relaxed = {entry.name: entry.sql for entry in read_schema(connection) if entry.name in doubtful}
+        for name, sql in relaxed.items():
+            set_table_sql(connection, "main", name, without_not_null(sql))
         with _only_exporting(connection):
             connection.execute("SELECT sqlcipher_export('converted')").fetchone()
             _restore_rowids(connection, tables)
+        for name, sql in relaxed.items():
+            set_table_sql(connection, "converted", name, sql)
+        left_out = placeholders.leave_out("converted")
         for name, value in kept.items():
             connection.execute(f"PRAGMA converted.{name} = {value}")
         connection.execute("DETACH converted")
     with contextlib.closing(engine.connect(new)) as connection:
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
     changed = engine.db_pass and page_size != _BOTS_PAGES and source.version in (0, _BOTS_VERSION)
-    note = (f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}",) if changed else ()
-    return Converted(f"{source.name} → {_target(engine)}", note)
+    notes = [f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}"] if changed else []
+    return Converted(f"{source.name} → {_target(engine)}", (*notes, *left_out))
 
 
 @contextlib.contextmanager
@@ -373,15 +386,28 @@ def _set_key(connection: Any, key: str, version: int, page_size: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened_source(source: Source, path: Path, size: int) -> Iterator[Any]:
-    """Open and check the database: an export would silently drop a corrupted index, or pages that it does not read."""
-    with contextlib.closing(_connect(_sqlcipher(), path)) as connection:
+def _opened_source(source: Source, path: Path, size: int) -> Iterator[tuple[Any, Placeholders, set[str]]]:
+    """Open and check the database: an export would silently drop a corrupted index, or pages that it does not read.
+
+    Yields the placeholders for what only the bot has, too, and the tables with rows that a constraint would refuse.
+    """
+
+    def opened() -> Any:
+        connection = _connect(_sqlcipher(), path)
         if source.version:
             _set_key(connection, source.key, source.version, source.page_size)
         _guard(_sqlcipher(), connection)
-        hashed = source.version > 1  # pages of SQLCipher 1 have no authentication code
-        check_integrity(Engine(Secret(source.key) if hashed else None), connection, size)
-        yield connection
+        return connection
+
+    hashed = source.version > 1  # pages of SQLCipher 1 have no authentication code
+    with contextlib.closing(opened()) as checking:
+        needed = Placeholders(checking)
+        engine = Engine(Secret(source.key) if hashed else None)
+        _, findings = check_integrity(engine, checking, size, placeholders=needed)
+    with contextlib.closing(opened()) as connection:
+        placeholders = Placeholders(connection, spare="sqlcipher_export")
+        placeholders.adopt(needed)
+        yield connection, placeholders, {finding.table for finding in findings if finding.kind == CONTENT}
 
 
 def _guard(module: Any, connection: Any) -> None:

@@ -17,6 +17,7 @@ import apsw
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
 from backuplib.formatting import plural, quoted
+from backuplib.schema import NewestSQLite, Placeholders
 from backuplib.secret import Secret
 
 if TYPE_CHECKING:
@@ -64,12 +65,7 @@ def cipher_key(passphrase: Secret, salt: bytes, version: int) -> str:
     return f"\"x'{key.hex()}{salt.hex()}'\""
 
 
-def quoted_identifier(name: str) -> str:
-    """Return the name of a table or column quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def file_uri(path: Path | str, mode: str, *, immutable: bool) -> str:
+def file_uri(path: Path | str, mode: str, *, immutable: bool = False) -> str:
     """Return a path as SQLite opens it."""
     return "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
 
@@ -129,15 +125,19 @@ class Engine:
     def look(
         self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 5.0
     ) -> Any:  # of apsw or sqlcipher3, whose connections have little in common but execute()
-        """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is."""
+        """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is.
+
+        :param mode: "ro" leaves out CHECK constraints, which SQLite does not read from a read-only file.
+        """
+        connection: Any
         if self.db_pass:
-            return self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
-        flags = apsw.SQLITE_OPEN_READONLY if mode == "ro" else apsw.SQLITE_OPEN_READWRITE
-        connection = apsw.Connection(file_uri(path, mode, immutable=immutable), flags | apsw.SQLITE_OPEN_URI)
-        connection.set_busy_timeout(int(timeout * 1000))
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no SQL can corrupt the file
-        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
-            connection.execute(f"PRAGMA {setting}")
+            connection = self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
+        else:
+            connection = NewestSQLite(file_uri(path, mode, immutable=immutable))
+            connection.set_busy_timeout(int(timeout * 1000))
+            distrust_schema(NewestSQLite, connection)
+            connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA query_only=ON")
         return connection
 
     def _key(self, path: Path, db_pass: Secret) -> str:
@@ -163,7 +163,7 @@ def mode_for_reading(path: Path) -> str:
     return "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
 
 
-def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
+def distrust_schema(module: Any, connection: Any) -> None:
     """Disarm a hostile schema, and have cells checked before they are used.
 
     SQLite 3.38 to 3.40 list their own JSON functions as unsafe, and so report sound databases as corrupted: with these
@@ -185,7 +185,7 @@ def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
 @functools.cache
 def _unsafe_functions(module: Any) -> frozenset[str]:
     innocuous = 0x200000
-    with contextlib.closing(module.connect(":memory:")) as connection:
+    with contextlib.closing(getattr(module, "connect", module)(":memory:")) as connection:
         rows = connection.execute("SELECT name FROM pragma_function_list WHERE NOT flags & ?", (innocuous,))
         return frozenset(name for (name,) in rows)
 
@@ -194,14 +194,16 @@ def check_database(engine: Engine, path: Path) -> str:
     """Check a database file that nobody else has open; return the result for people, or raise UnsoundBackupError."""
     size = path.stat().st_size
     try:
-        with contextlib.closing(engine.look(path, immutable=True)) as connection:
+        with contextlib.closing(engine.look(path, mode="rw")) as connection:
             tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
     except engine.errors as error:
         raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
     return "; ".join([f"database ok, {plural(tables, 'table')}", *(finding.text for finding in findings)])
 
 
-def check_integrity(engine: Engine, connection: Any, size: int, *, newer: bool = False) -> tuple[int, list[Finding]]:
+def check_integrity(
+    engine: Engine, connection: Any, size: int, *, newer: bool = False, placeholders: Placeholders | None = None
+) -> tuple[int, list[Finding]]:
     """Check size, structure and pages of an open database; return the number of its tables, and what else was found.
 
     :param size: bytes of its file. integrity_check does not notice a page too many, cipher_integrity_check not one
@@ -210,14 +212,23 @@ def check_integrity(engine: Engine, connection: Any, size: int, *, newer: bool =
     """
     if engine.db_pass:
         check_pages(connection)
-    tables, findings = find_all(connection, size, newer=newer, encrypted=engine.db_pass is not None)
+    tables, findings = find_all(
+        connection, size, newer=newer, encrypted=engine.db_pass is not None, placeholders=placeholders
+    )
     refuse_damaged(findings)
     if not tables:
         raise EmptyBackupError("the database has no tables")
     return tables, findings
 
 
-def find_all(connection: Any, size: int | None, *, encrypted: bool, newer: bool = False) -> tuple[int, list[Finding]]:
+def find_all(
+    connection: Any,
+    size: int | None,
+    *,
+    encrypted: bool,
+    newer: bool = False,
+    placeholders: Placeholders | None = None,
+) -> tuple[int, list[Finding]]:
     """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
     :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
@@ -231,7 +242,7 @@ def find_all(connection: Any, size: int | None, *, encrypted: bool, newer: bool 
         missing = (pages * page_size - size) / page_size
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
         return 0, [Finding(STRUCTURE, what)]
-    findings = find(connection, newer=newer, content=size is not None)
+    findings = find(connection, newer=newer, content=size is not None, placeholders=placeholders)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     return tables, findings
 

@@ -153,7 +153,7 @@ class DatabaseImage:
 def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
     """Open a database image for checking: SQLite in memory, SQLCipher in the RAM folder."""
     if image.path:
-        with contextlib.closing(engine.look(image.path, immutable=True)) as connection:
+        with contextlib.closing(engine.look(image.path, mode="rw")) as connection:
             yield connection
         return
     with contextlib.closing(engine.look(":memory:", mode="rw")) as connection:
