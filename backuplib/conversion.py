@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from backuplib.database import (
-    SQLITE_MAGIC,
     Engine,
     check_integrity,
     cipher_key,
     distrust_schema,
-    file_uri,
     quoted_passphrase,
     sidecars,
 )
@@ -31,9 +29,10 @@ from backuplib.findings import CONTENT
 from backuplib.formatting import quoted_identifier
 from backuplib.image import DatabaseImage
 from backuplib.ram_folder import RamFolder
-from backuplib.schema import NewestSQLite, Placeholders, read_schema, set_table_sql, without_not_null
+from backuplib.schema import Placeholders, read_schema, set_table_sql, without_not_null
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
+from backuplib.storage import begins_plain
 
 _FIRST_PAGE = 65536  # bytes of the largest page, enough to recognise a format
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
@@ -105,7 +104,7 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
         _check_passphrase(backup_pass)
     with image.buffer.getbuffer() as view:
         head = bytes(view[:_FIRST_PAGE])
-    if head.startswith(SQLITE_MAGIC):
+    if begins_plain(head):
         return Source("SQLite", as_configured=not engine.db_pass)
     if looks_like_sql_dump(head):
         return Source("SQL dump")
@@ -119,7 +118,7 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
     if found is None and backup_pass is not None:
         wrong = "neither DB_PASS nor --backup-db-pass opens" if engine.db_pass else "--backup-db-pass does not open"
         raise WrongDbPassError(
-            f"{wrong} the database in the backup",
+            f"{wrong} the database in the backup: it has another passphrase or other cipher settings",
             hint="Run this again with the DB_PASS of the time when the backup was made. If that is what you gave, the "
             "backup is corrupted or not a SQLCipher database: restore another one (--list).",
         )
@@ -242,16 +241,14 @@ def convert(
 
 
 def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
+    from backuplib.newest import NewestSQLite
+
     image.buffer.seek(0)
-    opened: Any = (
-        _connect(_sqlcipher(), new, cached_statements=0)
-        if engine.db_pass
-        else NewestSQLite(file_uri(new, "rw"), cached_statements=0)
-    )
-    with contextlib.closing(opened) as connection:
+    module = _sqlcipher() if engine.db_pass else NewestSQLite
+    with contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
         if engine.db_pass:
             connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
-        _guard(_sqlcipher() if engine.db_pass else NewestSQLite, connection)
+        _guard(module, connection)
         _write_fast(connection)
         seconds = _PATIENCE + image.size / _SLOWEST
         loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
@@ -373,9 +370,10 @@ def _sqlcipher() -> Any:
 
 def _connect(module: Any, path: Path, query: str = "mode=rw", *, cached_statements: int = 128) -> Any:
     uri = f"{path.as_uri()}?{query}"
+    if module is not _sqlcipher():
+        return module(uri, cached_statements=cached_statements)
     connection = module.connect(uri, uri=True, isolation_level=None, cached_statements=cached_statements)
-    if module is not sqlite3:
-        connection.execute("PRAGMA cipher_log_level = NONE")
+    connection.execute("PRAGMA cipher_log_level = NONE")
     return connection
 
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import apsw
-
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
 from backuplib.formatting import plural, quoted
-from backuplib.schema import NewestSQLite, Placeholders
+from backuplib.schema import Placeholders
 from backuplib.secret import Secret
 
 if TYPE_CHECKING:
@@ -89,7 +87,11 @@ class Engine:
     @property
     def errors(self) -> tuple[type[Exception], type[Exception], type[UnicodeDecodeError]]:
         """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
-        return (self._module.Error, apsw.Error, UnicodeDecodeError)
+        if self.db_pass:
+            return (self._module.Error, self._module.Error, UnicodeDecodeError)
+        from backuplib.newest import NewestSQLite
+
+        return (self._module.Error, NewestSQLite.Error, UnicodeDecodeError)
 
     def connect(
         self,
@@ -133,6 +135,8 @@ class Engine:
         if self.db_pass:
             connection = self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
         else:
+            from backuplib.newest import NewestSQLite
+
             connection = NewestSQLite(file_uri(path, mode, immutable=immutable))
             connection.set_busy_timeout(int(timeout * 1000))
             distrust_schema(NewestSQLite, connection)
@@ -258,8 +262,10 @@ def written_by_newer(header: bytes) -> bool:
 
     SQLite file format, sections 1.3.5 and 1.3.16: the version counts when both counters agree.
     """
+    from apsw import SQLITE_VERSION_NUMBER
+
     valid = header[24:28] == header[92:96]
-    return valid and int.from_bytes(header[96:100]) > apsw.SQLITE_VERSION_NUMBER
+    return valid and int.from_bytes(header[96:100]) > SQLITE_VERSION_NUMBER
 
 
 def missing_pages_text(number: float) -> str:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import apsw
-
 from backuplib.errors import DamagedDatabaseError, UnknownSchemaError, choose_another_backup_hint
 from backuplib.formatting import plural, printable, quoted_identifier, shortened
 from backuplib.schema import (
@@ -26,6 +24,7 @@ from backuplib.schema import (
     engine_errors,
     error_text,
     given,
+    is_newest,
     read_schema,
     shown_name,
 )
@@ -156,7 +155,7 @@ class _Check:
 
     def __init__(self, connection: Any, placeholders: Placeholders, *, newer: bool) -> None:
         self._connection = connection
-        self._newest = isinstance(connection, apsw.Connection)
+        self._newest = is_newest(connection)
         self._errors = engine_errors(connection)
         self._encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
         self._placeholders = placeholders
@@ -232,8 +231,7 @@ class _Check:
     def structure_and_content(self) -> list[Finding]:
         """Check the database as a whole; where a statement fails for other reasons than damage, table by table."""
         try:
-            if not self._broken:
-                self._check_whole()
+            if not self._broken and self._check_whole():
                 return self._findings(self._said)
         except self._errors as error:
             if not _statement_fails(error):
@@ -252,13 +250,13 @@ class _Check:
             said += Counter({text: count for text, count in self._said.items() if classify(text)[0] == STRUCTURE})
         return self._findings(said)
 
-    def _check_whole(self) -> None:
-        if self._newest and any(entry.escaped for entry in self._schema):
+    def _check_whole(self) -> bool:
+        """Listen to the check of the database; False when it was cut short."""
+        if self._newest and any(entry.escaped for entry in self._schema):  # apsw cannot read such messages as text
             self._retried(lambda: self._listen(_CAPPED))
-            if self._said.total() >= _CAP:
-                raise apsw.TooBigError  # each table alone, then
-        else:
-            self._retried(lambda: self._listen(f"PRAGMA integrity_check({_EVERYTHING})"))
+            return self._said.total() < _CAP
+        self._retried(lambda: self._listen(f"PRAGMA integrity_check({_EVERYTHING})"))
+        return True
 
     def _check_table(self, entry: Entry) -> None:
         def check() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import apsw
+from typing import Any
 
 from backuplib.errors import NeedsTheBotError
 from backuplib.formatting import quoted_identifier, shortened, some_of
@@ -25,46 +23,8 @@ _REFUSED = re.compile(
     r"(?P<function>\w+)"
 )
 _VIRTUAL = re.compile(r"create\s+virtual\s+table\b", re.IGNORECASE)
-_INNOCUOUS = 0x200000  # SQLITE_INNOCUOUS: may be used in a schema that is not trusted
+INNOCUOUS = 0x200000  # SQLITEINNOCUOUS: may be used in a schema that is not trusted
 _MOST = 100  # placeholders
-
-
-class NewestSQLite(apsw.Connection):
-    """The SQLite that apsw brings, under the names that sqlite3 and sqlcipher3 have for what is used of it here."""
-
-    Error: ClassVar = apsw.Error
-    Warning: ClassVar = apsw.ExecTraceAbort  # a second statement in one text, as sqlite3 tells it, too
-
-    def __init__(self, name: str, *, isolation_level: None = None, cached_statements: int = 100) -> None:
-        """Open a database, a URI says in which mode; there is no isolation level, which sqlite3 has to be told."""
-        del isolation_level
-        super().__init__(name, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI, statementcachesize=cached_statements)
-        self.begun = False
-        self.exec_trace = self._is_first
-
-    def _is_first(self, *_: object) -> bool:
-        first, self.begun = not self.begun, True
-        return first
-
-    def execute(self, sql: str, values: Iterable[Any] = ()) -> apsw.Cursor:  # type: ignore[override]  # one statement
-        """Run one statement."""
-        self.begun = False
-        return super().execute(sql, tuple(values))
-
-    def create_function(
-        self, name: str, arguments: int, function: Callable[..., Any] | None, *, deterministic: bool = False
-    ) -> None:
-        """Register a function that is harmless."""
-        self.create_scalar_function(name, function, arguments, deterministic=deterministic, flags=_INNOCUOUS)
-
-    def setlimit(self, kind: int, limit: int) -> int:
-        """Set a limit, and return what it was."""
-        return self.limit(kind, limit) if limit < 0 else (self.limit(kind), self.limit(kind, limit))[0]
-
-    def rollback(self) -> None:
-        """End a transaction, if there is one."""
-        if self.in_transaction:
-            self.execute("ROLLBACK")
 
 
 @dataclass(frozen=True)
@@ -107,7 +67,12 @@ def decoded(text: bytes, encoding: str) -> tuple[str, bool]:
 
 def engine_errors(connection: Any) -> tuple[type[Exception], type[UnicodeDecodeError]]:
     """Return the exceptions of a connection; UnicodeDecodeError: its messages may quote names that are not text."""
-    return (apsw.Error if isinstance(connection, apsw.Connection) else connection.Error, UnicodeDecodeError)
+    return (connection.Error, UnicodeDecodeError)
+
+
+def is_newest(connection: Any) -> bool:
+    """Whether a connection is of apsw, which can register more than those of sqlite3 and sqlcipher3."""
+    return hasattr(connection, "register_fts5_tokenizer")
 
 
 def error_text(error: BaseException) -> str:
@@ -155,7 +120,7 @@ class Placeholders:
     def __init__(self, connection: Any, *, spare: str = "") -> None:
         self._connection = connection
         self._spare = spare
-        self._newest = isinstance(connection, apsw.Connection)
+        self._newest = is_newest(connection)
         self._names: dict[str, dict[str, str]] = {"function": {}, "collation": {}, "tokenizer": {}}
         self._refused: set[str] = set()  # functions that SQLite has, but not for such a use
         (self.version,) = connection.execute("SELECT sqlite_version()").fetchone()
@@ -209,12 +174,12 @@ class Placeholders:
             functions = self._connection.execute(f"{known} name = ? COLLATE NOCASE", (name,)).fetchall()
         if not self._newest:
             # A placeholder does not count as innocuous here: the schema is trusted, with all replaced that could harm.
-            unsafe = self._connection.execute(f"{known} NOT flags & {_INNOCUOUS} AND name <> ?", (self._spare,))
+            unsafe = self._connection.execute(f"{known} NOT flags & {INNOCUOUS} AND name <> ?", (self._spare,))
             functions += unsafe.fetchall()
             self._connection.execute("PRAGMA trusted_schema = ON")
         for other, arguments in [*functions, (name, -1)]:
             if self._newest:
-                options = {"deterministic": True, "flags": _INNOCUOUS}
+                options = {"deterministic": True, "flags": INNOCUOUS}
                 self._connection.create_scalar_function(other, _null, arguments, **options)
             else:
                 self._connection.create_function(other, arguments, _null, deterministic=True)

@@ -21,7 +21,7 @@ from sqlcipher3 import dbapi2 as sqlcipher
 
 from backuplib import sql_dump
 from backuplib.errors import ExitCode, NeedsTheBotError
-from backuplib.schema import NewestSQLite
+from backuplib.newest import NewestSQLite
 from backuplib.sql_dump import LoadedDump, UnusableDumpError, load_sql_dump, looks_like_sql_dump
 from tests.support.dumps import DUMPERS, Dumper, Table, build, databases, dump_like_the_bot, quoted
 
