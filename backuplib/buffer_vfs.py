@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import apsw
 
-from backuplib.database import distrust_connection
+from backuplib.database import newest_connection
 from backuplib.storage import JOURNAL_BYTES
 
 _NAME = "buffer"
@@ -69,12 +70,12 @@ class _FileSystem(apsw.VFS):
 
 
 @contextlib.contextmanager
-def opened_buffer(view: memoryview) -> Iterator[apsw.Connection]:
+def opened_buffer(view: memoryview) -> Iterator[Any]:
     """Open the database in a buffer; not as read-only, since SQLite does not look at CHECK constraints then."""
     system = _FileSystem(view)
     try:
-        with contextlib.closing(apsw.Connection("database", flags=apsw.SQLITE_OPEN_READWRITE, vfs=_NAME)) as connection:
-            distrust_connection(connection)
+        with contextlib.closing(newest_connection(f"file:database?vfs={_NAME}")) as connection:
+            connection.execute("PRAGMA query_only=ON")
             yield connection
     finally:
         system.unregister()

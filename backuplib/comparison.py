@@ -14,16 +14,16 @@ from backuplib.database import (
     database_files,
     find_all,
     mode_for_reading,
-    quoted_identifier,
     sidecars,
 )
 from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnreadableDatabaseError, UnsoundBackupError, explain
 from backuplib.files import drop
-from backuplib.findings import Finding, is_damaged, read_schema, refuse_damaged
-from backuplib.formatting import aligned, plural, row_count, shortened, some_of
+from backuplib.findings import Finding, is_damaged, refuse_damaged
+from backuplib.formatting import aligned, plural, quoted_identifier, row_count, shortened, some_of
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
 from backuplib.ram_folder import RamFolder
+from backuplib.schema import read_schema
 
 
 @dataclass(frozen=True)

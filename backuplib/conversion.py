@@ -16,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from backuplib.database import (
-    SQLITE_MAGIC,
     Engine,
     check_integrity,
     cipher_key,
     distrust_schema,
-    quoted_identifier,
     quoted_passphrase,
     sidecars,
 )
 from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
 from backuplib.files import CHUNK, create_file
+from backuplib.findings import CONTENT
+from backuplib.formatting import quoted_identifier
 from backuplib.image import DatabaseImage
 from backuplib.inspection import PATIENCE_SECONDS, Inspection
 from backuplib.ram_folder import RamFolder
+from backuplib.schema import Placeholders, read_schema, set_table_sql, without_not_null
 from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
+from backuplib.storage import begins_plain
 
 _FIRST_PAGE = 65536  # bytes of the largest page, enough to recognise a format
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
@@ -104,7 +106,7 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
         _check_passphrase(backup_pass)
     with image.buffer.getbuffer() as view:
         head = bytes(view[:_FIRST_PAGE])
-    if head.startswith(SQLITE_MAGIC):
+    if begins_plain(head):
         return Source("SQLite", as_configured=not engine.db_pass)
     if looks_like_sql_dump(head):
         return Source("SQL dump")
@@ -118,7 +120,7 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
     if found is None and backup_pass is not None:
         wrong = "neither DB_PASS nor --backup-db-pass opens" if engine.db_pass else "--backup-db-pass does not open"
         raise WrongDbPassError(
-            f"{wrong} the database in the backup",
+            f"{wrong} the database in the backup: it has another passphrase or other cipher settings",
             hint="Run this again with the DB_PASS of the time when the backup was made. If that is what you gave, the "
             "backup is corrupted or not a SQLCipher database: restore another one (--list).",
         )
@@ -256,15 +258,17 @@ def _converted(
             old.rename(new)
             return done
         return _export(source, engine, old, new, image.size, limit=limit)
-    except (sqlite3.Error, _sqlcipher().Error, UnicodeDecodeError, OSError, MemoryError) as error:
+    except (*engine.errors, sqlite3.Error, _sqlcipher().Error, OSError, MemoryError) as error:
         if isinstance(error, MemoryError) or "is full" in str(error):
             raise TooLargeError(limit) from None
         raise CannotConvertError(f"cannot convert the backup ({source.name}): {error}") from None
 
 
 def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
-    module = _sqlcipher() if engine.db_pass else sqlite3
+    from backuplib.newest import NewestSQLite
+
     image.buffer.seek(0)
+    module = _sqlcipher() if engine.db_pass else NewestSQLite
     with contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
         if engine.db_pass:
             connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
@@ -274,13 +278,12 @@ def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress:
         loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
         if engine.db_pass:
             connection.execute("PRAGMA journal_mode = WAL")
-    problems = tuple(f"foreign key violations in the dump: {text}" for text in loaded.foreign_key_problems)
-    return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", problems)
+    return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", loaded.left_out)
 
 
 def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
     """Encrypt every page with the new passphrase; nothing else of the database changes."""
-    with _opened_source(source, path, size) as connection:
+    with _opened_source(source, path, size) as (connection, _, _):
         journal = _value(connection, "journal_mode")
         _write_fast(connection)
         connection.execute("PRAGMA journal_mode = OFF")
@@ -291,7 +294,7 @@ def _rekey(source: Source, db_pass: Secret, path: Path, size: int) -> Converted:
 
 def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, limit: int) -> Converted:
     """Rebuild the database with sqlcipher_export, and copy what that leaves out."""
-    with _opened_source(source, old, size) as connection:
+    with _opened_source(source, old, size) as (connection, placeholders, doubtful):
         kept = {name: int(_value(connection, f"main.{name}")) for name in ("user_version", "application_id")}
         page_size, auto_vacuum = (int(_value(connection, f"main.{name}")) for name in ("page_size", "auto_vacuum"))
         journal = _value(connection, "main.journal_mode")
@@ -304,17 +307,24 @@ def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, 
         pages = max(1, limit // int(_value(connection, "converted.page_size")))
         connection.execute(f"PRAGMA converted.max_page_count = {pages}")
         tables = _tables_with_rowids(connection)
+        # Rows may have NULL where the schema, made NOT NULL later, does not allow it.
+        relaxed = {entry.name: entry.sql for entry in read_schema(connection) if entry.name in doubtful}
+        for name, sql in relaxed.items():
+            set_table_sql(connection, "main", name, without_not_null(sql))
         with _only_exporting(connection):
             connection.execute("SELECT sqlcipher_export('converted')").fetchone()
             _restore_rowids(connection, tables)
+        for name, sql in relaxed.items():
+            set_table_sql(connection, "converted", name, sql)
+        left_out = placeholders.leave_out("converted")
         for name, value in kept.items():
             connection.execute(f"PRAGMA converted.{name} = {value}")
         connection.execute("DETACH converted")
     with contextlib.closing(engine.connect(new)) as connection:
         connection.execute(f"PRAGMA journal_mode = {'WAL' if journal == 'wal' else 'DELETE'}")
     changed = engine.db_pass and page_size != _BOTS_PAGES and source.version in (0, _BOTS_VERSION)
-    note = (f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}",) if changed else ()
-    return Converted(f"{source.name} → {_target(engine)}", note)
+    notes = [f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}"] if changed else []
+    return Converted(f"{source.name} → {_target(engine)}", (*notes, *left_out))
 
 
 @contextlib.contextmanager
@@ -383,9 +393,10 @@ def _sqlcipher() -> Any:
 
 def _connect(module: Any, path: Path, query: str = "mode=rw", *, cached_statements: int = 128) -> Any:
     uri = f"{path.as_uri()}?{query}"
+    if module is not _sqlcipher():
+        return module(uri, cached_statements=cached_statements)
     connection = module.connect(uri, uri=True, isolation_level=None, cached_statements=cached_statements)
-    if module is not sqlite3:
-        connection.execute("PRAGMA cipher_log_level = NONE")
+    connection.execute("PRAGMA cipher_log_level = NONE")
     return connection
 
 
@@ -396,15 +407,28 @@ def _set_key(connection: Any, key: str, version: int, page_size: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened_source(source: Source, path: Path, size: int) -> Iterator[Any]:
-    """Open and check the database: an export would silently drop a corrupted index, or pages that it does not read."""
-    with contextlib.closing(_connect(_sqlcipher(), path)) as connection:
+def _opened_source(source: Source, path: Path, size: int) -> Iterator[tuple[Any, Placeholders, set[str]]]:
+    """Open and check the database: an export would silently drop a corrupted index, or pages that it does not read.
+
+    Yields the placeholders for what only the bot has, too, and the tables with rows that a constraint would refuse.
+    """
+
+    def opened() -> Any:
+        connection = _connect(_sqlcipher(), path)
         if source.version:
             _set_key(connection, source.key, source.version, source.page_size)
         _guard(_sqlcipher(), connection)
-        hashed = source.version > 1  # pages of SQLCipher 1 have no authentication code
-        check_integrity(Engine(Secret(source.key) if hashed else None), connection, size)
-        yield connection
+        return connection
+
+    hashed = source.version > 1  # pages of SQLCipher 1 have no authentication code
+    with contextlib.closing(opened()) as checking:
+        needed = Placeholders(checking)
+        engine = Engine(Secret(source.key) if hashed else None)
+        _, findings = check_integrity(engine, checking, size, placeholders=needed)
+    with contextlib.closing(opened()) as connection:
+        placeholders = Placeholders(connection, spare="sqlcipher_export")
+        placeholders.adopt(needed)
+        yield connection, placeholders, {finding.table for finding in findings if finding.kind == CONTENT}
 
 
 def _guard(module: Any, connection: Any) -> None:

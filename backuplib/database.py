@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import apsw
-
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
 from backuplib.formatting import plural, quoted
+from backuplib.schema import Placeholders
 from backuplib.secret import Secret
 
 if TYPE_CHECKING:
@@ -64,12 +63,7 @@ def cipher_key(passphrase: Secret, salt: bytes, version: int) -> str:
     return f"\"x'{key.hex()}{salt.hex()}'\""
 
 
-def quoted_identifier(name: str) -> str:
-    """Return the name of a table or column quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def file_uri(path: Path | str, mode: str, *, immutable: bool) -> str:
+def file_uri(path: Path | str, mode: str, *, immutable: bool = False) -> str:
     """Return a path as SQLite opens it."""
     return "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
 
@@ -93,7 +87,11 @@ class Engine:
     @property
     def errors(self) -> tuple[type[Exception], type[Exception], type[UnicodeDecodeError]]:
         """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
-        return (self._module.Error, apsw.Error, UnicodeDecodeError)
+        if self.db_pass:
+            return (self._module.Error, self._module.Error, UnicodeDecodeError)
+        from backuplib.newest import NewestSQLite
+
+        return (self._module.Error, NewestSQLite.Error, UnicodeDecodeError)
 
     def connect(
         self,
@@ -129,13 +127,17 @@ class Engine:
     def look(
         self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 5.0
     ) -> Any:  # of apsw or sqlcipher3, whose connections have little in common but execute()
-        """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is."""
+        """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is.
+
+        :param mode: "ro" leaves out CHECK constraints, which SQLite does not read from a read-only file.
+        """
+        connection: Any
         if self.db_pass:
-            return self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
-        flags = apsw.SQLITE_OPEN_READONLY if mode == "ro" else apsw.SQLITE_OPEN_READWRITE
-        connection = apsw.Connection(file_uri(path, mode, immutable=immutable), flags | apsw.SQLITE_OPEN_URI)
-        connection.set_busy_timeout(int(timeout * 1000))
-        distrust_connection(connection)
+            connection = self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
+        else:
+            connection = newest_connection(file_uri(path, mode, immutable=immutable))
+            connection.set_busy_timeout(int(timeout * 1000))
+        connection.execute("PRAGMA query_only=ON")
         return connection
 
     def derive_key(self, path: Path) -> None:
@@ -166,14 +168,17 @@ def mode_for_reading(path: Path) -> str:
     return "ro" if any(sidecar.exists() for sidecar in beside) else "rw"
 
 
-def distrust_connection(connection: apsw.Connection) -> None:
-    """The same as :func:`distrust_schema`, for apsw."""
-    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no SQL can corrupt the file
-    for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
-        connection.execute(f"PRAGMA {setting}")
+def newest_connection(uri: str) -> Any:
+    """Open a plain database with the newest SQLite that there is, whose schema may be hostile."""
+    from backuplib.newest import NewestSQLite
+
+    connection = NewestSQLite(uri)
+    distrust_schema(NewestSQLite, connection)
+    connection.execute("PRAGMA temp_store=MEMORY")
+    return connection
 
 
-def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
+def distrust_schema(module: Any, connection: Any) -> None:
     """Disarm a hostile schema, and have cells checked before they are used.
 
     SQLite 3.38 to 3.40 list their own JSON functions as unsafe, and so report sound databases as corrupted: with these
@@ -195,7 +200,7 @@ def distrust_schema(module: Any, connection: sqlite3.Connection) -> None:
 @functools.cache
 def _unsafe_functions(module: Any) -> frozenset[str]:
     innocuous = 0x200000
-    with contextlib.closing(module.connect(":memory:")) as connection:
+    with contextlib.closing(getattr(module, "connect", module)(":memory:")) as connection:
         rows = connection.execute("SELECT name FROM pragma_function_list WHERE NOT flags & ?", (innocuous,))
         return frozenset(name for (name,) in rows)
 
@@ -204,14 +209,16 @@ def check_database(engine: Engine, path: Path) -> str:
     """Check a database file that nobody else has open; return the result for people, or raise UnsoundBackupError."""
     size = path.stat().st_size
     try:
-        with contextlib.closing(engine.look(path, immutable=True)) as connection:
+        with contextlib.closing(engine.look(path, mode="rw")) as connection:
             tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
     except engine.errors as error:
         raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
     return "; ".join([f"database ok, {plural(tables, 'table')}", *(finding.text for finding in findings)])
 
 
-def check_integrity(engine: Engine, connection: Any, size: int, *, newer: bool = False) -> tuple[int, list[Finding]]:
+def check_integrity(
+    engine: Engine, connection: Any, size: int, *, newer: bool = False, placeholders: Placeholders | None = None
+) -> tuple[int, list[Finding]]:
     """Check size, structure and pages of an open database; return the number of its tables, and what else was found.
 
     :param size: bytes of its file. integrity_check does not notice a page too many, cipher_integrity_check not one
@@ -220,14 +227,23 @@ def check_integrity(engine: Engine, connection: Any, size: int, *, newer: bool =
     """
     if engine.db_pass:
         check_pages(connection)
-    tables, findings = find_all(connection, size, newer=newer, encrypted=engine.db_pass is not None)
+    tables, findings = find_all(
+        connection, size, newer=newer, encrypted=engine.db_pass is not None, placeholders=placeholders
+    )
     refuse_damaged(findings)
     if not tables:
         raise EmptyBackupError("the database has no tables")
     return tables, findings
 
 
-def find_all(connection: Any, size: int | None, *, encrypted: bool, newer: bool = False) -> tuple[int, list[Finding]]:
+def find_all(
+    connection: Any,
+    size: int | None,
+    *,
+    encrypted: bool,
+    newer: bool = False,
+    placeholders: Placeholders | None = None,
+) -> tuple[int, list[Finding]]:
     """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
     :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
@@ -241,7 +257,7 @@ def find_all(connection: Any, size: int | None, *, encrypted: bool, newer: bool 
         missing = (pages * page_size - size) / page_size
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
         return 0, [Finding(STRUCTURE, what)]
-    findings = find(connection, newer=newer, content=size is not None)
+    findings = find(connection, newer=newer, content=size is not None, placeholders=placeholders)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     return tables, findings
 
@@ -257,8 +273,10 @@ def written_by_newer(header: bytes) -> bool:
 
     SQLite file format, sections 1.3.5 and 1.3.16: the version counts when both counters agree.
     """
+    from apsw import SQLITE_VERSION_NUMBER
+
     valid = header[24:28] == header[92:96]
-    return valid and int.from_bytes(header[96:100]) > apsw.SQLITE_VERSION_NUMBER
+    return valid and int.from_bytes(header[96:100]) > SQLITE_VERSION_NUMBER
 
 
 def missing_pages_text(number: float) -> str:

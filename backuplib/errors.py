@@ -303,6 +303,14 @@ class DamagedDatabaseError(UnsoundBackupError):
     """The database in the backup is damaged."""
 
 
+class UnknownSchemaError(UnsoundBackupError):
+    """The schema of the database in the backup takes a newer SQLite, or is damaged."""
+
+
+class NeedsTheBotError(UnsoundBackupError):
+    """The database cannot be built anew without a function or collation that only the bot has."""
+
+
 class WrongDbPassError(UnsoundBackupError):
     """No passphrase that is known opens the database in the backup."""
 

@@ -13,10 +13,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import apsw
-
-from backuplib.errors import DamagedDatabaseError
-from backuplib.formatting import plural, printable, shortened, some_of
+from backuplib.errors import DamagedDatabaseError, UnknownSchemaError, choose_another_backup_hint
+from backuplib.formatting import plural, printable, quoted_identifier, shortened
+from backuplib.schema import (
+    WIDTH,
+    Entry,
+    Placeholders,
+    Suspects,
+    decoded,
+    engine_errors,
+    error_text,
+    given,
+    is_newest,
+    read_schema,
+    shown_name,
+)
 
 STRUCTURE, CONTENT, UNCHECKED = "structure", "content", "unchecked"
 
@@ -68,25 +79,14 @@ MESSAGES = tuple(
     )
 )
 
-# A statement that fails for want of a name, of what the bot registers on its connection or a newer SQLite has
-_MISSING = re.compile(
-    r"(?:no such function: |unknown function: |not authorized to use function: |wrong number of arguments to function "
-    r"|unsafe use of |non-deterministic use of |unable to use function )(?P<function>\w+)"
-    r"|no such collation sequence: (?P<collation>.+)|no such tokenizer: (?P<tokenizer>.+)",
-    re.DOTALL,
-)
 _MALFORMED = re.compile(r"malformed database schema \((?P<name>.*?)\) - (?P<reason>.*)", re.DOTALL)
 _SYNTAX = re.compile(r"syntax error|unrecognized token|unknown (?:table option|datatype|join type)|incomplete input")
 _NOT_HERE = re.compile(r"no such module: (?P<module>.+)|(?:no such|unknown) tokenizer: (?P<tokenizer>.+)", re.DOTALL)
-_VIRTUAL = re.compile(r"create\s+virtual\s+table\b", re.IGNORECASE)
 _FTS5 = re.compile(r"\busing\s+\W?fts5\b", re.IGNORECASE)
-_MOST_STUBS = 100
 _EVERYTHING = 10**9  # messages: an end would hide damage behind content
 _CAP = 100  # messages about one table: SQLite takes no other number together with its name
 _CAPPED = "SELECT CAST(integrity_check AS BLOB) FROM pragma_integrity_check"  # for names that are not valid text
-_WIDTH = 60  # characters of a name
 _ROWIDS = re.compile(r"(?<=owid )-?\d+|(?<=Mapping \()-?\d+ -> -?\d+")
-_INNOCUOUS = 0x200000  # SQLITE_INNOCUOUS: may be used in a schema that is not trusted
 
 # SQLITE_ERROR, _TOOBIG, _MISMATCH, _AUTH, _RANGE: a statement that fails, not a file that is damaged or in use
 _STATEMENT_FAILS = {1, 18, 20, 23, 25}
@@ -128,99 +128,46 @@ def error_code(error: BaseException) -> int:
     return int(code) & 0xFF
 
 
-def find(connection: Any, *, newer: bool = False, content: bool = True) -> list[Finding]:
+def find(
+    connection: Any, *, newer: bool = False, content: bool = True, placeholders: Placeholders | None = None
+) -> list[Finding]:
     """Check the structure of a database, and its rows against its schema.
 
     :param connection: of apsw, sqlcipher3 or sqlite3. Placeholders for what it lacks are registered on it.
     :param newer: the schema may take a newer SQLite than this one: what is not understood is left out.
     :param content: whether foreign keys are looked at, too.
+    :param placeholders: those of the connection, where the caller wants to know them.
+    :raises UnknownSchemaError: when this SQLite does not understand the schema, and it is not ``newer``.
     :raises: the connection's errors, when the file is so damaged that it cannot be opened, or is locked.
     """
-    check = _Check(connection, newer=newer)
+    check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
     found = check.structure_and_content()
     if is_damaged(found):
         return found
     return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An entry of the schema. ``escaped``: ``name`` or ``sql`` is not valid text; ``raw`` is the name as it is."""
-
-    type: str
-    name: str
-    sql: str
-    raw: bytes
-    escaped: bool = False
-
-    @property
-    def internal(self) -> bool:
-        return self.name.startswith("sqlite_")
-
-    @property
-    def virtual(self) -> bool:
-        return self.type == "table" and _VIRTUAL.match(self.sql) is not None
-
-
-def read_schema(connection: Any) -> list[Entry]:
-    """Return everything in the schema."""
-    encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
-    columns = "CAST(type AS BLOB), CAST(name AS BLOB), CAST(sql AS BLOB)"
-    found = []
-    for row in connection.execute(f"SELECT {columns} FROM sqlite_master").fetchall():
-        kind, name, sql = (_decoded(part or b"", encoding) for part in row)
-        found.append(Entry(kind[0], name[0], sql[0], row[1] or b"", name[1] or sql[1]))
-    return found
-
-
-def error_text(error: BaseException) -> str:
-    """Return the message of an exception; one that quotes a name which is not valid text is escaped."""
-    text = error.object if isinstance(error, UnicodeDecodeError) else str(error)
-    return text.decode(errors="backslashreplace") if isinstance(text, bytes) else text
-
-
 # --- the check -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Suspects:
-    """What takes a name that has only a placeholder: what SQLite says about it may be wrong."""
-
-    tables: frozenset[str] = frozenset()
-    columns: frozenset[str] = frozenset()  # generated ones, as "table.column"
-    indexes: frozenset[str] = frozenset()
-    keys: frozenset[str] = frozenset()  # tables without rowids that lie in the order of a collation
-
-    def concern(self, names: dict[str, str]) -> bool:
-        """Whether a message that names these is about one of them."""
-        return (
-            names.get("table", names.get("words_of")) in self.tables
-            or names.get("column") in self.columns
-            or names.get("index") in self.indexes
-            or names.get("key_of") in self.keys
-        )
 
 
 class _Check:
     """One check of one database."""
 
-    def __init__(self, connection: Any, *, newer: bool) -> None:
+    def __init__(self, connection: Any, placeholders: Placeholders, *, newer: bool) -> None:
         self._connection = connection
-        self._newest = isinstance(connection, apsw.Connection)
-        self._errors = (apsw.Error if self._newest else connection.Error, UnicodeDecodeError)
+        self._newest = is_newest(connection)
+        self._errors = engine_errors(connection)
         self._encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
-        self._stubs: dict[str, dict[str, str]] = {"function": {}, "collation": {}, "tokenizer": {}}
-        self._refused: set[str] = set()  # functions that SQLite has, but not for such a use
-        self._suspects = _Suspects()
+        self._placeholders = placeholders
+        self._suspects = Suspects()
         self._unchecked: list[Finding] = []
         self._left_out = False  # something is not in the schema as it was read: its pages seem unused
         self._said: Counter[str] = Counter()  # messages of the last statement
         if not self._newest:
             connection.text_factory = lambda text: text.decode(errors="backslashreplace")
-        self._version = connection.execute("SELECT sqlite_version()").fetchone()[0]
         self._schema: list[Entry] = []
         self._schema = self._open_schema(newer=newer)
-        self._suspects = self._find_suspects()
+        self._suspects = self._placeholders.suspects(self._schema)
         self._broken = self._open_virtual_tables()
 
     def _open_schema(self, *, newer: bool) -> list[Entry]:
@@ -231,10 +178,17 @@ class _Check:
             return list(self._retried(read))
         except self._errors as error:
             malformed = _MALFORMED.search(error_text(error))
-            if not malformed or not newer or not _SYNTAX.search(malformed["reason"]):
+            if not malformed or not _SYNTAX.search(malformed["reason"]):
                 raise
-        name, reason = malformed["name"], shortened(malformed["reason"], _WIDTH)
-        self._note(name, f"SQLite {self._version} does not understand the schema of {_name(name)}: {reason}")
+        name, reason = malformed["name"], shortened(malformed["reason"], WIDTH)
+        text = f"SQLite {self._placeholders.version} does not understand the schema of {shown_name(name)}: {reason}"
+        if not newer:
+            raise UnknownSchemaError(
+                f"{text}; it is damaged, or made for a newer SQLite",
+                hint="If the bot's SQLite is newer, get it here, too: pip install --upgrade apsw. "
+                f"{choose_another_backup_hint()}",
+            )
+        self._note(name, f"{text}; it was not checked")
         self._connection.execute("PRAGMA writable_schema = ON")  # what cannot be read is passed over then
         self._left_out = True
         return list(self._retried(read))
@@ -247,97 +201,37 @@ class _Check:
             queries += ["SELECT 1 FROM {0} WHERE {0} MATCH 'a' LIMIT 1"] if _FTS5.search(entry.sql) else []
             try:
                 for query in queries:
-                    self._run(query.format('"' + entry.name.replace('"', '""') + '"'))
+                    self._run(query.format(quoted_identifier(entry.name)))
             except self._errors as error:
-                if lacks := _NOT_HERE.search(error_text(error)):  # else the check will say what is wrong
-                    kind, name = _given(lacks)
-                    self._note(entry.name, f"{self._lacks(kind, name)}: table {_name(entry.name)} was not checked")
+                if missing := _NOT_HERE.search(error_text(error)):  # else the check will say what is wrong
+                    kind, name = given(missing)
+                    lacks = self._placeholders.lacks(kind, name)
+                    self._note(entry.name, f"{lacks}: table {shown_name(entry.name)} was not checked")
                     broken += [entry] if kind == "tokenizer" else []
         return broken
 
     def _note(self, table: str, text: str) -> None:
         self._unchecked.append(Finding(UNCHECKED, text, table))
 
-    def _lacks(self, kind: str, name: str) -> str:
-        return f"SQLite {self._version} has no {kind} {_name(name)}, which the bot must have"
-
-    # --- what the connection lacks -------------------------------------------------------------------------------
-
     def _run(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         return list(self._retried(lambda: self._connection.execute(sql, values).fetchall()))
 
     def _retried(self, step: Callable[[], Any]) -> Any:
         """Run a step anew with a placeholder for each name that it lacks."""
-        for _ in range(_MOST_STUBS):
+        while True:
             try:
                 return step()
             except self._errors as error:
-                missing = _MISSING.search(error_text(error))
-                if not missing or not self._stub(*_given(missing)):
+                if not (self._placeholders.for_lack(error) or self._placeholders.for_refusal(error)):
                     raise
-        return step()
-
-    def _stub(self, kind: str, name: str) -> bool:
-        """Register a placeholder; False where there is one already, or none is possible."""
-        if name.lower() in self._stubs[kind] or (kind == "tokenizer" and not self._newest):
-            return False
-        self._stubs[kind][name.lower()] = name
-        if kind == "collation":
-            self._connection.create_collation(name, lambda one, other: (one > other) - (one < other))
-        elif kind == "tokenizer":
-            self._connection.register_fts5_tokenizer(name, lambda *_: lambda *_: [])
-        else:
-            self._stub_function(name)
-        self._suspects = self._find_suspects()
-        return True
-
-    def _stub_function(self, name: str) -> None:
-        def functions(condition: str, *values: object) -> list[tuple[str, int]]:
-            query = f"SELECT DISTINCT name, narg FROM pragma_function_list WHERE {condition}"
-            return list(self._connection.execute(query, values).fetchall())
-
-        stubs = functions("lower(name) = ?", name.lower())
-        self._refused |= {name.lower()} if stubs else set()
-        stubs.append((name, -1))
-        if self._newest:
-            for _, number in stubs:
-                self._connection.create_scalar_function(name, _null, number, deterministic=True, flags=_INNOCUOUS)
-            return
-        # Here a placeholder does not count as innocuous: the schema is trusted, and all that could do harm is replaced.
-        for other, number in [*functions(f"NOT flags & {_INNOCUOUS}"), *stubs]:
-            self._connection.create_function(other, number, _null, deterministic=True)
-        self._connection.execute("PRAGMA trusted_schema = ON")
-
-    def _mentioning(self, names: Iterable[str]) -> list[Entry]:
-        """Return the tables and indexes whose SQL holds one of these words."""
-        words = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
-        return [entry for entry in self._schema if entry.type in {"table", "index"} and words.search(entry.sql)]
-
-    def _find_suspects(self) -> _Suspects:
-        stubs = [name for names in self._stubs.values() for name in names]
-        entries = self._mentioning(stubs) if stubs else []
-        tables = {entry.name for entry in entries if entry.type == "table"}
-        indexes = {entry.name for entry in entries if entry.type == "index"}
-        columns, keys = set(), set()
-        execute = self._connection.execute
-        for table in (entry.name for entry in entries if entry.type == "table" and not entry.virtual):
-            hidden = "SELECT cid, name FROM pragma_table_xinfo(?) WHERE hidden IN (2, 3)"
-            generated = dict(execute(hidden, (table,)).fetchall())
-            columns |= {f"{table}.{name}" for name in generated.values()}
-            for index, origin in execute("SELECT name, origin FROM pragma_index_list(?)", (table,)).fetchall():
-                parts = execute("SELECT cid, coll FROM pragma_index_xinfo(?)", (index,)).fetchall()
-                if any(cid in generated or str(coll).lower() in self._stubs["collation"] for cid, coll in parts):
-                    indexes.add(index)
-                    keys |= {table} if origin == "pk" else set()
-        return _Suspects(*map(frozenset, (tables, columns, indexes, keys)))
+                self._suspects = self._placeholders.suspects(self._schema)
 
     # --- structure and content -----------------------------------------------------------------------------------
 
     def structure_and_content(self) -> list[Finding]:
         """Check the database as a whole; where a statement fails for other reasons than damage, table by table."""
         try:
-            if not self._broken:
-                self._check_whole()
+            if not self._broken and self._check_whole():
                 return self._findings(self._said)
         except self._errors as error:
             if not _statement_fails(error):
@@ -356,13 +250,13 @@ class _Check:
             said += Counter({text: count for text, count in self._said.items() if classify(text)[0] == STRUCTURE})
         return self._findings(said)
 
-    def _check_whole(self) -> None:
-        if self._newest and any(entry.escaped for entry in self._schema):
+    def _check_whole(self) -> bool:
+        """Listen to the check of the database; False when it was cut short."""
+        if self._newest and any(entry.escaped for entry in self._schema):  # apsw cannot read such messages as text
             self._retried(lambda: self._listen(_CAPPED))
-            if self._said.total() >= _CAP:
-                raise apsw.TooBigError  # each table alone, then
-        else:
-            self._retried(lambda: self._listen(f"PRAGMA integrity_check({_EVERYTHING})"))
+            return self._said.total() < _CAP
+        self._retried(lambda: self._listen(f"PRAGMA integrity_check({_EVERYTHING})"))
+        return True
 
     def _check_table(self, entry: Entry) -> None:
         def check() -> None:
@@ -373,7 +267,7 @@ class _Check:
         except self._errors as error:
             if not _statement_fails(error):
                 raise
-            self._note(entry.name, f"table {_name(entry.name)} could not be checked as a whole: {_reason(error)}")
+            self._note(entry.name, f"table {shown_name(entry.name)} could not be checked as a whole: {_reason(error)}")
             self._connection.execute("PRAGMA ignore_check_constraints = ON")
             try:
                 check()
@@ -383,7 +277,7 @@ class _Check:
             finally:
                 self._connection.execute("PRAGMA ignore_check_constraints = OFF")
         if self._said.total() >= _CAP:
-            self._note(entry.name, f"table {_name(entry.name)} was not checked further after {_CAP} findings")
+            self._note(entry.name, f"table {shown_name(entry.name)} was not checked further after {_CAP} findings")
 
     def _check_without_full_text(self) -> None:
         """Check all but the full-text tables, one of which cannot be opened."""
@@ -400,24 +294,35 @@ class _Check:
         """Collect what a check says, up to the first sign of damage."""
         self._said = Counter()
         for (text,) in self._connection.execute(sql, values):
-            for message in _messages(_decoded(text, self._encoding)[0] if isinstance(text, bytes) else text):
+            for message in _messages(decoded(text, self._encoding)[0] if isinstance(text, bytes) else text):
                 kind, _, names = classify(message)
-                if self._suspects.concern(names) or ("unused" in names and names["unused"] and self._left_out):
+                if self._is_suspect(names) or ("unused" in names and names["unused"] and self._left_out):
                     continue
                 self._said[message] += 1
                 if kind == STRUCTURE:
                     return
+
+    def _is_suspect(self, names: dict[str, str]) -> bool:
+        """Whether a message with these names may be about a placeholder only."""
+        suspects = self._suspects
+        return (
+            names.get("table", names.get("words_of")) in suspects.tables
+            or names.get("column") in suspects.columns
+            or names.get("index") in suspects.indexes
+            or names.get("key_of") in suspects.keys
+        )
 
     def _findings(self, said: Counter[str]) -> list[Finding]:
         found = []
         for message, count in said.items():
             kind, words, names = classify(message)
             if kind == STRUCTURE:
-                found.append(Finding(kind, shortened(_ROWIDS.sub("…", message), 2 * _WIDTH)))
+                found.append(Finding(kind, shortened(_ROWIDS.sub("…", message), 2 * WIDTH)))
                 continue
             table, column = self._split(names)
-            words = words.format(column=_name(column), index=_name(names.get("index", "")), type=names.get("type", ""))
-            found.append(Finding(kind, f"table {_name(table)}: {plural(count, 'row')} {words}", table, count))
+            given_names = {"column": column, "index": names.get("index", ""), "type": names.get("type", "")}
+            words = words.format(**{key: shown_name(name) for key, name in given_names.items()})
+            found.append(Finding(kind, f"table {shown_name(table)}: {plural(count, 'row')} {words}", table, count))
         return found
 
     def _split(self, names: dict[str, str]) -> tuple[str, str]:
@@ -443,26 +348,20 @@ class _Check:
             try:
                 for parent, count in self._run(query, (entry.raw,)):
                     if parent not in self._suspects.tables:
-                        words = f"{plural(count, 'row')} without the row of {_name(parent)} that a foreign key names"
-                        found.append(Finding(CONTENT, f"table {_name(entry.name)}: {words}", entry.name, count))
+                        rows, name = plural(count, "row"), shown_name(entry.name)
+                        text = f"table {name}: {rows} with a foreign key to no row of {shown_name(parent)}"
+                        found.append(Finding(CONTENT, text, entry.name, count))
             except self._errors as error:
                 if not _statement_fails(error):
                     raise
-                text = f"table {_name(entry.name)}: its foreign keys cannot be checked: {_reason(error)}"
+                text = f"table {shown_name(entry.name)}: its foreign keys cannot be checked: {_reason(error)}"
                 found.append(Finding(CONTENT, text, entry.name))
         return found
 
     def unchecked(self) -> list[Finding]:
         """Return what could not be checked, and why."""
-        found = list(self._unchecked)
-        for kind, names in self._stubs.items():
-            for lower, name in names.items():
-                users = [entry.name for entry in self._mentioning([name])]
-                what = f"SQLite {self._version} refuses the function {_name(name)} there"
-                what = what if lower in self._refused else self._lacks(kind, name)
-                text = f"{what}; not checked: its use in {some_of(users, _WIDTH) if users else 'the schema'}"
-                found.append(Finding(UNCHECKED, text, users[0] if users else ""))
-        return found
+        explained = self._placeholders.explained(self._schema)
+        return self._unchecked + [Finding(UNCHECKED, text, users[0] if users else "") for text, users in explained]
 
 
 def _messages(text: str) -> list[str]:
@@ -470,15 +369,6 @@ def _messages(text: str) -> list[str]:
     if text == "ok":
         return []
     return text.split("\n")[1:] if text.startswith("*** in database ") else [text]
-
-
-def _null(*_: object) -> None:
-    """Stand in for any function: a CHECK that gives NULL holds."""
-
-
-def _given(found: re.Match[str]) -> tuple[str, str]:
-    """Return the one group that matched: its name and its text."""
-    return next((kind, text) for kind, text in found.groupdict().items() if text is not None)
 
 
 def _statement_fails(error: BaseException) -> bool:
@@ -491,15 +381,3 @@ def _statement_fails(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """Return why a statement fails, without what the message quotes: that may be a value."""
     return printable(re.split(r"""['":]| - """, error_text(error))[0])
-
-
-def _name(name: str) -> str:
-    return shortened(name, _WIDTH)
-
-
-def _decoded(text: bytes, encoding: str) -> tuple[str, bool]:
-    """Return a text, and whether some of it had to be escaped."""
-    try:
-        return text.decode(encoding), False
-    except UnicodeDecodeError:
-        return text.decode(encoding, "backslashreplace"), True

@@ -25,6 +25,11 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
+def quoted_identifier(name: str) -> str:
+    """Return the name of a table or column quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def megabytes(size: float) -> str:
     """Return a size for people, in kB, MB or GB (powers of ten)."""
     unit, factor = next(((unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6)) if size >= factor), ("kB", 1e3))

@@ -15,7 +15,6 @@ from backuplib.buffer_vfs import opened_buffer
 from backuplib.comparison import examine
 from backuplib.database import (
     SMALLEST_PAGE,
-    SQLITE_MAGIC,
     Engine,
     check_pages,
     missing_pages_text,
@@ -25,7 +24,7 @@ from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.ram_folder import RamFolder
-from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES
+from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES, begins_plain
 
 
 class DatabaseImage:
@@ -38,6 +37,7 @@ class DatabaseImage:
         self.buffer = io.BytesIO()
         self.path: Path | None = None  # spill file in the RAM folder, instead of the buffer
         self.header = b""
+        self.plain = False  # whether it is an unencrypted SQLite database
         self.size = 0
         self._limit = limit
         self._head = b""
@@ -63,6 +63,7 @@ class DatabaseImage:
             self._decoder.finish()
         with self.buffer.getbuffer() as view:
             self.header = bytes(view[:100])
+            self.plain = begins_plain(bytes(view[:4096]))
 
     def _collect(self, data: bytes) -> None:
         self.size += len(data)
@@ -139,11 +140,6 @@ class DatabaseImage:
             ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
         self.buffer.close()
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is an unencrypted SQLite database."""
-        return self.header.startswith(SQLITE_MAGIC)
-
     def refuse_incomplete(self) -> None:
         """Refuse what is too short, before an engine opens it.
 
@@ -219,7 +215,7 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     """Explain why an image is not a sound database of the configured mode."""
     if not image.path and not image.plain:
         return errors.NotADatabaseError(
-            "not an SQLite database; it may be encrypted with SQLCipher",
+            "not an unencrypted SQLite database; it may be encrypted with SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
             f"--convert --backup-db-pass, which asks for its passphrase. {errors.choose_another_backup_hint()}",
         )
@@ -235,7 +231,9 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
         what = missing_pages_text(missing) if missing > 0 else error
         return errors.DamagedDatabaseError(f"the database is corrupted: {what}")
     return errors.WrongDbPassError(
-        "wrong DB_PASS for the database in the backup, or it is not a SQLCipher database",
+        "DB_PASS does not open the database in the backup: it has another passphrase or other cipher settings than "
+        "SQLCipher's defaults, or it is not a SQLCipher database",
         hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
-        "that passphrase again, set DB_PASS in .env.",
+        "that passphrase again, set DB_PASS in .env. A bot with settings of its own (kdf_iter, cipher_use_hmac, "
+        "cipher_plaintext_header_size) is not supported.",
     )

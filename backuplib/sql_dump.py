@@ -10,16 +10,15 @@ import re
 import resource
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backuplib.database import quoted_identifier
 from backuplib.errors import UnsoundBackupError
-from backuplib.formatting import plural
+from backuplib.formatting import quoted_identifier
+from backuplib.schema import Placeholders, read_schema, set_table_sql, without_not_null
 
 _CHUNK = 1 << 20
 _GROUP = 1 << 14  # bytes of rows grouped into one statement; larger ones, compiled, exceed the CPU caches
@@ -37,7 +36,7 @@ _BUILDING = frozenset({
     sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER,
     sqlite3.SQLITE_INSERT, sqlite3.SQLITE_READ, sqlite3.SQLITE_REINDEX, sqlite3.SQLITE_ANALYZE,
 })  # fmt: skip
-_PRAGMAS = frozenset({"user_version", "application_id", "encoding", "auto_vacuum", "foreign_key_check"})
+_PRAGMAS = frozenset({"user_version", "application_id", "encoding", "auto_vacuum"})
 # Common in dumps; ignored, since nothing that is allowed here needs them
 _IGNORED_PRAGMAS = {"foreign_keys", "defer_foreign_keys", "writable_schema", "journal_mode", "synchronous", "page_size"}
 _ACTIONS = {
@@ -121,12 +120,12 @@ def looks_like_sql_dump(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class LoadedDump:
-    """What was loaded; ``foreign_key_problems`` names tables, never rows (the original may have had them)."""
+    """What was loaded; ``left_out`` says which indexes were not, and why."""
 
     statements: int
     tables: int
     size: int
-    foreign_key_problems: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 class UnusableDumpError(UnsoundBackupError):
@@ -148,13 +147,16 @@ def load_sql_dump(
     limit_bytes: int,
     limit_seconds: float,
 ) -> LoadedDump:
-    """Run a dump in an empty database in RAM (sqlite3 or sqlcipher3, isolation_level=None).
+    """Run a dump in an empty database in RAM (NewestSQLite, or sqlite3 or sqlcipher3 with isolation_level=None).
+
+    Rows that a CHECK or NOT NULL would refuse are loaded, as the original database had them.
 
     ``cached_statements=0`` makes it faster by half, since no statement occurs twice; ``journal_mode=OFF`` makes errors
     name the wrong line.
 
     :param progress: receives the number of bytes read so far.
     :raises UnusableDumpError: discard the database then.
+    :raises NeedsTheBotError: when it cannot be built without a function or collation that is not here.
     """
     loader = _Loader(dump, connection, progress, limit_bytes, time.monotonic() + limit_seconds)
     with _memory_limit(2 * limit_bytes + _ROOM), _guarded(connection, loader, limit_bytes):
@@ -189,6 +191,7 @@ def _guarded(connection: Any, loader: _Loader, limit_bytes: int) -> Iterator[Non
     own_unistr = not connection.execute("SELECT 1 FROM pragma_function_list WHERE name='unistr'").fetchone()
     if own_unistr:  # SQLite before 3.50
         connection.create_function("unistr", 1, _unistr, deterministic=True)
+    connection.execute("PRAGMA ignore_check_constraints=ON")
     connection.set_authorizer(loader.authorize)
     connection.set_progress_handler(loader.out_of_time, _INSTRUCTIONS)
     try:
@@ -197,6 +200,7 @@ def _guarded(connection: Any, loader: _Loader, limit_bytes: int) -> Iterator[Non
         connection.set_progress_handler(None, 0)
         connection.set_authorizer(None)
         connection.rollback()
+        connection.execute("PRAGMA ignore_check_constraints=OFF")
         for kind, limit in before.items():
             connection.setlimit(kind, limit)
         if own_unistr:
@@ -229,6 +233,9 @@ class _Loader:
         self._select_allowed = self._committed = False
         self._refusal = ""
         self._virtual: dict[str, tuple[str, str, frozenset[str]]] = {}  # name, SQL, shadow tables
+        self._placeholders = Placeholders(connection)
+        self._creating = False  # the statement, in which functions of the bot may occur
+        self._not_null: dict[str, str] = {}  # the statements of tables that are made without it while they are loaded
 
     def load(self) -> LoadedDump:
         """Run the whole dump and check what it built."""
@@ -242,15 +249,17 @@ class _Loader:
         if not self._committed or self._connection.in_transaction:
             raise self._error("incomplete: it ends without COMMIT")
         self._refuse_reported_errors(self._buffer[self._position :])
-        problems = self._foreign_key_problems()
         self._connection.set_authorizer(None)  # from here on, no SQL of the dump runs
+        for table, sql in self._not_null.items():
+            set_table_sql(self._connection, "main", table, sql)
+        left_out = self._placeholders.leave_out()
         self._attach_virtual_tables()
         (tables,) = self._connection.execute(
             "SELECT count(*) FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
         ).fetchone()
         if not tables:
             raise self._error("creates no table")
-        return LoadedDump(self._statement - 1, int(tables), self._size, problems)
+        return LoadedDump(self._statement - 1, int(tables), self._size, tuple(left_out))
 
     def _read_on(self) -> bool:
         """Extend the buffer; False at the end. Doubling it keeps a long statement from being scanned too often."""
@@ -346,8 +355,41 @@ class _Loader:
 
     def _execute(self, sql: bytes, values: list[object], *, select_allowed: bool) -> None:
         """Run a statement; SELECT is allowed inside grouped rows and ANALYZE, where the dump cannot place its own."""
-        self._refusal, self._select_allowed = "", select_allowed
-        self._connection.execute(_decoded(sql), values)
+        text = _decoded(sql)
+        self._creating = sql[:6].upper() == b"CREATE"
+        while True:
+            self._refusal, self._select_allowed = "", select_allowed
+            try:
+                self._connection.execute(text, values)
+            except self._engine_errors as error:
+                with self._unguarded():
+                    mended = self._lift_not_null(error) or (self._creating and self._placeholders.for_lack(error))
+                if not mended:
+                    raise
+            else:
+                return
+
+    def _lift_not_null(self, error: Exception) -> bool:
+        """Where a row has NULL in such a column, make the table accept it until all rows are there."""
+        found = re.fullmatch(r"NOT NULL constraint failed: (.+)", str(error), re.DOTALL)
+        if not found:
+            return False
+        tables = {entry.name: entry.sql for entry in read_schema(self._connection) if entry.type == "table"}
+        table = max((name for name in tables if found[1].startswith(f"{name}.")), key=len, default="")
+        if table in self._not_null or without_not_null(tables.get(table, "")) == tables.get(table, ""):
+            return False
+        self._not_null[table] = tables[table]
+        set_table_sql(self._connection, "main", table, without_not_null(tables[table]))
+        return True
+
+    @contextmanager
+    def _unguarded(self) -> Iterator[None]:
+        """For statements of ours in the middle of the dump."""
+        self._connection.set_authorizer(None)
+        try:
+            yield
+        finally:
+            self._connection.set_authorizer(self.authorize)
 
     def _set_aside_virtual_table(self, create: bytes) -> None:
         """Run the statement in a scratch database and keep the result.
@@ -403,7 +445,8 @@ class _Loader:
             return sqlite3.SQLITE_IGNORE
         allowed = {
             sqlite3.SQLITE_PRAGMA: first in _PRAGMAS,
-            sqlite3.SQLITE_FUNCTION: second in _FUNCTIONS,
+            sqlite3.SQLITE_FUNCTION: second in _FUNCTIONS
+            or (self._creating and self._placeholders.has_function(second)),
             sqlite3.SQLITE_TRANSACTION: first != "rollback",
             sqlite3.SQLITE_DELETE: first == "sqlite_sequence" or first.startswith("sqlite_stat"),
             sqlite3.SQLITE_UPDATE: first in {"sqlite_master", "sqlite_schema"},  # SQLite's own part of a CREATE
@@ -431,16 +474,6 @@ class _Loader:
     def _refuse_reported_errors(self, trivia: bytes) -> None:
         if _REPORTED_ERROR.search(trivia):
             raise self._error("incomplete: the dump tool reported a corrupted database", trivia.lstrip())
-
-    def _foreign_key_problems(self) -> tuple[str, ...]:
-        try:
-            rows = self._connection.execute("PRAGMA foreign_key_check")
-            count = Counter((child, parent) for child, _, parent, _ in rows)
-        except self._engine_errors as error:
-            if self.out_of_time():
-                self._skip_or_raise(error, b"")
-            return (str(error),)  # a mismatching key, which the original database had, too
-        return tuple(f"{child} → {parent}: {plural(number, 'row')}" for (child, parent), number in count.items())
 
     def _skip_or_raise(self, error: Exception, sql: bytes) -> None:
         reason = str(error)

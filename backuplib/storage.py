@@ -25,10 +25,25 @@ _NODES = (b"\x02", b"\x05", b"\x0a", b"\x0d")  # the first byte of a page that i
 _NOISE = 0.9  # what noise is at least compressed to; text and numbers get smaller
 
 
+def begins_plain(page: bytes) -> bool:
+    """Whether this is the beginning of an SQLite database that is not encrypted."""
+    return page.startswith(SQLITE_MAGIC) and not has_plaintext_header(page)
+
+
+def has_plaintext_header(page: bytes) -> bool:
+    """Whether this begins a SQLCipher database made with cipher_plaintext_header_size: SQLite's header before noise.
+
+    SQLite file format, section 1.3: byte 20 counts the bytes that each page reserves (SQLCipher's at least 16), the
+    three after it are always the same.
+    """
+    header = page.startswith(SQLITE_MAGIC) and page[20:21] >= b"\x10" and page[21:24] == b"\x40\x20\x20"
+    return header and _cannot_be_compressed(page[128:_PAGE])
+
+
 def is_plain(path: Path) -> bool:
     """Whether a file is an SQLite database that is not encrypted, damaged or not."""
     with open_regular(path) as file:
-        return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+        return begins_plain(file.read(_PAGE))
 
 
 def looks_encrypted(path: Path) -> bool:
@@ -39,8 +54,9 @@ def looks_encrypted(path: Path) -> bool:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size % SMALLEST_PAGE or file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
-            return False
+        page = file.read(_PAGE)
+        if size % SMALLEST_PAGE or page.startswith(SQLITE_MAGIC):
+            return has_plaintext_header(page)
         written = noise = 0
         for start in range(0, size, max(_PAGE, size // _SAMPLES // _PAGE * _PAGE)):
             file.seek(start)
@@ -57,7 +73,11 @@ def _is_noise(page: bytes, pages: int) -> bool:
     """
     cells, content = int.from_bytes(page[3:5]), int.from_bytes(page[5:7])
     node = page[:1] in _NODES and 8 + 2 * cells <= content <= _PAGE
-    return not node and int.from_bytes(page[:4]) > pages and len(zlib.compress(page, 1)) > _NOISE * len(page)
+    return not node and int.from_bytes(page[:4]) > pages and _cannot_be_compressed(page)
+
+
+def _cannot_be_compressed(data: bytes) -> bool:
+    return len(zlib.compress(data, 1)) > _NOISE * len(data)
 
 
 def journal_mode(engine: Engine, path: Path, scratch: Path) -> str:
@@ -70,7 +90,7 @@ def journal_mode(engine: Engine, path: Path, scratch: Path) -> str:
     try:
         with open_regular(path) as file:
             page, size = file.read(_PAGE), os.fstat(file.fileno()).st_size
-        if page.startswith(SQLITE_MAGIC):
+        if begins_plain(page):
             return JOURNAL_MODES.get(page[JOURNAL_BYTES], "")
         if not engine.db_pass or size < SMALLEST_PAGE:
             return ""

@@ -181,7 +181,7 @@ def test_what_needs_no_package_starts_without_them(tmp_path: Path) -> None:
         assert done.returncode == code, done.stderr
         imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
         assert "argparse" in imported
-        assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "isal"}, option
+        assert not imported & {"rich", "gnupg", "sqlcipher3", "sqlite3", "apsw", "isal"}, option
 
 
 # --- the ids of errors -----------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from backuplib.database import (
     check_database,
     cipher_key,
     database_files,
-    quoted_identifier,
     quoted_passphrase,
     refuse_irregular,
     sidecars,
 )
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
+from backuplib.formatting import quoted_identifier
 from backuplib.secret import Secret
 
 PLAIN = Engine(None)

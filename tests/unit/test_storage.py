@@ -42,6 +42,11 @@ CIPHERS = {
     "SQLCipher 3": ("cipher_compatibility = 3",),
     "SQLCipher 2": ("cipher_compatibility = 2",),
     "SQLCipher 1": ("cipher_compatibility = 1",),
+    "other derivation": ("kdf_iter = 1000",),
+    "no HMAC": ("cipher_use_hmac = OFF",),
+    "plaintext header": ("cipher_plaintext_header_size = 32", "cipher_salt = \"x'00112233445566778899aabbccddeeff'\""),
+    "plaintext header, small pages": ("cipher_plaintext_header_size = 32", "cipher_page_size = 1024"),
+    "long plaintext header, no HMAC": ("cipher_plaintext_header_size = 96", "cipher_use_hmac = OFF"),
 }
 
 
