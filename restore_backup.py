@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import __version__, errors
@@ -40,6 +40,7 @@ from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import choose_backup, named_backup, show_backups, show_last_restore
+from backuplib.locks import LOCK_SECONDS
 from backuplib.openpgp import Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
@@ -52,6 +53,9 @@ from config import Environment, Settings, load_settings
 from database_backup import DatabaseBackup
 
 MOST_FINDINGS = 20  # warnings about what a sound database holds
+
+# How long a lock of a bot's is waited for that will be stopped anyway.
+LOCKED_BOT_SECONDS = 5.0
 
 # --- values ------------------------------------------------------------------------------------------------------
 
@@ -530,6 +534,9 @@ class Restorer:
     def create_safety_backup(self, plan: Plan) -> SafetyBackup:
         """Phase 1: keep what is there now; byte for byte when it cannot be read.
 
+        What no copy can be made of while somebody has it is kept when nobody has any more: it is set aside whole by
+        the switch, and :meth:`Switch.clear_away` backs that up before it is removed.
+
         :raises BackupFailedError: when it could not be kept.
         """
         files = plan.target.change_marker()
@@ -538,30 +545,40 @@ class Restorer:
         if not files:
             self.console.line("✅ No database there yet: nothing to back up")
             return SafetyBackup(None, files)
-        with self.report.phase("safety backup"):
-            path = self.back_up("💾 Pre-restore backup...", plan.target.path)
+        patience = LOCKED_BOT_SECONDS if plan.stopping else LOCK_SECONDS
+        try:
+            with self.report.phase("safety backup"):
+                path = self.back_up("💾 Pre-restore backup...", plan.target.path, patience=patience)
+        except (errors.DatabaseLockedError, errors.DatabaseInUseError) as error:
+            if isinstance(error, errors.DatabaseLockedError) and not plan.stopping:
+                raise
+            self.report.warn(f"{error}: it is backed up when nobody uses it any more, from what the switch sets aside")
+            return SafetyBackup(None, [])
         self.console.line(f"✅ Pre-restore backup created: {shown(path)}")
         return SafetyBackup(path, files)
 
-    def backups_of(self, database: Path, *, locked: bool = False, quiet: bool = False) -> DatabaseBackup:
+    def backups_of(self, database: Path, **options: Any) -> DatabaseBackup:
         """Return what makes and lists the backups of a database; see its class for the options."""
-        folder, settings = self.settings.backup_dir, self.settings
-        return DatabaseBackup(database, folder, settings=settings, engine=self.engine, locked=locked, quiet=quiet)
+        return DatabaseBackup(database, self.settings.backup_dir, settings=self.settings, engine=self.engine, **options)
 
-    def back_up(self, label: str, database: Path, *, quiet: bool = False) -> Path:
+    def back_up(self, label: str, database: Path, *, quiet: bool = False, patience: float = LOCK_SECONDS) -> Path:
         """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
 
+        :param patience: seconds that a lock of somebody's is waited for.
+        :raises DatabaseLockedError, DatabaseInUseError: when no copy can be made while somebody has it.
         :raises BackupFailedError: when neither works.
         """
-        backups = self.backups_of(database, locked=True, quiet=quiet)
+        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience)
         try:
             with self.console.step(label, sum(path.stat().st_size for path in database_files(database))) as step:
-                backups.progress = step.progress
+                backups.progress, backups.say = step.progress, step.say
                 try:
                     path = backups.create_backup()
                 except errors.UnreadableDatabaseError as error:
                     self.report.warn(f"{error}; its files are saved unchanged")
                     path = backups.create_raw_backup()
+        except (errors.DatabaseLockedError, errors.DatabaseInUseError):
+            raise
         except (errors.OperatorError, OSError) as error:
             raise errors.BackupFailedError(
                 f"no safety backup: {errors.explain(error)}", hint=getattr(error, "hint", "")
@@ -914,19 +931,12 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
         kept = Path(report.safety_backup)
         facts.append(("kept", shown(kept)))
         if ".raw.tar" in kept.name:
-            facts.append(("to rescue", rescue_command(kept)))
+            facts.append(("to rescue", errors.rescue_command(kept)))
         else:
             facts.append(("to undo", errors.restore_command(shown(kept), *target_options(target, settings, options))))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
-
-
-def rescue_command(kept: Path) -> str:
-    """Return the command that unpacks the files of a database that could not be read, in RAM, for inspection."""
-    decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
-    folder = "d=$(mktemp -d /dev/shm/rescue.XXXXXX)"
-    return f'{folder}; {decrypt} {quoted(shown(kept))} | tar -xz -C "$d" && echo "$d"'
 
 
 def is_configured(target: Path, settings: Settings) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
 from backuplib.formatting import plural, quoted
+from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.schema import Placeholders
 from backuplib.secret import Secret
 
@@ -85,13 +86,17 @@ class Engine:
         return module
 
     @property
-    def errors(self) -> tuple[type[Exception], type[Exception], type[UnicodeDecodeError]]:
-        """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
+    def errors(self) -> tuple[type[Exception], type[Exception], type[Exception], type[Exception]]:
+        """The engine's exceptions.
+
+        UnicodeDecodeError, since its messages may quote a corrupted schema. MemoryError, since SQLCipher says so of
+        whatever is asked after a page that is not authentic.
+        """
         if self.db_pass:
-            return (self._module.Error, self._module.Error, UnicodeDecodeError)
+            return (self._module.Error, self._module.Error, UnicodeDecodeError, MemoryError)
         from backuplib.newest import NewestSQLite
 
-        return (self._module.Error, NewestSQLite.Error, UnicodeDecodeError)
+        return (self._module.Error, NewestSQLite.Error, UnicodeDecodeError, MemoryError)
 
     def connect(
         self,
@@ -205,15 +210,25 @@ def _unsafe_functions(module: Any) -> frozenset[str]:
         return frozenset(name for (name,) in rows)
 
 
-def check_database(engine: Engine, path: Path) -> str:
-    """Check a database file that nobody else has open; return the result for people, or raise UnsoundBackupError."""
+def check_database(engine: Engine, path: Path) -> tuple[str, list[str]]:
+    """Check a database file that nobody else has open, in a child; return the result and what else was found, in words.
+
+    :raises UnsoundBackupError: when it is not sound, or could not be checked.
+    """
     size = path.stat().st_size
-    try:
-        with contextlib.closing(engine.look(path, mode="rw")) as connection:
-            tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
-    except engine.errors as error:
-        raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
-    return "; ".join([f"database ok, {plural(tables, 'table')}", *(finding.text for finding in findings)])
+    engine.derive_key(path)
+
+    def work(_: object) -> tuple[int, list[str]]:
+        try:
+            with contextlib.closing(engine.look(path, mode="rw")) as connection:
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a database in WAL mode gets no -shm then
+                tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
+                return tables, [finding.text for finding in findings]
+        except engine.errors as error:
+            raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
+
+    tables, found = Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM).result()
+    return f"database ok, {plural(tables, 'table')}", found
 
 
 def check_integrity(
