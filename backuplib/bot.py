@@ -172,9 +172,15 @@ class Bot:
         fresh = [name for name in ids if name not in self._known]  # mounts do not change while a container exists
         self._known |= {item.id: item for item in inspect_containers(fresh)}
         expected = {item.id for item in stopping}
-        for item in (self._known[name] for name in ids if name in self._known):
-            self._refuse_alone(item)
-            if item.id not in expected and item.writes_into(self.folder):
+
+        def in_the_way(item: Container) -> bool:
+            alone = any(mount.leads_to(self.database) for mount in item.mounts)
+            return alone or (item.id not in expected and item.writes_into(self.folder))
+
+        listed = [self._known[name] for name in ids if name in self._known]
+        for item in inspect_containers([item.id for item in listed if in_the_way(item)]):
+            if item.active:
+                self._refuse_alone(item)
                 raise errors.DatabaseInUseError(
                     f"container {item.name} runs and can write to {self.folder}, and is not among the services to "
                     f"stop ({named(stopping) or 'none'})",
@@ -222,16 +228,16 @@ class Bot:
         return these, named(these) + (f" ({named(others)} {_go(others)} on)" if others else "")
 
     def stop(self, items: Sequence[Container]) -> None:
-        """Stop containers gracefully; CannotStopError when one still runs: the command's exit code is not believed."""
-        failure = ""
+        """Stop containers gracefully; CannotStopError when that fails, or one still runs, whatever the command says."""
         if items:
             try:
                 run_command(["docker", "stop", *(item.id for item in items)], timeout=STOP_SECONDS)
             except errors.CommandFailedError as error:
-                failure = f": {error}"
-        running = {*list_containers()}
-        if still := [item for item in items if item.id in running]:
-            raise errors.CannotStopError(f"the services could not be stopped: {named(still)} still running{failure}")
+                raise errors.CannotStopError(f"the services could not be stopped: {error}") from None
+        listed = {*list_containers()}
+        found = inspect_containers([item.id for item in items if item.id in listed])
+        if still := [item for item in found if item.active]:
+            raise errors.CannotStopError(f"still running after `docker stop`: {named(still)}")
 
     def start(self, names: Collection[str], unhealthy: Collection[str] = ()) -> Coming:
         """Start containers, in the order in which they were started before, and wait until they are up as before.
