@@ -80,7 +80,10 @@ MESSAGES = tuple(
 )
 
 _MALFORMED = re.compile(r"malformed database schema \((?P<name>.*?)\) - (?P<reason>.*)", re.DOTALL)
-_SYNTAX = re.compile(r"syntax error|unrecognized token|unknown (?:table option|datatype|join type)|incomplete input")
+_SYNTAX = re.compile(
+    r"syntax error|unrecognized token|unknown (?:table option|datatype|join type)|incomplete input"
+    r"|wrong number of arguments|unsafe use of|prohibited in"
+)
 _NOT_HERE = re.compile(r"no such module: (?P<module>.+)|(?:no such|unknown) tokenizer: (?P<tokenizer>.+)", re.DOTALL)
 _FTS5 = re.compile(r"\busing\s+\W?fts5\b", re.IGNORECASE)
 _EVERYTHING = 10**9  # messages: an end would hide damage behind content
@@ -88,6 +91,7 @@ _CAP = 100  # messages about one table: SQLite takes no other number together wi
 _CAPPED = "SELECT CAST(integrity_check AS BLOB) FROM pragma_integrity_check"  # for names that are not valid text
 _ROWIDS = re.compile(r"(?<=owid )-?\d+|(?<=Mapping \()-?\d+ -> -?\d+")
 
+_CORRUPT = 11  # SQLITE_CORRUPT
 # SQLITE_ERROR, _TOOBIG, _MISMATCH, _AUTH, _RANGE: a statement that fails, not a file that is damaged or in use
 _STATEMENT_FAILS = {1, 18, 20, 23, 25}
 
@@ -142,8 +146,8 @@ def find(
     """
     check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
     found = check.structure_and_content()
-    if is_damaged(found):
-        return found
+    if damage := [finding for finding in found if finding.kind == STRUCTURE]:
+        return damage
     return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
 
 
@@ -157,7 +161,6 @@ class _Check:
         self._connection = connection
         self._newest = is_newest(connection)
         self._errors = engine_errors(connection)
-        self._encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
         self._placeholders = placeholders
         self._suspects = Suspects()
         self._unchecked: list[Finding] = []
@@ -167,6 +170,7 @@ class _Check:
             connection.text_factory = lambda text: text.decode(errors="backslashreplace")
         self._schema: list[Entry] = []
         self._schema = self._open_schema(newer=newer)
+        self._encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
         self._suspects = self._placeholders.suspects(self._schema)
         self._broken = self._open_virtual_tables()
 
@@ -234,13 +238,15 @@ class _Check:
             if not self._broken and self._check_whole():
                 return self._findings(self._said)
         except self._errors as error:
+            if error_code(error) == _CORRUPT:
+                return [*self._findings(self._said), Finding(STRUCTURE, error_text(error))]
             if not _statement_fails(error):
                 raise
         found = self._findings(self._said)  # pages are checked before rows, of which one cannot be looked at
         if is_damaged(found):
             return found
         said: Counter[str] = Counter()
-        own = Entry("table", "sqlite_schema", "", "sqlite_schema".encode(self._encoding))
+        own = Entry("table", "sqlite_schema", "", "", b"")
         for entry in [own, *self._schema]:
             if entry.type == "table" and entry not in self._broken:
                 self._check_table(entry)
@@ -260,7 +266,10 @@ class _Check:
 
     def _check_table(self, entry: Entry) -> None:
         def check() -> None:
-            self._retried(lambda: self._listen(f"{_CAPPED}(CAST(? AS TEXT))", (entry.raw,)))
+            if entry.escaped:
+                self._retried(lambda: self._listen(f"{_CAPPED}(CAST(? AS TEXT))", (entry.raw,)))
+            else:
+                self._retried(lambda: self._listen(f"PRAGMA integrity_check({quoted_identifier(entry.name)})"))
 
         try:
             check()
@@ -328,8 +337,7 @@ class _Check:
     def _split(self, names: dict[str, str]) -> tuple[str, str]:
         """Return table and column that a message names."""
         if index := names.get("index"):
-            rows = self._connection.execute("SELECT tbl_name FROM sqlite_master WHERE name = ?", (index,)).fetchall()
-            return (str(rows[0][0]) if rows else "", "")
+            return next((entry.table for entry in self._schema if entry.name == index), ""), ""
         if "column" not in names:
             return names["table"], ""
         tables = [entry.name for entry in self._schema if names["column"].startswith(f"{entry.name}.")]
@@ -361,7 +369,7 @@ class _Check:
     def unchecked(self) -> list[Finding]:
         """Return what could not be checked, and why."""
         explained = self._placeholders.explained(self._schema)
-        return self._unchecked + [Finding(UNCHECKED, text, users[0] if users else "") for text, users in explained]
+        return self._unchecked + [Finding(UNCHECKED, text, table) for text, table in explained]
 
 
 def _messages(text: str) -> list[str]:

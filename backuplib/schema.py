@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,13 +16,12 @@ WIDTH = 60  # characters of a name in a message
 
 # A statement that fails for want of a name, or because SQLite refuses a function in a schema
 _MISSING = re.compile(
-    r"(?:no such function: |unknown function: |wrong number of arguments to function )(?P<function>\w+)"
-    r"|no such collation sequence: (?P<collation>.+)|no such tokenizer: (?P<tokenizer>.+)",
+    r"(?:no such function: |unknown function: )(?P<function>\w+)|no such collation sequence: (?P<collation>.+)"
+    r"|no such tokenizer: (?P<tokenizer>.+)",
     re.DOTALL,
 )
 _REFUSED = re.compile(
-    r"(?:not authorized to use function: |unsafe use of |non-deterministic use of |unable to use function )"
-    r"(?P<function>\w+)"
+    r"(?:not authorized to use function: |non-deterministic use of |unable to use function )(?P<function>\w+)"
 )
 _VIRTUAL = re.compile(r"create\s+virtual\s+table\b", re.IGNORECASE)
 INNOCUOUS = 0x200000  # SQLITEINNOCUOUS: may be used in a schema that is not trusted
@@ -33,6 +34,7 @@ class Entry:
 
     type: str
     name: str
+    table: str
     sql: str
     raw: bytes
     escaped: bool = False
@@ -49,11 +51,12 @@ class Entry:
 def read_schema(connection: Any) -> list[Entry]:
     """Return everything in the schema."""
     encoding = str(connection.execute("PRAGMA encoding").fetchone()[0])
-    columns = "CAST(type AS BLOB), CAST(name AS BLOB), CAST(sql AS BLOB)"
+    columns = ", ".join(f"CAST({column} AS BLOB)" for column in ("type", "name", "tbl_name", "sql"))
     found = []
     for row in connection.execute(f"SELECT {columns} FROM sqlite_master").fetchall():
-        kind, name, sql = (decoded(part or b"", encoding) for part in row)
-        found.append(Entry(kind[0], name[0], sql[0], row[1] or b"", name[1] or sql[1]))
+        texts = [decoded(part or b"", encoding) for part in row]
+        kind, name, table, sql = (text for text, _ in texts)
+        found.append(Entry(kind, name, table, sql, row[1] or b"", any(escaped for _, escaped in texts)))
     return found
 
 
@@ -123,7 +126,16 @@ class Placeholders:
         self._newest = is_newest(connection)
         self._names: dict[str, dict[str, str]] = {"function": {}, "collation": {}, "tokenizer": {}}
         self._refused: set[str] = set()  # functions that SQLite has, but not for such a use
-        (self.version,) = connection.execute("SELECT sqlite_version()").fetchone()
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The version of SQLite that looks at the schema."""
+        with self._empty() as empty:
+            return str(empty.execute("SELECT sqlite_version()").fetchone()[0])
+
+    def _empty(self) -> contextlib.closing[Any]:
+        """Return a connection like this one that has no schema, which may be what cannot be read."""
+        return contextlib.closing(type(self._connection)(":memory:"))
 
     def __bool__(self) -> bool:
         """Whether there are some."""
@@ -168,15 +180,14 @@ class Placeholders:
         return True
 
     def _register_function(self, name: str) -> None:
-        known = "SELECT DISTINCT name, narg FROM pragma_function_list WHERE "
         functions = []
-        if name.lower() in self._refused:
-            functions = self._connection.execute(f"{known} name = ? COLLATE NOCASE", (name,)).fetchall()
-        if not self._newest:
-            # A placeholder does not count as innocuous here: the schema is trusted, with all replaced that could harm.
-            unsafe = self._connection.execute(f"{known} NOT flags & {INNOCUOUS} AND name <> ?", (self._spare,))
-            functions += unsafe.fetchall()
-            self._connection.execute("PRAGMA trusted_schema = ON")
+        with self._empty() as empty:
+            known = "SELECT DISTINCT name, narg FROM pragma_function_list WHERE "
+            if name.lower() in self._refused:
+                functions += empty.execute(f"{known} name = ? COLLATE NOCASE", (name,)).fetchall()
+            if not self._newest:  # a placeholder is not innocuous: the schema is trusted, without all that could harm
+                functions += empty.execute(f"{known} NOT flags & {INNOCUOUS} AND name <> ?", (self._spare,)).fetchall()
+                self._connection.execute("PRAGMA trusted_schema = ON")
         for other, arguments in [*functions, (name, -1)]:
             if self._newest:
                 options = {"deterministic": True, "flags": INNOCUOUS}
@@ -188,15 +199,17 @@ class Placeholders:
         """Return in words that SQLite has no such thing."""
         return f"SQLite {self.version} has no {kind} {shown_name(name)}, which the bot must have"
 
-    def explained(self, schema: list[Entry]) -> list[tuple[str, list[str]]]:
-        """Return for each in words what it stands for, with the tables and indexes that take it."""
+    def explained(self, schema: list[Entry]) -> list[tuple[str, str]]:
+        """Return for each in words what it stands for and where that is used, and a table of those."""
         found = []
         for kind, names in self._names.items():
             for lower, name in names.items():
-                users = [entry.name for entry in _mentioning(schema, [name])]
+                users = _mentioning(schema, [name])
+                names_of_users = [entry.name for entry in users] or ["the schema"]
                 refused = f"SQLite {self.version} refuses the function {shown_name(name)} there"
                 text = refused if lower in self._refused else self.lacks(kind, name)
-                found.append((f"{text}; not checked: its use in {some_of(users or ['the schema'], WIDTH)}", users))
+                text = f"{text}; not checked: its use in {some_of(names_of_users, WIDTH)}"
+                found.append((text, users[0].table if users else ""))
         return found
 
     def suspects(self, schema: list[Entry]) -> Suspects:
