@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from backuplib import errors
-from backuplib.buffer_vfs import opened_buffer
 from backuplib.comparison import examine
 from backuplib.database import (
     SMALLEST_PAGE,
@@ -166,6 +165,8 @@ def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a database in WAL mode gets no -shm then
             yield connection
         return
+    from backuplib.buffer_vfs import opened_buffer
+
     with image.buffer.getbuffer() as view, opened_buffer(view) as connection:
         yield connection
 
@@ -182,7 +183,10 @@ def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspectio
     seconds, memory = PATIENCE_SECONDS + image.size / 1e6, image.size + ROOM
     if image.path:
         engine.derive_key(image.path)
-    engine.errors  # noqa: B018 - imports modules, which a child without rights cannot
+    # What is not imported at the top, since --help needs none of it, is so now: a child without rights cannot.
+    import backuplib.buffer_vfs
+    import backuplib.newest  # noqa: F401
+
     with contextlib.ExitStack() as running:
         begun = []
         for work in (examined, check_image_pages)[: 2 if image.path else 1]:

@@ -480,7 +480,7 @@ def test_database_that_is_damaged_is_told(
 
 def test_file_that_is_no_database_is_told(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "shop.db").write_bytes(b"noise" * 3000)
-    with pytest.raises(engine.errors, match="not a database"):
+    with pytest.raises(UnsoundBackupError, match="not a database"):
         look_at_live(engine, tmp_path / "shop.db")
 
 
