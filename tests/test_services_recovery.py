@@ -257,6 +257,20 @@ def test_recovery_says_that_the_restored_database_is_live_when_the_bot_does_not_
 
 
 @ONE_COMPOSE
+def test_recovery_that_does_not_touch_docker_names_what_was_stopped(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS["after the stop"])
+    done = scene.shop.restore("--recover", "--no-restart")
+    check_code(done, 0)
+    assert any(f"{scene.shop.project}-bot-1" in text for text in done.report["warnings"])
+    assert not scene.shop.state().running
+    scene.shop.up("bot")
+    check_whole(scene, new=False)
+
+
+@ONE_COMPOSE
 def test_recovery_without_docker_is_refused_and_works_later(
     prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
 ) -> None:
