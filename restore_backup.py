@@ -35,7 +35,7 @@ from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, database_files
 from backuplib.files import CHUNK, Identity, drop_quietly
 from backuplib.findings import refuse_damaged
-from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
+from backuplib.formatting import age, aligned, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
@@ -95,6 +95,7 @@ class Plan:
     configured: bool
     bot: Bot | None
     stopping: list[Container]
+    user: tuple[int, set[int]] | None  # who must be able to write to a database where there is none yet
     outlook: dict[str, str]
     backup_db_pass: Secret | None = None
 
@@ -209,10 +210,11 @@ class Restorer:
             target.refuse_unreplaceable(backup.size)
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
-        bot, stopping, outlook = None, [], {"services": "Docker is not touched"}
+        bot, stopping, user, outlook = None, [], None, {"services": "Docker is not touched"}
         try:
             if bot := self.find_bot(configured):
                 self.ask_the_bot(bot)
+                user = bot.user()
                 stopping = bot.concerned(self.options.service, pending)
                 outlook = bot.outlook(stopping)
         except errors.OperatorError as error:
@@ -222,7 +224,7 @@ class Restorer:
         if not self.options.verify_only:
             self.refuse_users(target, bot, stopping)
             self.report.services = sorted({str(item) for item in stopping})
-        return Plan(backup, target, configured, bot, stopping, outlook, self.credentials.backup_db_pass())
+        return Plan(backup, target, configured, bot, stopping, user, outlook, self.credentials.backup_db_pass())
 
     def open_backup(self) -> BackupFile:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
@@ -596,7 +598,7 @@ class Restorer:
     ) -> Identity:
         """Write the new file beside the target."""
         with self.report.phase("write"):
-            return plan.target.write_candidate(image, plan.bot.user() if plan.bot else None, progress)
+            return plan.target.write_candidate(image, plan.user, progress)
 
     def finish_candidate(self, plan: Plan, image: DatabaseImage, ahead: Future[Identity] | None) -> Identity:
         """Return the new file, written now or begun before; the image in memory is not needed any more."""
@@ -743,6 +745,9 @@ class Restorer:
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore
         bot = self.find_bot(is_configured(target.path, self.settings)) if journal.containers else None
+        if journal.containers and not bot:
+            names = printable(", ".join(journal.containers))
+            self.report.warn(f"Docker is not touched: {names}, stopped by that restore, may still have to be started")
         return self.switch_of(journal, bot)
 
 
@@ -825,7 +830,12 @@ def command_line() -> CommandLine:
     add = parser.add_argument_group("services").add_argument
     add("--no-restart", action="store_true", help="do not touch Docker at all: neither stop nor start")
     add("--compose-file", type=absolute, metavar="PATH", help="the compose file that runs the bot")
-    add("--service", action="append", metavar="NAME", help="stop this service instead of those that have the database")
+    add(
+        "--service",
+        action="append",
+        metavar="NAME",
+        help="stop this one (repeatable), not those that have the database",
+    )
     add = parser.add_argument_group("instead of a restore").add_mutually_exclusive_group().add_argument
     add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
     add("--recover", action="store_true", help="only finish or undo a restore that was interrupted")

@@ -7,6 +7,7 @@ nothing counts but its path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -91,6 +92,11 @@ class Bot:
         ids = list_containers("-a", "--filter", f"label=com.docker.compose.project={self.name}")
         return sorted(filter(self.owns, inspect_containers(ids)), key=lambda item: (bool(item.joined), item.started_at))
 
+    @functools.cached_property
+    def seen(self) -> list[Container]:
+        """The containers at the first look: all that the preflight says is about one and the same moment."""
+        return self.containers()
+
     def concerned(self, services: Sequence[str], pending: Collection[str]) -> list[Container]:
         """Return the containers to stop and start: those that run and have the database.
 
@@ -101,7 +107,7 @@ class Bot:
         :param pending: names of containers that a restore before this one stopped, and that have not come up again.
         :raises UnusableComposeFileError: when there is no such service.
         """
-        items = self.containers()
+        items = self.seen
         if unknown := sorted({*services} - {item.service for item in items}):
             raise errors.UnusableComposeFileError(
                 f"no container of service {', '.join(unknown)} in {self.file.name}",
@@ -122,7 +128,7 @@ class Bot:
         :raises FolderNotMountedError: naming the folders that they do have.
         :raises UnsuitableTargetError: when they have the database as a single file.
         """
-        items = self.containers()
+        items = self.seen
         if not items or any(item.mount_of(self.folder) for item in items):
             return
         for item in items:
@@ -143,12 +149,11 @@ class Bot:
         :param encrypted: whether DB_ENCRYPTION is true here.
         :raises SettingsDifferError: naming the setting.
         """
-        having = [item for item in self.containers() if item.mount_of(self.folder)]
+        having = [item for item in self.seen if item.mount_of(self.folder)]
         for item in [item for item in having if item.active] or having:
             name, encryption = item.settings.get("DB_NAME"), item.settings.get("DB_ENCRYPTION")
-            if name and os.path.realpath(self.folder / name) != str(
-                self.database
-            ):  # our own name has its links resolved
+            # Of our own name, the links are resolved.
+            if name and os.path.realpath(self.folder / name) != str(self.database):
                 raise _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
             if encryption is not None and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
                 ours, right = str(encrypted).lower(), str(not encrypted).lower()
@@ -172,13 +177,12 @@ class Bot:
         fresh = [name for name in ids if name not in self._known]  # mounts do not change while a container exists
         self._known |= {item.id: item for item in inspect_containers(fresh)}
         expected = {item.id for item in stopping}
-
-        def in_the_way(item: Container) -> bool:
-            alone = any(mount.leads_to(self.database) for mount in item.mounts)
-            return alone or (item.id not in expected and item.writes_into(self.folder))
-
-        listed = [self._known[name] for name in ids if name in self._known]
-        for item in inspect_containers([item.id for item in listed if in_the_way(item)]):
+        in_the_way = [
+            item.id
+            for item in (self._known[name] for name in ids if name in self._known)
+            if item.has_alone(self.database) or (item.id not in expected and item.writes_into(self.folder))
+        ]
+        for item in inspect_containers(in_the_way):
             if item.active:
                 self._refuse_alone(item)
                 raise errors.DatabaseInUseError(
@@ -188,7 +192,7 @@ class Bot:
                 )
 
     def _refuse_alone(self, item: Container) -> None:
-        if any(mount.leads_to(self.database) for mount in item.mounts):
+        if item.has_alone(self.database):
             raise errors.UnsuitableTargetError(
                 f"{self.database} is mounted into container {item.name} as a single file: the container would keep the "
                 "old one",
@@ -197,8 +201,8 @@ class Bot:
 
     def outlook(self, stopping: Sequence[Container]) -> dict[str, str]:
         """Say what will happen: an estimate from health checks and grace periods."""
-        others = [item for item in self.containers() if item.active and item.id not in {one.id for one in stopping}]
-        go_on = f"; {named(others)} {_go(others)} on" if others else ""
+        others = [item for item in self.seen if item.active and item not in stopping]
+        go_on = f"; {named(others)} {_verb(others, 'goes', 'go')} on" if others else ""
         if readers := [item for item in others if item.mount_of(self.folder)]:
             go_on += f" ({named(readers)} may only read it)"
         if not stopping:
@@ -212,7 +216,7 @@ class Bot:
 
     def user(self) -> tuple[int, set[int]] | None:
         """Return the user and the groups that must be able to write to the database; None when that cannot be told."""
-        writers = (item for item in self.containers() if item.writes_into(self.folder))
+        writers = (item for item in self.seen if item.writes_into(self.folder))
         return next((item.identity() for item in writers), None)
 
     # --- stop and start --------------------------------------------------------------------------------------
@@ -225,7 +229,7 @@ class Bot:
         items = self.containers()
         these = [item for item in items if item.name in names]
         others = [item for item in items if item.active and item.name not in names]
-        return these, named(these) + (f" ({named(others)} {_go(others)} on)" if others else "")
+        return these, named(these) + (f" ({named(others)} {_verb(others, 'goes', 'go')} on)" if others else "")
 
     def stop(self, items: Sequence[Container]) -> None:
         """Stop containers gracefully; CannotStopError when that fails, or one still runs, whatever the command says."""
@@ -363,7 +367,7 @@ class Coming:
     def what_is_down(self, item: Container, reason: str) -> str:
         """Return the clause that says what does not run, or not well."""
         down = [one for one in self.items if not one.running]
-        return f"but {named(down)} {_are(down)} NOT running" if down else f"but {item} {reason}"
+        return f"but {named(down)} {_verb(down, 'is', 'are')} NOT running" if down else f"but {item} {reason}"
 
     def __str__(self) -> str:
         states = (f"{item} {'healthy' if self._judged_by(item) else 'running'}" for item in self.items)
@@ -388,12 +392,8 @@ def named(items: Iterable[Container]) -> str:
     return ", ".join(sorted({str(item) for item in items}))
 
 
-def _go(items: Sequence[Container]) -> str:
-    return "goes" if len({str(item) for item in items}) == 1 else "go"
-
-
-def _are(items: Sequence[Container]) -> str:
-    return "is" if len({str(item) for item in items}) == 1 else "are"
+def _verb(items: Sequence[Container], one: str, more: str) -> str:
+    return one if len({str(item) for item in items}) == 1 else more
 
 
 def _differs(item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:

@@ -212,9 +212,13 @@ class Look:
     rows: dict[str, int | None]
 
 
+# What SQLite says (sqlite3ErrStr), the last where a reader without rights to write meets a journal to be rolled back.
+LOCKED = ("database is locked", "database table is locked", "database schema is locked", "attempt to write a readonly")
+
+
 def is_locked(error: Exception) -> bool:
     """Whether a database could not be read because others write to it, which says nothing about its state."""
-    return any(word in str(error) for word in ("locked", "busy", "readonly"))
+    return str(error).startswith(LOCKED)  # further on, SQLite may quote names of the database
 
 
 def look_at_live(engine: Engine, database: Path) -> Look:

@@ -157,6 +157,10 @@ class Container:
                         return mount
         return None
 
+    def has_alone(self, file: Path) -> bool:
+        """Whether a file of this host is mounted by itself, not with its folder."""
+        return any(mount.leads_to(file) for mount in self.mounts)
+
     def writes_into(self, folder: Path) -> bool:
         """Whether the container has a folder of this host, and may write there."""
         mount = self.mount_of(folder)

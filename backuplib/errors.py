@@ -30,10 +30,7 @@ class ExitCode(IntEnum):
     DONE = 0, "done", ""
     UNEXPECTED = 1, "unexpected error (a bug)", f"{AS_BEFORE}, or was rolled back to that."
     USAGE = 2, "usage"
-    REFUSED = (
-        3,
-        "refused: setting, bot, missing file, checksum, space, lock held, Docker, no terminal, database in use",
-    )
+    REFUSED = 3, "refused: setting, bot, missing file, checksum, space, lock, Docker, no terminal, database in use"
     CANNOT_DECRYPT = 4, "cannot decrypt: wrong key or passphrase, damaged or unauthenticated message"
     UNSOUND_BACKUP = 5, "the backup is not a sound database"
     NO_SAFETY_BACKUP = 6, "the safety backup could not be made"

@@ -154,7 +154,7 @@ class Switch:
             raise errors.RolledBackError(f"the restored database is not sound: {error}") from None
         if lost := lost_tables(expected, look.rows):
             raise errors.RolledBackError(
-                f"the bot has emptied the restored database: {lost}",
+                f"the restored database has been emptied since the services were started: {lost}",
                 hint="Some bots drop all tables when one is missing: is the backup of an older version of the bot? If "
                 "it is meant to do so: stop the bot, and add --no-restart.",
             )

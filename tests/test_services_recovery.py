@@ -257,6 +257,20 @@ def test_recovery_says_that_the_restored_database_is_live_when_the_bot_does_not_
 
 
 @ONE_COMPOSE
+def test_recovery_that_does_not_touch_docker_names_what_was_stopped(
+    prepare: Prepare, mode: str, compose: Compose
+) -> None:
+    scene = prepare(mode, compose)
+    restore_killed(scene, **KILL_POINTS["after the stop"])
+    done = scene.shop.restore("--recover", "--no-restart")
+    check_code(done, 0)
+    assert any(f"{scene.shop.project}-bot-1" in text for text in done.report["warnings"])
+    assert not scene.shop.state().running
+    scene.shop.up("bot")
+    check_whole(scene, new=False)
+
+
+@ONE_COMPOSE
 def test_recovery_without_docker_is_refused_and_works_later(
     prepare: Prepare, mode: str, compose: Compose, tmp_path: Path
 ) -> None:
@@ -526,6 +540,10 @@ def test_killed_at_any_call_of_docker_loses_nothing(  # noqa: PLR0917 - pytest p
         written = set(shop.rows_in_place()["bot_log"])
         done = scene.restore(env=kill_at(shop, number, after=after))
         with tally.judging(f"killed {'after' if after else 'before'} call {number} of {total}"):
+            if len(calls.read_text().splitlines()) < number:  # it had to wait for less than the time before
+                assert done.code == (8 if rolls_back else 0), done.text
+                tally.outcomes["not reached"] += 1
+                continue
             assert done.code == -signal.SIGKILL, done.text
             check_code(shop.restore("--recover"), 0)
             new = not is_old(scene)

@@ -196,7 +196,8 @@ class BotShop(Shop):
         """The compose file and the bot's orders; also after `bot` was changed."""
         control = self.path / "ctl"
         control.mkdir(exist_ok=True)
-        self.set_health("test -e /healthy")
+        # As of this start: a container that is started again keeps its files.
+        self.set_health('test "$(cat /healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
         orders = {
             "role": "bot",
             "db": f"/app/data/{self.db_path.name}",

@@ -446,13 +446,26 @@ def test_downtime_does_not_wait_for_the_next_turn_of_a_health_check(
 
 
 def test_user_is_that_of_who_writes(bot: Bot, fake_docker: FakeDocker) -> None:
-    assert bot.user() is None
     fake_docker.has(
         of("reader", Config_User="1", Mounts=READ_ONLY),
         of("redis", Config_User="2", Mounts=NOWHERE),
         of("bot", Config_User="1000:2000", **STOPPED),
     )
     assert bot.user() == (1000, {2000})
+
+
+def test_user_is_not_told_where_nobody_writes(bot: Bot, fake_docker: FakeDocker) -> None:
+    fake_docker.has(of("reader", Config_User="1", Mounts=READ_ONLY))
+    assert bot.user() is None
+
+
+def test_preflight_asks_docker_once(bot: Bot, fake_docker: FakeDocker) -> None:
+    fake_docker.has(of("bot"), of("redis", Mounts=NOWHERE))
+    bot.refuse_elsewhere()
+    bot.refuse_differences(encrypted=True)
+    bot.outlook(bot.concerned([], []))
+    bot.user()
+    assert len(fake_docker.called("ps")) == len(fake_docker.called("inspect")) == 1
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------

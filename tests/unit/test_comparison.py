@@ -17,6 +17,7 @@ from backuplib.comparison import (
     Contents,
     count_in_slices,
     differing,
+    is_locked,
     look_at_live,
     lost_tables,
     read_contents,
@@ -482,6 +483,20 @@ def test_file_that_is_no_database_is_told(engine: Engine, tmp_path: Path) -> Non
     (tmp_path / "shop.db").write_bytes(b"noise" * 3000)
     with pytest.raises(UnsoundBackupError, match="not a database"):
         look_at_live(engine, tmp_path / "shop.db")
+
+
+@pytest.mark.parametrize(
+    ("text", "locked"),
+    [
+        ("database is locked", True),
+        ("database table is locked: orders", True),
+        ("attempt to write a readonly database", True),
+        ('malformed database schema (locked) - near "busy": syntax error', False),
+        ("no such table: readonly", False),
+    ],
+)
+def test_names_in_the_database_do_not_make_it_a_locked_one(text: str, locked: bool) -> None:
+    assert is_locked(sqlite3.DatabaseError(text)) == locked
 
 
 def test_tables_of_a_full_text_index_are_not_judged(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
