@@ -72,10 +72,14 @@ def read_contents(connection: Any, errors: tuple[type[Exception], ...], *, in_sl
     connection.set_authorizer(only_counting)
     schema = {f"{entry.type} {entry.name}": entry.sql for entry in read_schema(connection) if not entry.internal}
     rows: dict[str, int | None] = {}
+    uncounted: tuple[type[Exception], ...] = (
+        *errors,
+        MemoryError,
+    )  # of which SQLCipher's FTS5 speaks when it lacks a tokenizer
     for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
         try:
             rows[name] = count_in_slices(connection, name) if in_slices else count(connection, name)
-        except errors as error:  # a virtual table whose module is not here, or whose rows come from a view
+        except uncounted as error:  # a virtual table whose module is not here, or whose rows come from a view
             if in_slices and is_locked(error):
                 raise
             rows[name] = None

@@ -237,10 +237,10 @@ def find_all(
 
     :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
     """
+    connection.execute("PRAGMA writable_schema = ON")  # else nothing can be asked where the schema cannot be read
     # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
     kilobytes = 65536 if size is None else max(8192, size // 900 if encrypted else min(size // 8192, 65536))
     connection.execute(f"PRAGMA cache_size = -{kilobytes}")
-    connection.execute("PRAGMA writable_schema = ON")  # else it is not told where the schema cannot be read
     # int: SQLCipher returns its page size as text
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
     connection.execute("PRAGMA writable_schema = RESET")
