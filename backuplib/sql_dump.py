@@ -410,7 +410,9 @@ class _Loader:
                     raise
                 scratch.execute(_decoded(create))
             scratch.set_authorizer(None)
-            made: list[Any] = scratch.execute("SELECT name, sql, rootpage FROM sqlite_master WHERE type='table'").fetchall()
+            made: list[Any] = scratch.execute(
+                "SELECT name, sql, rootpage FROM sqlite_master WHERE type='table'"
+            ).fetchall()
         finally:
             scratch.close()
         virtual = [(name, sql) for name, sql, rootpage in made if rootpage == 0]

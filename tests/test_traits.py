@@ -16,7 +16,7 @@ from sqlcipher3 import dbapi2 as sqlcipher
 
 from backuplib import conversion
 from backuplib.comparison import examine
-from backuplib.database import Engine, check_pages, quoted_passphrase, written_by_newer
+from backuplib.database import SQLITE_MAGIC, Engine, check_pages, quoted_passphrase, written_by_newer
 from backuplib.errors import EmptyBackupError, UnsoundBackupError
 from backuplib.findings import refuse_damaged
 from backuplib.image import DatabaseImage, explain_unreadable, opened_image
@@ -27,7 +27,7 @@ from tests.support.keys import Keys
 from tests.support.shop import Shop
 
 DB_PASS = 'it\'s "the" pass'
-FORMS = ("plain", "sqlcipher", "dump", "dump into sqlcipher")
+FORMS = ("plain", "sqlcipher", "dump", "dump into sqlcipher", "plain into sqlcipher")
 COUNT = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) "
 
 
@@ -48,20 +48,24 @@ class Trait:
 
 
 DUMPS = ("dump", "dump into sqlcipher")
+FILES = ("plain", "sqlcipher", "plain into sqlcipher")
+BUILT = (*DUMPS, "plain into sqlcipher")
 PLAIN_ONLY = ("plain", *DUMPS)
 ROWS = "CREATE TABLE t (a, b); INSERT INTO t VALUES (1, 'x'), (2, 'Y'), (3, NULL);"
-OTHER_PAGES = {"sqlcipher": "convert-required"}
+CONVERTED_PAGES: str | dict[str, str] = {"plain into sqlcipher": "pages of [0-9]+ bytes became SQLCipher's 4096"}
 BOT = "SQLite 3[.0-9]+ has no {}"
 
 TRAITS = {
     # the file
     **{
         f"pages of {size}": Trait(
-            f"PRAGMA page_size = {size}; PRAGMA cipher_page_size = {size}; {ROWS}", refused=OTHER_PAGES
+            f"PRAGMA page_size = {size}; PRAGMA cipher_page_size = {size}; {ROWS}",
+            warns=CONVERTED_PAGES,
+            refused={"sqlcipher": "convert-required"},
         )
         for size in (1024, 2048, 8192, 16384, 32768, 65536)
     },
-    "pages of 512": Trait(f"PRAGMA page_size = 512; {ROWS}", refused={"sqlcipher": "wrong-db-pass"}),
+    "pages of 512": Trait(f"PRAGMA page_size = 512; {ROWS}", {}, CONVERTED_PAGES, {"sqlcipher": "wrong-db-pass"}),
     "pages of 4096": Trait(f"PRAGMA page_size = 4096; {ROWS}"),
     "UTF-16le": Trait(f"PRAGMA encoding = 'UTF-16le'; {ROWS} INSERT INTO t VALUES ('ä€😀', 'ü');"),
     "UTF-16be": Trait(f"PRAGMA encoding = 'UTF-16be'; {ROWS} INSERT INTO t VALUES ('ä€😀', 'ü');"),
@@ -184,12 +188,12 @@ TRAITS = {
     "number in TEXT": Trait(
         ROWS,
         {"t": "CREATE TABLE t (a TEXT, b)"},
-        {"plain": "t: 3 rows with a number", "sqlcipher": "t: 3 rows with a number"},
+        dict.fromkeys(FILES, "t: 3 rows with a number"),
     ),
     "text in a STRICT table": Trait(
         ROWS,
         {"t": "CREATE TABLE t (a INT, b BLOB) STRICT"},
-        {"plain": "another type than BLOB", "sqlcipher": "another type than BLOB"},
+        dict.fromkeys(FILES, "another type than BLOB"),
         dict.fromkeys(DUMPS, "unusable-dump"),
     ),
     "duplicates": Trait(
@@ -214,7 +218,7 @@ TRAITS = {
     "unique by a collation of the bot": Trait(
         "CREATE TABLE t (a COLLATE de UNIQUE); INSERT INTO t VALUES ('b'), ('A'), ('c');",
         warns=BOT.format("collation de"),
-        refused=dict.fromkeys(DUMPS, "needs-the-bot"),
+        refused=dict.fromkeys(BUILT, "needs-the-bot"),
     ),
     "function of the bot in an index": Trait(
         "CREATE TABLE t (a); INSERT INTO t VALUES ('b'), ('A'); CREATE INDEX i ON t (slug(a));",
@@ -225,7 +229,7 @@ TRAITS = {
     ),
     "function of the bot in a stored column": Trait(
         "CREATE TABLE t (a, b AS (slug(a)) STORED); INSERT INTO t VALUES ('B');",
-        refused=dict.fromkeys(DUMPS, "needs-the-bot"),
+        refused=dict.fromkeys(BUILT, "needs-the-bot"),
     ),
     "tokenizer of the bot": Trait(
         f"{ROWS} CREATE VIRTUAL TABLE f USING fts5(x); INSERT INTO f VALUES ('parcel');",
@@ -260,7 +264,7 @@ TRAITS = {
     ),
     "no table": Trait(
         "PRAGMA user_version = 1; CREATE TABLE t (a); DROP TABLE t;",
-        refused={"plain": "empty-backup", "sqlcipher": "empty-backup", **dict.fromkeys(DUMPS, "unusable-dump")},
+        refused={**dict.fromkeys(FILES, "empty-backup"), **dict.fromkeys(DUMPS, "unusable-dump")},
     ),
 }
 
@@ -334,7 +338,7 @@ def restored(data: bytes, engine: Engine, ram: RamFolder) -> tuple[list[str], di
     said: list[str] = []
     source = conversion.recognise(image, engine, ram, None)
     if source and not source.as_configured:
-        conversion.require_convert_option(source, engine, convert=False)
+        conversion.require_convert_option(source, engine, convert=data.startswith(SQLITE_MAGIC))
         converted = DatabaseImage(1 << 30, bare=True)
         said += conversion.convert(image, source, engine, ram, converted.feed, limit=1 << 28).warnings
         converted.finish()
@@ -375,9 +379,11 @@ CASES = [
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_database_is_restored_or_refused_saying_why(name: str, form: str, tmp_path: Path) -> None:
     trait = TRAITS[name]
-    passphrase = DB_PASS if "sqlcipher" in form else None
-    engine = Engine(Secret(passphrase) if passphrase else None)
-    data = dump(trait, tmp_path) if "dump" in form else database(trait, tmp_path, passphrase)
+    engine = Engine(Secret(DB_PASS) if "sqlcipher" in form else None)
+    if "dump" in form:
+        data = dump(trait, tmp_path)
+    else:
+        data = database(trait, tmp_path, DB_PASS if form == "sqlcipher" else None)
     with RamFolder() as ram:
         if form in trait.refused:
             with pytest.raises(UnsoundBackupError) as caught:
