@@ -259,7 +259,7 @@ def test_names_in_a_backup_cannot_steer_the_terminal(make_shop: MakeShop, mode: 
     dump.write_text(f'BEGIN; CREATE TABLE "{name}" (a REFERENCES "{name}2" (a)); CREATE TABLE "{name}2" (a UNIQUE);'
                     f'INSERT INTO "{name}" VALUES (1); COMMIT;')  # fmt: skip
     loaded = shop.restore(dump, "--verify-only")
-    for file, kind, changed in (("odd", "table", "(a NOT NULL, b NOT NULL)"), ("damaged", "index", "(a DESC, a)")):
+    for file, kind, changed in (("odd", "table", "(a NOT NULL, b NOT NULL)"), ("damaged", "index", "(a DESC)")):
         with closing(shop.connect(shop.path / f"{file}.db")) as connection:
             connection.execute(f'CREATE TABLE "{name}" (a)')
             connection.execute(f'CREATE INDEX "{name} by a" ON "{name}" (a)')
