@@ -34,7 +34,6 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, database_files, written_by_newer
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.findings import refuse_damaged
 from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown, some_of
 from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
 from backuplib.journal import Journal
@@ -306,7 +305,7 @@ class Restorer:
             if not self.options.service:
                 bot.refuse_elsewhere()
             bot.refuse_differences(encrypted=self.settings.encrypted)
-        except (errors.FolderNotMountedError, errors.SettingsDifferError) as error:
+        except (errors.FolderNotMountedError, errors.SettingsDifferError, errors.UnsuitableTargetError) as error:
             if not self.options.verify_only:
                 raise
             self.report.warn(f"a restore would be refused: {error}")
@@ -487,9 +486,7 @@ class Restorer:
                         f"the check of the database did not end within {seconds:.0f} s"
                     ) from None
                 raise explain_unreadable(image, self.engine, error) from None
-            refuse_damaged(contents.findings)
-            if not contents.tables:
-                raise errors.EmptyBackupError("the database has no tables")
+            contents.refuse_unsound()
             step.done(f"ok, {plural(contents.tables, 'table')}")
         for finding in contents.findings[:MOST_FINDINGS]:
             self.report.warn(finding.text)

@@ -7,6 +7,7 @@ nothing counts but its path.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -60,11 +61,11 @@ class Bot:
         file = file.resolve()
         found = inspect_containers(list_containers("-a", "--filter", "label=com.docker.compose.project"))
         made = [item for item in found if file in item.compose_files and not item.oneoff]
-        names = {item.project for item in made if item.running} or {item.project for item in made}
+        names = {item.project for item in made if item.active} or {item.project for item in made}
         if len(names) > 1:
             command = made[0].compose_command
             raise errors.UnusableComposeFileError(
-                f"{file.name} runs under more than one project name: {', '.join(sorted(names))}",
+                f"{file.name} runs under more than one project name: {printable(', '.join(sorted(names)))}",
                 hint=f"Stop the wrong one: {command} -p NAME -f {quoted(file)} stop",
             )
         return cls(file, database, names.pop() if names else None, db_pass)
@@ -80,11 +81,15 @@ class Bot:
         return item.project == self.name and not item.oneoff and self.file in item.compose_files
 
     def containers(self) -> list[Container]:
-        """Return the containers of the compose file, in the order in which they were started."""
+        """Return the containers of the compose file, in the order in which they were started.
+
+        What shares another's network or processes comes last: it cannot be started before that, which may have been
+        restarted since.
+        """
         if self.name is None:
             return []
         ids = list_containers("-a", "--filter", f"label=com.docker.compose.project={self.name}")
-        return sorted(filter(self.owns, inspect_containers(ids)), key=lambda item: item.started_at)
+        return sorted(filter(self.owns, inspect_containers(ids)), key=lambda item: (bool(item.joined), item.started_at))
 
     def concerned(self, services: Sequence[str], pending: Collection[str]) -> list[Container]:
         """Return the containers to stop and start: those that run and have the database.
@@ -115,10 +120,13 @@ class Bot:
         """Refuse when no container has the database's folder: it would be restored where the bot does not look.
 
         :raises FolderNotMountedError: naming the folders that they do have.
+        :raises UnsuitableTargetError: when they have the database as a single file.
         """
         items = self.containers()
         if not items or any(item.mount_of(self.folder) for item in items):
             return
+        for item in items:
+            self._refuse_alone(item)
         mounts = [f"{item} has {mount}" for item in items for mount in item.mounts]
         raise errors.FolderNotMountedError(
             f"no container of {self.file.name} has the folder {self.folder}: "
@@ -138,12 +146,15 @@ class Bot:
         having = [item for item in self.containers() if item.mount_of(self.folder)]
         for item in [item for item in having if item.active] or having:
             name, encryption = item.settings.get("DB_NAME"), item.settings.get("DB_ENCRYPTION")
-            if name and name != self.database.name:
-                raise _differs(item, "DB_NAME", printable(name), self.database.name)
-            if encryption and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
-                raise _differs(item, "DB_ENCRYPTION", printable(encryption), str(encrypted).lower())
+            if name and os.path.realpath(self.folder / name) != str(
+                self.database
+            ):  # our own name has its links resolved
+                raise _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
+            if encryption is not None and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
+                ours, right = str(encrypted).lower(), str(not encrypted).lower()
+                raise _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
             passphrase = item.settings.get("DB_PASS")
-            if passphrase and self.db_pass and passphrase != self.db_pass.reveal():
+            if passphrase is not None and self.db_pass and passphrase != self.db_pass.reveal():
                 raise errors.SettingsDifferError(
                     f"container {item.name} runs with another DB_PASS than the one here",
                     hint="The bot's counts: its database is encrypted with it. In .env put it into single quotes: "
@@ -161,19 +172,28 @@ class Bot:
         fresh = [name for name in ids if name not in self._known]  # mounts do not change while a container exists
         self._known |= {item.id: item for item in inspect_containers(fresh)}
         expected = {item.id for item in stopping}
-        for item in (self._known[name] for name in ids if name in self._known):
-            if any(mount.source == self.database for mount in item.mounts):
-                raise errors.UnsuitableTargetError(
-                    f"{self.database} is mounted into container {item.name} as a single file: the container would keep "
-                    "the old one",
-                    hint="Mount its folder instead, and recreate the container.",
-                )
-            if item.id not in expected and item.writes_into(self.folder):
+
+        def in_the_way(item: Container) -> bool:
+            alone = any(mount.leads_to(self.database) for mount in item.mounts)
+            return alone or (item.id not in expected and item.writes_into(self.folder))
+
+        listed = [self._known[name] for name in ids if name in self._known]
+        for item in inspect_containers([item.id for item in listed if in_the_way(item)]):
+            if item.active:
+                self._refuse_alone(item)
                 raise errors.DatabaseInUseError(
                     f"container {item.name} runs and can write to {self.folder}, and is not among the services to "
                     f"stop ({named(stopping) or 'none'})",
                     hint=f"Stop it (docker stop {item.name}), or name its service or compose file.",
                 )
+
+    def _refuse_alone(self, item: Container) -> None:
+        if any(mount.leads_to(self.database) for mount in item.mounts):
+            raise errors.UnsuitableTargetError(
+                f"{self.database} is mounted into container {item.name} as a single file: the container would keep the "
+                "old one",
+                hint="Mount its folder instead, and recreate the container.",
+            )
 
     def outlook(self, stopping: Sequence[Container]) -> dict[str, str]:
         """Say what will happen: an estimate from health checks and grace periods."""
@@ -208,16 +228,16 @@ class Bot:
         return these, named(these) + (f" ({named(others)} {_go(others)} on)" if others else "")
 
     def stop(self, items: Sequence[Container]) -> None:
-        """Stop containers gracefully; CannotStopError when one still runs: the command's exit code is not believed."""
-        failure = ""
+        """Stop containers gracefully; CannotStopError when that fails, or one still runs, whatever the command says."""
         if items:
             try:
                 run_command(["docker", "stop", *(item.id for item in items)], timeout=STOP_SECONDS)
             except errors.CommandFailedError as error:
-                failure = f": {error}"
-        running = {*list_containers()}
-        if still := [item for item in items if item.id in running]:
-            raise errors.CannotStopError(f"the services could not be stopped: {named(still)} still running{failure}")
+                raise errors.CannotStopError(f"the services could not be stopped: {error}") from None
+        listed = {*list_containers()}
+        found = inspect_containers([item.id for item in items if item.id in listed])
+        if still := [item for item in found if item.active]:
+            raise errors.CannotStopError(f"still running after `docker stop`: {named(still)}")
 
     def start(self, names: Collection[str], unhealthy: Collection[str] = ()) -> Coming:
         """Start containers, in the order in which they were started before, and wait until they are up as before.
@@ -251,11 +271,12 @@ class Bot:
     def _missing(self, names: Sequence[str]) -> errors.ServicesDownError:
         items = self.containers()
         command = items[0].compose_command if items else "docker compose"
-        project = f"-p {quoted(self.name)} " if self.name else ""
+        project = f"-p {printable(quoted(self.name))} " if self.name else ""
+        gone = printable(", ".join(names))  # from the journal, which others may have written
         return errors.ServicesDownError(
-            f"container {', '.join(names)} no longer exists",
+            f"container {gone} no longer exists",
             hint=f"Create it: {command} {project}-f {quoted(shown(self.file))} up -d",
-            services=f"but {', '.join(names)} is NOT running",
+            services=f"but {gone} {'is' if len(names) == 1 else 'are'} NOT running",
         )
 
     def _log_of(self, item: Container) -> str:
@@ -276,9 +297,12 @@ class Coming:
     """
 
     def __init__(self, items: Sequence[Container], unhealthy: Collection[str]) -> None:
+        """Begin to look at them; ``items`` are as they were before the start."""
         self.items = list(items)
         self._ids = [item.id for item in items]
         self._unhealthy = unhealthy
+        # `docker start` sets the count to zero, but not that of one that runs: it may be years old.
+        self._restarts_before = {item.id: item.restart_count if item.active else 0 for item in items}
         self._began = self._now = time.monotonic()
         self._up: dict[str, tuple[str, float]] = {}  # by ID: which start of it, and when it was first seen up after it
 
@@ -294,6 +318,9 @@ class Coming:
     def _judged_by(self, item: Container) -> HealthCheck | None:
         return None if item.name in self._unhealthy else item.check
 
+    def _restarts(self, item: Container) -> int:
+        return max(0, item.restart_count - self._restarts_before[item.id])
+
     def _works(self, item: Container) -> bool:
         check = self._judged_by(item)
         if not item.running or not check or item.health == "healthy":
@@ -305,7 +332,7 @@ class Coming:
         check, since = self._judged_by(item), self._up[item.id][1]
         if check and item.health == "healthy":
             return True
-        return self._now - since >= (PROBE_SECONDS if check else SETTLE_SECONDS * (1 + item.restart_count))
+        return self._now - since >= (PROBE_SECONDS if check else SETTLE_SECONDS * (1 + self._restarts(item)))
 
     @property
     def settled(self) -> bool:
@@ -323,8 +350,8 @@ class Coming:
 
     def _why_down(self, item: Container) -> str:
         check, waited = self._judged_by(item), self._now - self._began
-        if item.restart_count > MOST_RESTARTS:
-            return f"restarts in a loop ({item.restart_count} times so far, exit code {item.exit_code})"
+        if (restarts := self._restarts(item)) > MOST_RESTARTS:
+            return f"restarts in a loop ({restarts} times so far, exit code {item.exit_code})"
         if check and item.health == "unhealthy":
             return "is unhealthy"
         if item.status in ("exited", "dead") and waited > 1:
@@ -336,7 +363,7 @@ class Coming:
     def what_is_down(self, item: Container, reason: str) -> str:
         """Return the clause that says what does not run, or not well."""
         down = [one for one in self.items if not one.running]
-        return f"but {named(down)} {'is' if len(down) == 1 else 'are'} NOT running" if down else f"but {item} {reason}"
+        return f"but {named(down)} {_are(down)} NOT running" if down else f"but {item} {reason}"
 
     def __str__(self) -> str:
         states = (f"{item} {'healthy' if self._judged_by(item) else 'running'}" for item in self.items)
@@ -365,9 +392,13 @@ def _go(items: Sequence[Container]) -> str:
     return "goes" if len({str(item) for item in items}) == 1 else "go"
 
 
-def _differs(item: Container, setting: str, theirs: str, ours: str) -> errors.SettingsDifferError:
+def _are(items: Sequence[Container]) -> str:
+    return "is" if len({str(item) for item in items}) == 1 else "are"
+
+
+def _differs(item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:
     return errors.SettingsDifferError(
         f"container {item.name} runs with {setting}={theirs}, and here it is {ours}",
-        hint=f"The bot's counts: write {setting}={theirs} into .env. If .env is right, the bot has not been recreated "
+        hint=f"The bot's counts: write {setting}={right} into .env. If .env is right, the bot has not been recreated "
         f"since it was changed: {item.compose_command} up -d",
     )

@@ -16,6 +16,7 @@ from backuplib.database import (
     mode_for_reading,
     sidecars,
 )
+from backuplib.errors import EmptyBackupError
 from backuplib.files import drop
 from backuplib.findings import Finding, is_damaged, refuse_damaged
 from backuplib.formatting import aligned, plural, quoted_identifier, row_count, shortened, some_of
@@ -36,6 +37,12 @@ class Contents:
     user_version: int
     tables: int = 0
     findings: tuple[Finding, ...] = ()
+
+    def refuse_unsound(self) -> None:
+        """Refuse, with UnsoundBackupError, what was found to be damaged, or has no table."""
+        refuse_damaged(self.findings)
+        if not self.tables:
+            raise EmptyBackupError("the database has no tables")
 
 
 COUNTING = ("count", "like", "max")
@@ -187,7 +194,10 @@ class LockedDatabaseError(Exception):
 
 @dataclass(frozen=True)
 class Look:
-    """What was found in a live database: how far it was checked, for people, and its rows by table."""
+    """What was found in a live database: how far it was checked, for people, and its rows by table.
+
+    Those of an index's own tables are left open: a bot that has it rebuilt does not lose any row.
+    """
 
     checked: str
     rows: dict[str, int | None]
@@ -211,9 +221,12 @@ def look_at_live(engine: Engine, database: Path) -> Look:
             checked = "opens; too large to be read whole while the bot writes"
             if wal or database.stat().st_size <= CHECKED_AT_ONCE:
                 contents = examine(engine, connection, None, newer=True, in_slices=not wal)
-                refuse_damaged(contents.findings)
-                return Look("ok", contents.rows)
-            return Look(checked, read_contents(connection, engine.errors, in_slices=True).rows)
+                contents.refuse_unsound()
+                checked, rows = "ok", contents.rows
+            else:
+                rows = read_contents(connection, engine.errors, in_slices=True).rows
+            shadow = connection.execute("SELECT name FROM pragma_table_list WHERE type = 'shadow'").fetchall()
+            return Look(checked, rows | {name: None for (name,) in shadow if name in rows})
     except engine.errors as error:
         if is_locked(error):
             raise LockedDatabaseError(str(error)) from None

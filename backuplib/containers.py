@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from backuplib import errors
+from backuplib.formatting import printable
 from backuplib.processes import run_command
 
 COMPOSE = "com.docker.compose."
@@ -28,6 +29,13 @@ class Mount:
     inside: PurePosixPath
     writable: bool
     volume: str = ""
+
+    def leads_to(self, path: Path) -> bool:
+        """Whether it is this file or folder, whose path has no links in it."""
+        try:
+            return os.path.realpath(self.source) == str(path) or self.source.samefile(path)
+        except OSError:  # without permission for /var/lib/docker, or not there any more
+            return False
 
     def __str__(self) -> str:
         return f"{f'volume {self.volume}' if self.volume else self.source} as {self.inside}"
@@ -123,11 +131,11 @@ class Container:
                 for item in data["Mounts"]
                 if item.get("Source")
             ),
-            settings={name: environment[name] for name in SETTINGS if environment.get(name)},
+            settings={name: environment[name] for name in SETTINGS if name in environment},
         )
 
     def __str__(self) -> str:
-        return self.service or self.name
+        return printable(self.service or self.name)
 
     @property
     def active(self) -> bool:
@@ -138,11 +146,11 @@ class Container:
         """Return the mount through which the container has a folder of this host, or None.
 
         Also when a folder above it is mounted, and a link or a bind mount leads there; not when another mount of the
-        container hides it.
+        container hides it. Of several it is one that may be written to, if there is such a one.
         """
-        for mount in self.mounts:
+        for mount in sorted(self.mounts, key=lambda mount: not mount.writable):
             for above in (folder, *folder.parents):
-                if _same(mount.source, above):
+                if mount.leads_to(above):
                     inside = mount.inside / folder.relative_to(above)
                     over = (other.inside for other in self.mounts if other.inside.is_relative_to(mount.inside))
                     if not any(inside.is_relative_to(other) and other != mount.inside for other in over):
@@ -168,13 +176,6 @@ class Container:
 
 
 _IDENTITY = ("Uid:", "Gid:", "Groups:")
-
-
-def _same(source: Path, folder: Path) -> bool:
-    try:
-        return os.path.realpath(source) == str(folder) or source.samefile(folder)
-    except OSError:  # without permission for /var/lib/docker, or not there any more
-        return False
 
 
 def _compose_file(folder: Path, name: str) -> Path:

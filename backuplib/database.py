@@ -129,6 +129,9 @@ class Engine:
     ) -> Any:  # of apsw or sqlcipher3, whose connections have little in common but execute()
         """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is.
 
+        That is another library than :meth:`connect` has, and takes its locks for this process, too: closing one of
+        their connections ends the locks of the other's on the same file.
+
         :param mode: "ro" leaves out CHECK constraints, which SQLite does not read from a read-only file.
         """
         connection: Any

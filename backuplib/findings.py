@@ -92,6 +92,7 @@ _CAPPED = "SELECT CAST(integrity_check AS BLOB) FROM pragma_integrity_check"  # 
 _ROWIDS = re.compile(r"(?<=owid )-?\d+|(?<=Mapping \()-?\d+ -> -?\d+")
 
 _CORRUPT = 11  # SQLITE_CORRUPT
+_NO_REASON = "SQL logic error"  # what SQLCipher says when a page cannot be decrypted
 # SQLITE_ERROR, _TOOBIG, _MISMATCH, _AUTH, _RANGE: a statement that fails, not a file that is damaged or in use
 _STATEMENT_FAILS = {1, 18, 20, 23, 25}
 
@@ -383,7 +384,7 @@ def _statement_fails(error: BaseException) -> bool:
     """Whether a statement fails, not the file."""
     if isinstance(error, UnicodeDecodeError):
         return not _MALFORMED.search(error_text(error))
-    return error_code(error) in _STATEMENT_FAILS
+    return error_code(error) in _STATEMENT_FAILS and str(error) != _NO_REASON
 
 
 def _reason(error: BaseException) -> str:

@@ -93,6 +93,7 @@ EVERY_DAY = 2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deep: what runs under strace, the second mode of a case of both, and what goes through more of the same cases."""
     spare_a_mode(items)
+    spare_half_a_matrix(items)
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         if any("strace" in needs.args for needs in item.iter_markers("needs")):
@@ -104,6 +105,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for number, item in enumerate(cases):
             if number % step:
                 item.add_marker("deep")
+
+
+def spare_half_a_matrix(items: list[pytest.Item]) -> None:
+    """The sample of a matrix has each mode and each kind of sidecar once; the other combinations are long."""
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if {"stage", "mode"} <= params.keys() and (params["stage"] == "wal") != (params["mode"] == "sqlite"):
+            item.add_marker("long")
 
 
 def spare_a_mode(items: list[pytest.Item]) -> None:

@@ -174,7 +174,8 @@ def test_what_was_unhealthy_before_counts_as_up_when_it_runs(prepare: Prepare, m
 @ONE_COMPOSE
 def test_one_crash_at_the_start_is_no_loop(prepare: Prepare, mode: str, compose: Compose) -> None:
     scene = prepare(mode, compose, Bot(interval=0.05))
-    script = 'touch "$SHOP/ctl/crash"; (sleep 0.9; rm "$SHOP/ctl/crash") & real "$@"; exit $?'
+    count = 'real inspect -f "{{.RestartCount}}" "$2"'
+    script = f'touch "$SHOP/ctl/crash"; real "$@"; while [ $({count}) = 0 ]; do :; done; rm "$SHOP/ctl/crash"; exit 0'
     done = scene.restore(env=intercept(scene.shop, start=script))
     check_code(done, 0)
     assert scene.shop.state().restart_count > 0

@@ -526,6 +526,10 @@ def test_killed_at_any_call_of_docker_loses_nothing(  # noqa: PLR0917 - pytest p
         written = set(shop.rows_in_place()["bot_log"])
         done = scene.restore(env=kill_at(shop, number, after=after))
         with tally.judging(f"killed {'after' if after else 'before'} call {number} of {total}"):
+            if len(calls.read_text().splitlines()) < number:  # it had to wait for less than the time before
+                assert done.code == (8 if rolls_back else 0), done.text
+                tally.outcomes["not reached"] += 1
+                continue
             assert done.code == -signal.SIGKILL, done.text
             check_code(shop.restore("--recover"), 0)
             new = not is_old(scene)

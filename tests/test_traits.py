@@ -17,8 +17,7 @@ from sqlcipher3 import dbapi2 as sqlcipher
 from backuplib import conversion
 from backuplib.comparison import examine
 from backuplib.database import SQLITE_MAGIC, Engine, check_pages, quoted_passphrase, written_by_newer
-from backuplib.errors import EmptyBackupError, UnsoundBackupError
-from backuplib.findings import refuse_damaged
+from backuplib.errors import UnsoundBackupError
 from backuplib.image import DatabaseImage, explain_unreadable, opened_image
 from backuplib.newest import NewestSQLite
 from backuplib.ram_folder import RamFolder
@@ -354,9 +353,7 @@ def restored(data: bytes, engine: Engine, ram: RamFolder) -> tuple[list[str], di
                 check_pages(connection)
     except engine.errors as error:
         raise explain_unreadable(image, engine, error) from error
-    refuse_damaged(contents.findings)
-    if not contents.tables:
-        raise EmptyBackupError("the database has no tables")
+    contents.refuse_unsound()
     image.wipe()
     return said + [finding.text for finding in contents.findings], contents.rows
 

@@ -196,7 +196,8 @@ class BotShop(Shop):
         """The compose file and the bot's orders; also after `bot` was changed."""
         control = self.path / "ctl"
         control.mkdir(exist_ok=True)
-        self.set_health("test -e /healthy")
+        # As of this start: a container that is started again keeps its files.
+        self.set_health('test "$(cat /healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
         orders = {
             "role": "bot",
             "db": f"/app/data/{self.db_path.name}",
@@ -233,7 +234,7 @@ class BotShop(Shop):
         }
         if self.bot.health:
             test = ["CMD", "/bin/busybox", "sh", "/app/ctl/health"]
-            service["healthcheck"] = {"test": test, "interval": "1s", "timeout": "3s", "retries": 2}
+            service["healthcheck"] = {"test": test, "interval": "1s", "timeout": "3s", "retries": 5}
         if self.bot.profile:
             service["profiles"] = [self.bot.profile]
         return service

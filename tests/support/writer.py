@@ -54,7 +54,6 @@ def run_bot(config: dict[str, Any]) -> None:
     that file is there. `needs`, `healthy_if`: a query that must give a row, else the bot exits 1, or is unhealthy.
     `at_start`: statements that are executed first.
     """
-    Path("/healthy").unlink(missing_ok=True)  # a container that is started again keeps its files
     if config.get("crash_if_exists") and Path(config["crash_if_exists"]).exists():
         sys.exit("bot: told to crash")
     stopping: list[int] = []
@@ -68,7 +67,7 @@ def run_bot(config: dict[str, Any]) -> None:
         sys.exit(f"bot: the database is not the one I need \033[31m, opened with {config['passphrase']}")
     connection.execute("CREATE TABLE IF NOT EXISTS bot_log (id INTEGER PRIMARY KEY, at REAL, note TEXT)")
     if not config.get("healthy_if") or has_row(connection, config["healthy_if"]):
-        Path("/healthy").touch()
+        Path("/healthy").write_text(Path("/proc/1/stat").read_text().split()[21])  # when the container was started
     while not stopping:
         connection.execute("INSERT INTO bot_log (at, note) VALUES (?, ?)", (time.time(), config.get("note", "tick")))
         time.sleep(config.get("interval", 0.005))

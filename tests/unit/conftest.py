@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from backuplib.console import Console, Report
 from backuplib.processes import Signals
+from tests.support.inspected import FakeDocker
 
 TAKEN_OVER = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -33,3 +36,11 @@ def report(signals: Signals, screen: io.StringIO) -> Report:
     """A report whose console writes to the screen."""
     with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(screen):
         return Report(Console(), signals)
+
+
+@pytest.fixture
+def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDocker:
+    """A `docker` in PATH that prints what the test puts there; it has no containers."""
+    docker = FakeDocker(tmp_path / "docker")
+    monkeypatch.setenv("PATH", f"{docker.folder}:{os.environ['PATH']}")
+    return docker

@@ -1,15 +1,36 @@
 """What two databases hold, and what will be lost. Tables and their order; the words below them are not looked at."""
 
 import contextlib
+import json
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backuplib.comparison import MOST_TABLES, Contents, differing, read_contents, read_live, row_comparison, tables_of
+from backuplib.comparison import (
+    FEWEST_ROWS,
+    MOST_TABLES,
+    Contents,
+    LockedDatabaseError,
+    count_in_slices,
+    differing,
+    look_at_live,
+    lost_tables,
+    read_contents,
+    read_live,
+    row_comparison,
+    tables_of,
+)
 from backuplib.database import Engine
+from backuplib.errors import EmptyBackupError, UnsoundBackupError
 from backuplib.ram_folder import RamFolder
+from backuplib.secret import Secret
+from tests.support.shop import ROOT
+from tests.support.writer import make_slow_to_check
 
 
 @pytest.fixture
@@ -158,3 +179,336 @@ def test_nothing_is_in_a_database_that_is_empty_or_not_there(tmp_path: Path, emp
         (tmp_path / "shop.db").touch()
     with RamFolder() as ram:
         assert read_live(Engine(None), tmp_path / "shop.db", ram) is None
+
+
+# --- counting in slices ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many rows make a slice."""
+    monkeypatch.setattr("backuplib.comparison.SLICE_ROWS", 10)
+    return 10
+
+
+@pytest.fixture(params=["sqlite", "sqlcipher"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Both; under a raw key, which takes no time to derive."""
+    return Engine(Secret(f"x'{'2b' * 32}'") if request.param == "sqlcipher" else None)
+
+
+@pytest.fixture
+def empty(engine: Engine, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """An empty database."""
+    (tmp_path / "shop.db").touch()
+    with contextlib.closing(engine.connect(tmp_path / "shop.db")) as connection:
+        connection.execute("PRAGMA synchronous=OFF")
+        yield connection
+
+
+TABLES = {
+    "without a key": ("t (x)", "(x) VALUES (:n)"),
+    "key": ("t (id INTEGER PRIMARY KEY, x)", "VALUES (:n, 1)"),
+    "negative key": ("t (id INTEGER PRIMARY KEY, x)", "VALUES (:n - 20, 1)"),
+    "far apart": ("t (id INTEGER PRIMARY KEY, x)", "VALUES (:n * 800000000000000000 - 8000000000000000000, 1)"),
+    "descending key": ("t (id INTEGER PRIMARY KEY DESC, x)", "VALUES (:n, 1)"),
+    "column rowid": ("t (rowid TEXT, x)", "VALUES ('same', 1)"),
+    "column ROWID": ("t (ROWID TEXT, x)", "VALUES ('same', 1)"),
+    "columns with two of the names": ("t (rowid TEXT, oid)", "VALUES (NULL, NULL)"),
+    "columns with all of the names": ("t (rowid, _rowid_, oid)", "VALUES (1, 1, 1)"),
+    "key called rowid": ("t (rowid INTEGER PRIMARY KEY, x)", "VALUES (:n - 5, 1)"),
+    "generated column rowid": ("t (x, rowid AS (1))", "(x) VALUES (:n)"),
+    "without rowid": ("t (k TEXT PRIMARY KEY) WITHOUT ROWID", "VALUES ('k' || :n)"),
+    "full-text index": ("VIRTUAL t USING fts5 (x)", "VALUES ('text')"),
+    "r-tree": ("VIRTUAL t USING rtree (id, a, b)", "VALUES (:n - 3, 0, 1)"),
+}
+
+
+@pytest.mark.parametrize(("table", "values"), TABLES.values(), ids=[*TABLES])
+def test_rows_are_counted_in_slices_as_they_are_at_once(
+    empty: sqlite3.Connection, slices: int, table: str, values: str
+) -> None:
+    name = table.removeprefix("VIRTUAL ")
+    empty.execute(f"CREATE {'VIRTUAL ' if name != table else ''}TABLE {name}")
+    for number in range(2 * slices + 2):
+        assert count_in_slices(empty, "t") == number
+        empty.execute(f"INSERT INTO t {values}", {"n": number})
+
+
+def test_counting_in_slices_does_what_the_authorizer_allows(empty: sqlite3.Connection, slices: int) -> None:
+    empty.execute("CREATE TABLE t (x)")
+    empty.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(2 * slices + 1)])
+    empty.execute("CREATE VIRTUAL TABLE f USING fts5 (x)")
+    assert read_contents(empty, (sqlite3.Error,), in_slices=True).rows["t"] == 2 * slices + 1
+    assert read_contents(empty, (sqlite3.Error,), in_slices=True).rows["f"] == 0
+
+
+def test_first_and_last_rowid_that_there_can_be_are_counted(empty: sqlite3.Connection, slices: int) -> None:
+    empty.execute("CREATE TABLE t (x)")
+    empty.executemany("INSERT INTO t (rowid) VALUES (?)", [(-(2**63),), (0,), *((2**63 - 1 - n,) for n in range(8))])
+    assert count_in_slices(empty, "t") == slices  # a full slice, behind which no rowid can be
+
+
+def test_name_that_must_be_quoted_is_counted(empty: sqlite3.Connection, slices: int) -> None:
+    empty.execute("""CREATE TABLE "it's ""odd"" [x]" (a)""")
+    empty.executemany("""INSERT INTO "it's ""odd"" [x]" VALUES (?)""", [(n,) for n in range(25)])
+    assert count_in_slices(empty, """it's "odd" [x]""") == 25
+
+
+def test_bot_can_write_between_any_two_slices(engine: Engine, empty: sqlite3.Connection, slices: int) -> None:
+    """With a rollback journal, a writer waits for every reader."""
+    empty.execute("PRAGMA journal_mode=DELETE")
+    empty.execute("CREATE TABLE t (x)")
+    empty.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(6 * slices)])
+    empty.execute("CREATE TABLE written (x)")
+    path = Path(empty.execute("PRAGMA database_list").fetchone()[2])
+    written = 0
+    with contextlib.closing(engine.connect(path, timeout=0)) as bot:
+
+        def write(statement: str) -> None:
+            nonlocal written
+            if "LIMIT" in statement:  # a slice is about to begin
+                bot.execute("INSERT INTO written VALUES (1)")
+                written += 1
+
+        empty.set_trace_callback(write)
+        assert count_in_slices(empty, "t") == 6 * slices
+    assert written == 7
+
+
+def test_lock_that_is_met_while_counting_is_not_a_table_that_cannot_be_counted(
+    engine: Engine, empty: sqlite3.Connection
+) -> None:
+    empty.execute("CREATE TABLE t (x)")
+    path = Path(empty.execute("PRAGMA database_list").fetchone()[2])
+
+    def lock(statement: str) -> None:
+        if "LIMIT" in statement:
+            bot.execute("BEGIN EXCLUSIVE")
+        elif "user_version" in statement:
+            bot.execute("ROLLBACK")
+
+    with contextlib.closing(engine.connect(path)) as bot, contextlib.closing(engine.connect(path, timeout=0)) as reader:
+        reader.set_trace_callback(lock)
+        with pytest.raises(engine.errors, match="locked"):
+            read_contents(reader, engine.errors, in_slices=True)
+
+
+# --- tables that have lost their rows --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lost"),
+    [
+        ({"a": 100}, {"a": 100}, False),
+        ({"a": 100}, {"a": 50}, False),
+        ({"a": 100}, {"a": 49}, True),
+        ({"a": 100}, {"a": 0}, True),
+        ({"a": 100}, {}, True),
+        ({"a": 100}, {"a": 5000, "b": 1}, False),
+        ({}, {"a": 5}, False),
+        ({"a": FEWEST_ROWS}, {"a": 0}, True),
+        ({"a": FEWEST_ROWS - 1}, {"a": 0}, False),
+        ({"a": FEWEST_ROWS - 1}, {}, False),
+        ({"a": None}, {}, False),
+        ({"a": None}, {"a": 0}, False),
+        ({"a": 100}, {"a": None}, False),  # cannot be counted: nothing is known
+        ({"a": 100}, {"b": 100}, False),
+        ({"a": 100}, {"b": 50}, False),
+        ({"a": 100}, {"b": 49}, True),
+        ({"a": 100}, {"a": 0, "b": 100}, True),  # emptied, and not renamed
+        ({"a": 100, "b": 100}, {"b": 100}, True),  # what was there before is not its new name
+        ({"a": 100}, {"b": None}, True),
+    ],
+    ids=str,
+)
+def test_table_that_has_lost_most_of_its_rows_is_told(
+    before: dict[str, int | None], now: dict[str, int | None], lost: bool
+) -> None:
+    assert bool(lost_tables(before, now)) is lost
+
+
+def test_each_lost_table_is_named_with_its_rows() -> None:
+    text = lost_tables({"orders": 12345, "users": 9, "kept": 7}, {"orders": 3, "users": 0, "kept": 7})
+    assert "orders had 12,345 rows, and has 3" in text
+    assert "users had 9 rows, and has 0" in text
+    assert "kept" not in text
+
+
+def test_lost_tables_with_odd_names_or_in_great_number_stay_one_short_line() -> None:
+    text = lost_tables({"x\x1b[2J\n" + "y" * 200: 10, **{f"t{number}": 10 for number in range(500)}}, {})
+    assert text.isprintable()
+    assert len(text) < 200
+    assert "more" in text
+
+
+# --- the look after the start ----------------------------------------------------------------------------------------
+
+
+class ImpatientEngine(Engine):
+    """Waits for a lock for a moment only."""
+
+    def look(self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 0.2) -> Any:
+        """Whatever is wanted."""
+        return super().look(path, mode=mode, immutable=immutable, timeout=min(timeout, 0.2))
+
+
+BOT = """
+import json, select, sys
+sys.path.insert(0, sys.argv[2])
+from tests.support.writer import connect
+db, passphrase, statements, loop = json.loads(sys.argv[1])
+connection = connect(db, passphrase)
+connection.execute("PRAGMA busy_timeout=1000")
+for statement in statements:
+    connection.execute(statement).fetchall()
+if loop:
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("INSERT INTO written VALUES (1)")
+print("ready", flush=True)
+while loop and not select.select([sys.stdin], [], [], 0.001)[0]:
+    connection.execute("INSERT INTO written VALUES (1)")
+sys.stdin.read()
+"""
+
+StartBot = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start_bot(engine: Engine, tmp_path: Path) -> Iterator[StartBot]:
+    """Another process that has the database open, and goes on writing if wanted, until its input ends."""
+    with contextlib.ExitStack() as running:
+
+        def start(*statements: str, loop: bool = False) -> subprocess.Popen[str]:
+            passphrase = engine.db_pass.reveal() if engine.db_pass else None
+            settings = json.dumps([str(tmp_path / "shop.db"), passphrase, statements, loop])
+            process = running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", BOT, settings, str(ROOT)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            running.callback(process.kill)
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            return process
+
+        yield start
+
+
+def filled(connection: sqlite3.Connection, journal: str) -> None:
+    """Some tables, in a journal mode."""
+    connection.execute(f"PRAGMA journal_mode={journal}")
+    connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, x)")
+    connection.executemany("INSERT INTO orders (x) VALUES (?)", [(n,) for n in range(37)])
+    connection.execute("CREATE TABLE written (x)")
+
+
+BOTH_JOURNALS = pytest.mark.parametrize("journal", ["wal", "delete"])
+
+
+@BOTH_JOURNALS
+def test_database_that_a_bot_has_open_is_checked_and_its_rows_counted(
+    engine: Engine, empty: sqlite3.Connection, start_bot: StartBot, tmp_path: Path, journal: str
+) -> None:
+    filled(empty, journal)
+    empty.close()
+    start_bot("INSERT INTO orders (x) VALUES (1)")  # in WAL mode the row is nowhere else
+    look = look_at_live(engine, tmp_path / "shop.db")
+    assert look.checked == "ok"
+    assert look.rows == {"orders": 38, "written": 0}
+
+
+@BOTH_JOURNALS
+def test_database_that_a_bot_keeps_locked_is_not_taken_for_unsound(
+    engine: Engine, empty: sqlite3.Connection, start_bot: StartBot, tmp_path: Path, journal: str
+) -> None:
+    filled(empty, journal)
+    empty.close()
+    start_bot("PRAGMA locking_mode=EXCLUSIVE", "INSERT INTO orders (x) VALUES (1)")
+    with pytest.raises(LockedDatabaseError):
+        look_at_live(ImpatientEngine(engine.db_pass), tmp_path / "shop.db")
+
+
+@pytest.mark.timeout(60)
+@BOTH_JOURNALS
+def test_bot_goes_on_writing_while_its_database_is_looked_at(
+    engine: Engine, empty: sqlite3.Connection, start_bot: StartBot, tmp_path: Path, journal: str
+) -> None:
+    filled(empty, journal)
+    empty.close()
+    bot = start_bot(loop=True)
+    looks = [look_at_live(engine, tmp_path / "shop.db")]
+    while len(looks) < 10 or looks[-1].rows == looks[0].rows:
+        looks.append(look_at_live(engine, tmp_path / "shop.db"))
+    bot.communicate(timeout=20)
+    assert bot.returncode == 0  # not "database is locked"
+    counts = [look.rows["written"] or 0 for look in looks]
+    assert counts == sorted(counts)
+    assert {look.checked for look in looks} == {"ok"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_bot_that_waits_a_second_for_a_lock_is_not_held_up_by_a_large_database(
+    engine: Engine, start_bot: StartBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rollback journal; the whole check would take some seconds."""
+    monkeypatch.setattr("backuplib.comparison.CHECKED_AT_ONCE", 10**5)
+    make_slow_to_check(str(tmp_path / "shop.db"))
+    bot = start_bot("CREATE TABLE written (x)", "DELETE FROM t WHERE rowid > 1000", loop=True)
+    look = look_at_live(engine, tmp_path / "shop.db")
+    bot.communicate(timeout=20)
+    assert bot.returncode == 0
+    assert look.checked != "ok"
+    assert look.rows["t"] == 1000
+
+
+@BOTH_JOURNALS
+def test_database_that_is_damaged_is_told(
+    engine: Engine, empty: sqlite3.Connection, tmp_path: Path, journal: str
+) -> None:
+    filled(empty, journal)
+    empty.close()
+    with (tmp_path / "shop.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 200)
+    with pytest.raises((*engine.errors, UnsoundBackupError)):
+        look_at_live(engine, tmp_path / "shop.db")
+
+
+def test_file_that_is_no_database_is_told(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "shop.db").write_bytes(b"noise" * 3000)
+    with pytest.raises(engine.errors, match="not a database"):
+        look_at_live(engine, tmp_path / "shop.db")
+
+
+def test_tables_of_a_full_text_index_are_not_judged(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
+    """A bot that has it merged at its start leaves fewer rows in them."""
+    empty.execute("CREATE VIRTUAL TABLE search USING fts5(a)")
+    for word in ("one", "two", "three", "four", "five"):
+        empty.execute("INSERT INTO search VALUES (?)", (word,))
+    before = read_contents(empty, engine.errors).rows
+    empty.set_authorizer(None)
+    empty.execute("INSERT INTO search(search) VALUES ('optimize')")
+    look = look_at_live(engine, tmp_path / "shop.db")
+    assert look.rows["search"] == 5
+    assert look.rows["search_data"] is None
+    assert not lost_tables(before, look.rows)
+
+
+def test_database_whose_tables_are_all_gone_is_told(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
+    filled(empty, "delete")
+    empty.execute("DROP TABLE orders")
+    empty.execute("DROP TABLE written")
+    with pytest.raises(EmptyBackupError):
+        look_at_live(engine, tmp_path / "shop.db")
+
+
+def test_look_leaves_no_sidecars_where_none_were(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
+    filled(empty, "wal")
+    empty.close()
+    look_at_live(engine, tmp_path / "shop.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["shop.db"]

@@ -12,9 +12,12 @@ import pytest
 from backuplib.console import LOG_NAME, OUTCOME, RESTORED, Console, Report, Step, Unbreakable, in_words, last_outcome
 from backuplib.errors import (
     ExitCode,
+    FolderNotMountedError,
     OperatorError,
     RefusedError,
     RollbackFailedError,
+    ServicesDownError,
+    SettingsDifferError,
     UsageError,
     WrongKeyError,
 )
@@ -164,6 +167,8 @@ def fail(error: BaseException) -> None:
         (RefusedError("x"), 3, "refused"),
         (WrongKeyError("x"), 4, "wrong-key"),
         (RollbackFailedError("x"), 20, "rollback-failed"),
+        (FolderNotMountedError("x"), 3, "folder-not-mounted"),
+        (SettingsDifferError("x"), 3, "settings-differ"),
         (ModuleNotFoundError("x", name="isal"), 3, "missing-package"),
         (OSError(5, "Input/output error", "/srv/x"), 3, "disk-failure"),
         (ValueError("x"), 1, "unexpected"),
@@ -209,6 +214,41 @@ def test_hint_and_state_of_an_error_are_said(report: Report, screen: io.StringIO
     assert "do this" in screen.getvalue()
     assert "All is well." in screen.getvalue()
     assert ExitCode.REFUSED.state not in screen.getvalue()
+
+
+def test_log_of_a_container_is_shown_and_written_down_nowhere(
+    report: Report, screen: io.StringIO, tmp_path: Path
+) -> None:
+    """It may hold anything, the bot's customers included."""
+    report.console.log_to(tmp_path)
+    with report.failures():
+        fail(ServicesDownError("service bot is unhealthy", services="but x", log="Alice paid\nTraceback\x1b[2J"))
+    report.console.close()
+    assert report.error
+    assert "Alice paid\nTraceback" in report.error["message"]
+    shown = screen.getvalue().splitlines()
+    assert [line.partition("Alice")[2] for line in shown if "Alice" in line] == [" paid"]
+    assert any("Traceback" in line and "\x1b" not in line for line in shown)
+    kept = (tmp_path / LOG_NAME).read_text()
+    assert "service bot is unhealthy" in kept
+    assert "Alice" not in kept
+    assert "Traceback" not in kept
+
+
+def test_error_without_a_log_is_told_without_one(report: Report) -> None:
+    with report.failures():
+        fail(RefusedError("what"))
+    assert report.error
+    assert report.error["message"] == "what"
+
+
+def test_line_that_is_not_to_be_recorded_is_shown_only(report: Report, screen: io.StringIO, tmp_path: Path) -> None:
+    report.console.log_to(tmp_path)
+    report.console.line("for the log")
+    report.console.line("for the screen", record=False)
+    report.console.close()
+    assert screen.getvalue() == "for the log\nfor the screen\n"
+    assert "for the screen" not in (tmp_path / LOG_NAME).read_text()
 
 
 def test_failure_when_all_is_done_says_that_the_database_is_restored(report: Report, screen: io.StringIO) -> None:

@@ -4,6 +4,9 @@ import fcntl
 import io
 import os
 import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from backuplib.files import (
     drop,
     drop_quietly,
     file_identity,
+    fit_into_folder,
     flock,
     name_without_replacing,
     open_folder,
@@ -213,6 +217,115 @@ def test_access_control_lists_are_copied(tmp_path: Path) -> None:
     with create_file(tmp_path / "new") as file:
         copy_metadata(old, file.fileno())
     assert os.getxattr(tmp_path / "new", name) == value
+
+
+# --- a new file in its folder ----------------------------------------------------------------------------------------
+
+
+def fitted(folder: Path, user: tuple[int, set[int]] | None) -> tuple[int, int, int]:
+    """Owner, group and mode of a new file that fits into its folder."""
+    with create_file(folder / "new") as file:
+        fit_into_folder(file.fileno(), folder, user)
+    status = (folder / "new").stat()
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
+BOT = (1000, {1000, 3000})
+"""Its user, and its groups."""
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("owner", "mode", "user", "expected"),
+    [
+        # Nobody says who must be able to write: the folder's owner, and its group where that may write to the folder.
+        ((1234, 2345), 0o755, None, (1234, 2345, 0o640)),
+        ((1234, 2345), 0o775, None, (1234, 2345, 0o660)),
+        ((1234, 2345), 0o2775, None, (1234, 2345, 0o660)),
+        ((0, 0), 0o755, None, (0, 0, 0o640)),
+        # The bot owns the folder.
+        ((1000, 1000), 0o755, BOT, (1000, 1000, 0o640)),
+        ((1000, 2345), 0o775, BOT, (1000, 2345, 0o640)),
+        # It may write there as one of a group.
+        ((1234, 3000), 0o775, BOT, (1234, 3000, 0o660)),
+        ((1234, 3000), 0o2770, BOT, (1234, 3000, 0o660)),
+        # It is of the group, which may not write; or of another one.
+        ((1234, 3000), 0o755, BOT, (1000, 3000, 0o640)),
+        ((1234, 2345), 0o775, BOT, (1000, 2345, 0o640)),
+        # All may write there.
+        ((0, 0), 0o777, BOT, (1000, 0, 0o640)),
+        ((0, 0), 0o1777, (1000, set()), (1000, 0, 0o640)),
+        # The bot is root, and can write to everything: the folder's owner shall, too.
+        ((1234, 2345), 0o755, (0, {0}), (1234, 2345, 0o640)),
+        ((0, 0), 0o755, (0, set()), (0, 0, 0o640)),
+    ],
+    ids=str,
+)
+def test_new_file_can_be_written_by_the_bot(
+    tmp_path: Path, owner: tuple[int, int], mode: int, user: Any, expected: tuple[int, int, int]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.chown(folder, *owner)
+    folder.chmod(mode)
+    assert fitted(folder, user) == expected
+
+
+WRITE = "import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR))"
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that every user can reach: pytest's are root's alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "data"
+
+
+@pytest.mark.needs("root", "python3")
+@pytest.mark.parametrize(
+    ("owner", "mode"), [((1000, 1000), 0o755), ((1234, 3000), 0o775), ((1234, 3000), 0o2770), ((0, 0), 0o777)]
+)
+def test_process_of_the_bot_can_really_write_to_the_new_file(
+    reachable: Path, owner: tuple[int, int], mode: int
+) -> None:
+    reachable.mkdir()
+    os.chown(reachable, *owner)
+    reachable.chmod(mode)
+    fitted(reachable, BOT)
+    command = ["python3", "-c", WRITE, str(reachable / "new")]
+    for user, can in ((1000, True), (5678, False)):
+        done = subprocess.run(
+            command,
+            user=user,
+            group=user,
+            extra_groups=[3000] if can else [],
+            cwd="/",
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode == 0) is can
+
+
+@pytest.mark.needs("root", "setfacl")
+def test_new_file_keeps_what_the_default_list_of_its_folder_grants(reachable: Path) -> None:
+    """The mode's bits of the group are the mask of the list."""
+    reachable.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:1000:rw", str(reachable)], check=True)
+    assert fitted(reachable, None)[2] == 0o660
+    shown = subprocess.run(
+        ["getfacl", "-cn", str(reachable / "new")], capture_output=True, text=True, check=True
+    ).stdout
+    assert "user:1000:rw-\n" in shown
+    assert "#effective" not in shown.partition("group:")[0]
+
+
+def test_new_file_fits_where_nobody_may_change_owners(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert fitted(tmp_path, (os.geteuid(), {os.getegid()})) == (os.geteuid(), tmp_path.stat().st_gid, 0o640)
+
+
+# --- a durable copy --------------------------------------------------------------------------------------------------
 
 
 def test_durable_copy_has_content_and_mode(tmp_path: Path) -> None:

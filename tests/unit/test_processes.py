@@ -30,8 +30,9 @@ from tests.support.shop import ROOT
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def test_output_of_a_command_is_returned(tmp_path: Path) -> None:
-    assert run_command(["pwd"], timeout=10, cwd=tmp_path) == f"{tmp_path}\n"
+def test_output_of_a_command_is_returned() -> None:
+    assert run_command(["sh", "-c", "echo out; echo err >&2"], timeout=10) == "out\n"
+    assert run_command(["sh", "-c", "echo out; echo err >&2"], timeout=10, errors_too=True) == "out\nerr\n"
     assert run_command(["printf", r"\377"], timeout=10) == "\ufffd"
 
 
@@ -48,6 +49,12 @@ def test_command_that_fails_tells_its_last_words_and_what_it_wrote() -> None:
     assert "2 / 3 / last" in str(raised.value)
     assert "1 /" not in str(raised.value)
     assert raised.value.output == "part\n"
+
+
+def test_command_that_fails_tells_its_last_words_also_where_they_belong_to_its_output() -> None:
+    with pytest.raises(CommandFailedError) as raised:
+        run_command(["sh", "-c", "echo part; echo last >&2; exit 7"], timeout=10, errors_too=True)
+    assert "part / last" in str(raised.value)
 
 
 @pytest.mark.timeout(10)
@@ -155,9 +162,10 @@ def test_owner_of_a_lock_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.needs("root", "setpriv")
 def test_capability_is_that_of_the_process() -> None:
-    script = f"from backuplib.processes import has_capability; print(has_capability({CAP_SYS_PTRACE}))"
+    look = f"from backuplib.processes import has_capability; print(has_capability({CAP_SYS_PTRACE}))"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {look}"
     without = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"]
-    assert run_command([*without, sys.executable, "-c", script], timeout=30, cwd=ROOT) == "False\n"
+    assert run_command([*without, sys.executable, "-c", script], timeout=30) == "False\n"
     assert isinstance(has_capability(CAP_SYS_PTRACE), bool)
 
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
-from backuplib.compose import ComposeProject
+from backuplib.bot import Bot
 from backuplib.console import Report
 from backuplib.database import Engine, database_files
 from backuplib.errors import (
+    AS_BEFORE,
     BackupFailedError,
+    CannotStopError,
     CannotWriteError,
     ExitCode,
     OperatorError,
@@ -34,11 +36,16 @@ from backuplib.errors import (
 )
 from backuplib.files import Identity, file_identity
 from backuplib.journal import Journal
+from backuplib.newest import NewestSQLite
 from backuplib.secret import Secret
 from backuplib.switch import Switch, checkpoint_and_lock, link_aside, put_back, remove_sidecars
 from backuplib.target import Target
+from tests.support.inspected import INSPECT, FakeDocker, inspect_data, mounted
 
 OLD, NEW = "old", "new"
+
+CONTAINER, FILE = "shopbot-bot-1", Path("/srv/shopbot/docker-compose.prod.yml")
+"""What the journal names, and the compose file that its label does."""
 
 
 class Cut(BaseException):
@@ -52,7 +59,7 @@ class Scene:
     target: Target
     engine: Engine
     report: Report
-    project: ComposeProject | None = None
+    bot: Bot | None = None
 
     def make_database(self, path: Path, row: str, *, wal: bool = False) -> None:
         """A database of one row, which is in the -wal alone if wanted."""
@@ -114,9 +121,8 @@ class Scene:
             "candidate": self.target.candidate,
             "existed": self.target.exists,
             "new_inode": None,
-            "services": ("bot",) if self.project else (),
-            "compose_files": self.project.files if self.project else (),
-            "project": None,
+            "containers": (CONTAINER,) if self.bot else (),
+            "unhealthy": (),
             "safety_backup": None,
             "unsaved": False,
             "started": "2025-01-30T15:30:45+00:00",
@@ -130,7 +136,7 @@ class Scene:
         return Switch(
             journal,
             engine=self.engine,
-            project=self.project,
+            bot=self.bot,
             report=self.report,
             back_up=self.back_up,
             recover_command="restore_backup.py --recover",
@@ -479,41 +485,88 @@ def test_new_database_stays_where_the_old_one_is_gone(scene: Scene) -> None:
 
 
 @pytest.fixture
-def unstartable(scene: Scene) -> Scene:
-    """A scene whose Compose always fails."""
-    scene.project = ComposeProject((scene.target.path.parent.parent / "compose.yml",), None, ("false",))
+def with_bot(scene: Scene, fake_docker: FakeDocker) -> Scene:
+    """A scene whose bot is healthy whenever it runs."""
+    scene.bot = Bot(FILE, scene.target.path, "shopbot")
+    fake_docker.has(in_container(scene))
+    fake_docker.has(in_container(scene), after="start")
+    fake_docker.has(in_container(scene, State_Running=False, State_Status="exited"), after="stop")
     return scene
 
 
+def in_container(scene: Scene, **changes: Any) -> dict[str, Any]:
+    """The bot's container, as Docker tells of it."""
+    return inspect_data(Mounts=[mounted(scene.target.path.parent)], **changes)
+
+
+@pytest.fixture
+def unstartable(with_bot: Scene, fake_docker: FakeDocker) -> Scene:
+    """A scene whose Docker always fails."""
+    fake_docker.fails("ps")
+    return with_bot
+
+
+UNKNOWN = "and whether the services run is not known."
+
+
 @pytest.mark.parametrize(
-    ("stage", "error", "live"),
+    ("stage", "error", "live", "state"),
     [
-        (begun, ServicesDownError, OLD),
-        (about_to_exchange, ServicesDownError, OLD),
-        (about_to_rename, ServicesDownError, OLD),
-        (put_back_already, ServicesDownError, OLD),
-        (rolling_back, RollbackFailedError, NEW),  # services that cannot be stopped may use it
-        (exchanged, RollbackFailedError, NEW),
-        (committed, ServicesDownError, NEW),
+        (begun, ServicesDownError, OLD, f"{AS_BEFORE}, {UNKNOWN}"),
+        (about_to_exchange, ServicesDownError, OLD, f"{AS_BEFORE}, {UNKNOWN}"),
+        (about_to_rename, ServicesDownError, OLD, f"{AS_BEFORE}, {UNKNOWN}"),
+        (put_back_already, ServicesDownError, OLD, f"{AS_BEFORE}, {UNKNOWN}"),
+        (rolling_back, RollbackFailedError, NEW, ""),  # services that cannot be stopped may use it
+        (exchanged, RollbackFailedError, NEW, ""),
+        (committed, ServicesDownError, NEW, f"The restored database is live, {UNKNOWN}"),
     ],
 )
-def test_services_that_do_not_answer_end_it_in_a_state_that_is_told(
-    unstartable: Scene, stage: Stage, error: type[OperatorError], live: str
+def test_docker_that_does_not_answer_ends_it_in_a_state_that_is_told(
+    unstartable: Scene, stage: Stage, error: type[OperatorError], live: str, state: str
 ) -> None:
     stage(unstartable)
     with pytest.raises(error) as raised:
         unstartable.next_run().resume()
     assert type(raised.value) is error
+    assert raised.value.state == state
     assert unstartable.live == live
-    assert unstartable.next_run().journal.services == ("bot",)  # they are still owed a start
-    assert bool(raised.value.state) == (stage is committed)
+    assert unstartable.next_run().journal.containers == (CONTAINER,)  # they are still owed a start
+    if error is RollbackFailedError:
+        assert "is the new one" in str(raised.value)
+        assert "services may be down" in str(raised.value)
+
+
+@pytest.mark.parametrize("stage", [about_to_rename, exchanged, committed])
+@pytest.mark.parametrize(
+    ("changes", "clause"),
+    [
+        ({"State_Health": {"Status": "unhealthy"}}, "but bot is unhealthy."),
+        ({"State_Running": False, "State_Restarting": True, "RestartCount": 4}, "but bot is NOT running."),
+        ({"Name": "/another"}, f"but {CONTAINER} is NOT running."),
+    ],
+    ids=["unhealthy", "restarts", "gone"],
+)
+def test_services_that_do_not_come_up_are_told_with_the_database_that_is_live(
+    with_bot: Scene, fake_docker: FakeDocker, stage: Stage, changes: dict[str, Any], clause: str
+) -> None:
+    fake_docker.has(in_container(with_bot, **changes), after="start")
+    fake_docker.logs(str(INSPECT["Id"]), b"last words\n")
+    stage(with_bot)
+    with pytest.raises(ServicesDownError) as raised:
+        with_bot.next_run().resume()
+    assert raised.value.exit_code == ExitCode.SERVICES_DOWN
+    live = "The restored database is live" if stage is committed else AS_BEFORE
+    assert raised.value.state == f"{live}, {clause}"
+    assert with_bot.live == (NEW if stage is committed else OLD)
+    assert Journal.load(with_bot.target)
+    assert ("last words" in raised.value.log) == ("Name" not in changes)
 
 
 def test_services_that_come_up_later_end_it(unstartable: Scene) -> None:
     about_to_rename(unstartable)
     with pytest.raises(ServicesDownError):
         unstartable.next_run().resume()
-    unstartable.project = None
+    unstartable.bot = None
     unstartable.recover()
     assert unstartable.live == OLD
     assert unstartable.names == ["shop.db"]
@@ -522,11 +575,115 @@ def test_services_that_come_up_later_end_it(unstartable: Scene) -> None:
 def test_inode_of_a_restore_taken_back_is_forgotten(unstartable: Scene) -> None:
     """The file system may give it to a database that comes later, which must not be taken for the new one."""
     rolling_back(unstartable)
-    project, unstartable.project = unstartable.project, None
+    bot, unstartable.bot = unstartable.bot, None
     switch = unstartable.next_run()
-    unstartable.project = project
+    unstartable.bot = bot
     switch.undo()
     assert unstartable.next_run().journal.new_inode is None
+
+
+def test_services_are_stopped_and_started_by_their_ids_and_the_time_between_is_told(
+    with_bot: Scene, fake_docker: FakeDocker, screen: io.StringIO
+) -> None:
+    switch, _ = with_bot.prepare()
+    switch.stop_services()
+    switch.start_services()
+    assert fake_docker.called("stop") == [[INSPECT["Id"]]]
+    assert fake_docker.called("start") == [[INSPECT["Id"]]]
+    downtime = with_bot.report.downtime_seconds
+    assert downtime is not None
+    assert 0 < downtime < 10
+    assert f"bot healthy; down for {downtime:.1f} s" in screen.getvalue()
+
+
+def test_services_that_still_run_are_not_taken_for_stopped(with_bot: Scene, fake_docker: FakeDocker) -> None:
+    fake_docker.has(in_container(with_bot), after="stop")
+    switch, _ = with_bot.prepare()
+    with pytest.raises(CannotStopError) as raised:
+        switch.stop_services()
+    assert "bot" in str(raised.value)
+
+
+def test_service_that_was_unhealthy_before_is_up_when_it_runs_and_that_is_a_warning(
+    with_bot: Scene, fake_docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is judged as one without a health check."""
+    monkeypatch.setattr("backuplib.bot.SETTLE_SECONDS", 0.1)
+    sick = in_container(with_bot, State_Health={"Status": "unhealthy"})
+    fake_docker.has(sick)
+    fake_docker.has(sick, after="start")
+    switch, _ = with_bot.prepare(unhealthy=(CONTAINER,))
+    switch.start_services()
+    (warning,) = with_bot.report.warnings
+    assert "unhealthy" in warning
+
+
+def test_services_come_back_after_a_failure_before_the_exchange(with_bot: Scene, fake_docker: FakeDocker) -> None:
+    switch, _ = with_bot.prepare()
+    switch.stop_services()
+    error = RefusedError("x")
+    switch.roll_back(error)
+    assert error.state == ExitCode.CANNOT_STOP.state
+    assert len(fake_docker.called("start")) == 1
+    assert Journal.load(with_bot.target) is None
+
+
+def test_log_of_what_did_not_come_up_is_told_after_the_rollback(with_bot: Scene) -> None:
+    switch, candidate = with_bot.prepare()
+    switch.exchange(candidate, lambda: None, unsaved=True)
+    with pytest.raises(RolledBackError) as raised:
+        switch.roll_back(ServicesDownError("service bot is unhealthy", services="but x", log="last words"))
+    assert raised.value.log == "last words"
+    assert raised.value.state == ""  # what its exit code says: they run again
+    assert with_bot.live == OLD
+
+
+# --- the look after the start ----------------------------------------------------------------------------------------
+
+
+class ImpatientEngine(Engine):
+    """Waits for a lock for a moment only."""
+
+    def look(self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 0.2) -> Any:
+        """Whatever is wanted."""
+        return super().look(path, mode=mode, immutable=immutable, timeout=min(timeout, 0.2))
+
+
+def test_restored_database_with_its_rows_is_fine_and_they_are_reported(scene: Scene, screen: io.StringIO) -> None:
+    exchanged(scene)
+    scene.next_run().check_live({"t": 1})
+    assert scene.report.rows == {"t": 1}
+    assert "ok, 1 table" in screen.getvalue()
+    assert scene.report.warnings == []
+
+
+def test_database_that_the_bot_has_emptied_is_rolled_back(scene: Scene) -> None:
+    exchanged(scene)
+    with pytest.raises(RolledBackError) as raised:
+        scene.next_run().check_live({"t": 2, "orders": 1000})
+    assert "orders had 1,000 rows" in str(raised.value)
+    assert scene.report.rows == {"t": 1}
+
+
+def test_restored_database_that_is_not_sound_is_rolled_back(scene: Scene) -> None:
+    exchanged(scene)
+    with scene.target.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 200)
+    with pytest.raises(RolledBackError):
+        scene.next_run().check_live({})
+
+
+def test_restored_database_that_the_bot_keeps_locked_is_a_warning(tmp_path: Path, report: Report) -> None:
+    scene = make_scene(tmp_path / "data", report, ImpatientEngine(None))
+    exchanged(scene)
+    # Of the library that looks: in one process, another one's locks do not keep it out.
+    with contextlib.closing(NewestSQLite(str(scene.target.path))) as bot:
+        bot.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+        bot.execute("INSERT INTO t VALUES ('x')")
+        scene.next_run().check_live({"t": 1000})
+    (warning,) = report.warnings
+    assert "locked" in warning
 
 
 # --- forward ---------------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def test_name_with_special_characters_is_taken_as_it_is(target: Target) -> None:
 def test_new_file_is_complete_and_has_the_old_ones_mode(target: Target, image: DatabaseImage) -> None:
     target.path.chmod(0o640)
     told: list[int] = []
-    candidate = target.write_candidate(image, told.append)
+    candidate = target.write_candidate(image, None, told.append)
     assert target.candidate.read_bytes() == CONTENT
     assert candidate == file_identity(target.candidate)
     assert stat.S_IMODE(target.candidate.stat().st_mode) == 0o640
@@ -217,10 +217,22 @@ def test_owner_is_that_of_the_old_file_or_else_of_the_folder(
     target.path.chmod(0o644)
     if not exists:
         target.path.unlink()
-    target.write_candidate(image)
+    target.write_candidate(image, None)
     status = target.candidate.stat()
     assert (status.st_uid, status.st_gid) == ((3456, 4567) if exists else (1234, 2345))
     assert stat.S_IMODE(status.st_mode) == (0o644 if exists else 0o640)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("exists", [True, False])
+def test_user_of_the_bot_counts_only_where_no_old_file_tells(
+    target: Target, image: DatabaseImage, exists: bool
+) -> None:
+    os.chown(target.path, 3456, 4567)
+    if not exists:
+        target.path.unlink()
+    target.write_candidate(image, (5678, {5678}))
+    assert target.candidate.stat().st_uid == (3456 if exists else 5678)
 
 
 def test_what_lies_under_the_name_of_the_new_file_is_replaced_and_not_followed(
@@ -228,7 +240,7 @@ def test_what_lies_under_the_name_of_the_new_file_is_replaced_and_not_followed(
 ) -> None:
     (tmp_path / "victim").write_bytes(b"kept")
     target.candidate.symlink_to(tmp_path / "victim")
-    target.write_candidate(image)
+    target.write_candidate(image, None)
     assert (tmp_path / "victim").read_bytes() == b"kept"
     assert target.candidate.read_bytes() == CONTENT
 
@@ -236,11 +248,11 @@ def test_what_lies_under_the_name_of_the_new_file_is_replaced_and_not_followed(
 def test_new_file_that_cannot_be_written_is_not_left(target: Target, image: DatabaseImage) -> None:
     gone = Target(target.path.with_name("gone") / "shop.db")
     with pytest.raises(CannotWriteError):
-        gone.write_candidate(image)
+        gone.write_candidate(image, None)
 
     def fail(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        target.write_candidate(image, fail)
+        target.write_candidate(image, None, fail)
     assert names(target) == ["shop.db"]
