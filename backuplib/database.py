@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
-from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
+from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
 from backuplib.formatting import plural, quoted
 from backuplib.schema import Placeholders
 from backuplib.secret import Secret
@@ -239,6 +239,7 @@ def find_all(
     """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
     :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
+    :returns: no tables when it is damaged.
     """
     connection.execute("PRAGMA writable_schema = ON")  # else nothing can be asked where the schema cannot be read
     # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
@@ -252,6 +253,8 @@ def find_all(
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
         return 0, [Finding(STRUCTURE, what)]
     findings = find(connection, newer=newer, content=size is not None, placeholders=placeholders)
+    if is_damaged(findings):
+        return 0, findings
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     return tables, findings
 

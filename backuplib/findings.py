@@ -145,11 +145,17 @@ def find(
     :raises UnknownSchemaError: when this SQLite does not understand the schema, and it is not ``newer``.
     :raises: the connection's errors, when the file is so damaged that it cannot be opened, or is locked.
     """
-    check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
-    found = check.structure_and_content()
-    if damage := [finding for finding in found if finding.kind == STRUCTURE]:
-        return damage
-    return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
+    try:
+        check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
+        found = check.structure_and_content()
+        if damage := [finding for finding in found if finding.kind == STRUCTURE]:
+            return damage
+        return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
+    except MemoryError:
+        if is_newest(connection):
+            raise
+        # SQLCipher says the same of both.
+        return [Finding(STRUCTURE, "a page cannot be decrypted, or there is too little memory")]
 
 
 # --- the check -------------------------------------------------------------------------------------------------------

@@ -365,6 +365,26 @@ def taken(data: bytes) -> DatabaseImage:
     return image
 
 
+OTHER_SETTINGS = {
+    "derivation": "PRAGMA kdf_iter = 1000;",
+    "no HMAC": "PRAGMA cipher_use_hmac = OFF;",
+    "plaintext header": "PRAGMA cipher_plaintext_header_size = 32;",
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS)
+def test_other_cipher_settings_are_told_as_that_and_never_as_no_encryption(settings: str, tmp_path: Path) -> None:
+    data = database(Trait(OTHER_SETTINGS[settings] + ROWS), tmp_path, DB_PASS)
+    assert data.startswith(SQLITE_MAGIC) == (settings == "plaintext header")
+    for engine, words, kind in (
+        (Engine(Secret(DB_PASS)), "another passphrase or other cipher settings", "wrong-db-pass"),
+        (Engine(None), "may be encrypted with SQLCipher", "not-a-database"),
+    ):
+        with RamFolder() as ram, pytest.raises(UnsoundBackupError, match=words) as caught:
+            restored(data, engine, ram)
+        assert caught.value.id == kind
+
+
 DAILY = {"WAL", "STRICT", "FTS5", "NULL against NOT NULL", "collation of the bot", "1_000"}
 CASES = [
     pytest.param(name, form, id=f"{name}, {form}", marks=[] if name in DAILY else [pytest.mark.deep])
