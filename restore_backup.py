@@ -34,7 +34,6 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, database_files
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.findings import refuse_damaged
 from backuplib.formatting import age, aligned, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
@@ -481,9 +480,7 @@ class Restorer:
         with self.report.phase("check"), self.console.step("🔎 Integrity check...") as step:
             found, *_ = [look.result(self.signals.check) for look in check]
             contents = Contents.from_json(found)
-            refuse_damaged(contents.findings)
-            if not contents.tables:
-                raise errors.EmptyBackupError("the database has no tables")
+            contents.refuse_unsound()
             step.done(f"ok, {plural(contents.tables, 'table')}")
         for finding in contents.findings[:MOST_FINDINGS]:
             self.report.warn(finding.text)

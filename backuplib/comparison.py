@@ -44,6 +44,12 @@ class Contents:
         """Make it of what :func:`dataclasses.asdict` made of one in another process."""
         return cls(**data | {"findings": tuple(Finding(**finding) for finding in data["findings"])})
 
+    def refuse_unsound(self) -> None:
+        """Refuse, with UnsoundBackupError, what was found to be damaged, or has no table."""
+        refuse_damaged(self.findings)
+        if not self.tables:
+            raise EmptyBackupError("the database has no tables")
+
 
 COUNTING = ("count", "like", "max")
 SQLITE_OK, SQLITE_DENY, SQLITE_FUNCTION = 0, 1, 31  # what an authorizer is asked and answers; the same in both engines
@@ -79,10 +85,14 @@ def read_contents(connection: Any, errors: tuple[type[Exception], ...], *, in_sl
     connection.set_authorizer(only_counting)
     schema = {f"{entry.type} {entry.name}": entry.sql for entry in read_schema(connection) if not entry.internal}
     rows: dict[str, int | None] = {}
+    uncounted: tuple[type[Exception], ...] = (
+        *errors,
+        MemoryError,
+    )  # of which SQLCipher's FTS5 speaks when it lacks a tokenizer
     for name in sorted(key.removeprefix("table ") for key in schema if key.startswith("table ")):
         try:
             rows[name] = count_in_slices(connection, name) if in_slices else count(connection, name)
-        except errors as error:  # a virtual table whose module is not here, or whose rows come from a view
+        except uncounted as error:  # a virtual table whose module is not here, or whose rows come from a view
             if in_slices and is_locked(error):
                 raise
             rows[name] = None
@@ -247,9 +257,7 @@ def _look_at_live(engine: Engine, database: Path) -> Look:
         wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
         if wal or database.stat().st_size <= CHECKED_AT_ONCE:
             contents = examine(engine, connection, None, newer=True, in_slices=not wal)
-            refuse_damaged(contents.findings)
-            if not contents.tables:
-                raise EmptyBackupError("the database has no tables")
+            contents.refuse_unsound()
             checked = "ok"
         else:
             contents = read_contents(connection, engine.errors, in_slices=True)

@@ -311,8 +311,8 @@ def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, 
         relaxed = {entry.name: entry.sql for entry in read_schema(connection) if entry.name in doubtful}
         for name, sql in relaxed.items():
             set_table_sql(connection, "main", name, without_not_null(sql))
+        _copy_all(connection, placeholders)
         with _only_exporting(connection):
-            connection.execute("SELECT sqlcipher_export('converted')").fetchone()
             _restore_rowids(connection, tables)
         for name, sql in relaxed.items():
             set_table_sql(connection, "converted", name, sql)
@@ -325,6 +325,22 @@ def _export(source: Source, engine: Engine, old: Path, new: Path, size: int, *, 
     changed = engine.db_pass and page_size != _BOTS_PAGES and source.version in (0, _BOTS_VERSION)
     notes = [f"pages of {page_size} bytes became SQLCipher's {_BOTS_PAGES}"] if changed else []
     return Converted(f"{source.name} → {_target(engine)}", (*notes, *left_out))
+
+
+def _copy_all(connection: Any, placeholders: Placeholders) -> None:
+    """Export, anew with a placeholder for each name that only the bot has."""
+    while True:
+        connection.execute("BEGIN")
+        try:
+            with _only_exporting(connection):
+                connection.execute("SELECT sqlcipher_export('converted')").fetchone()
+        except connection.Error as error:
+            connection.execute("ROLLBACK")
+            if not placeholders.for_lack(error):
+                raise
+        else:
+            connection.execute("COMMIT")
+            return
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
-from backuplib.findings import STRUCTURE, Finding, find, refuse_damaged
+from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
 from backuplib.formatting import plural, quoted
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.schema import Placeholders
@@ -133,6 +133,9 @@ class Engine:
         self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 5.0
     ) -> Any:  # of apsw or sqlcipher3, whose connections have little in common but execute()
         """Open a database to look at it, whatever wrote it: a plain one with the newest SQLite that there is.
+
+        That is another library than :meth:`connect` has, and takes its locks for this process, too: closing one of
+        their connections ends the locks of the other's on the same file.
 
         :param mode: "ro" leaves out CHECK constraints, which SQLite does not read from a read-only file.
         """
@@ -262,11 +265,12 @@ def find_all(
     """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
     :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
+    :returns: no tables when it is damaged.
     """
+    connection.execute("PRAGMA writable_schema = ON")  # else nothing can be asked where the schema cannot be read
     # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
     kilobytes = 65536 if size is None else max(8192, size // 900 if encrypted else min(size // 8192, 65536))
     connection.execute(f"PRAGMA cache_size = -{kilobytes}")
-    connection.execute("PRAGMA writable_schema = ON")  # else it is not told where the schema cannot be read
     # int: SQLCipher returns its page size as text
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))
     connection.execute("PRAGMA writable_schema = RESET")
@@ -275,6 +279,8 @@ def find_all(
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
         return 0, [Finding(STRUCTURE, what)]
     findings = find(connection, newer=newer, content=size is not None, placeholders=placeholders)
+    if is_damaged(findings):
+        return 0, findings
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     return tables, findings
 

@@ -92,6 +92,7 @@ _CAPPED = "SELECT CAST(integrity_check AS BLOB) FROM pragma_integrity_check"  # 
 _ROWIDS = re.compile(r"(?<=owid )-?\d+|(?<=Mapping \()-?\d+ -> -?\d+")
 
 _CORRUPT = 11  # SQLITE_CORRUPT
+_NO_REASON = "SQL logic error"  # what SQLCipher says when a page cannot be decrypted
 # SQLITE_ERROR, _TOOBIG, _MISMATCH, _AUTH, _RANGE: a statement that fails, not a file that is damaged or in use
 _STATEMENT_FAILS = {1, 18, 20, 23, 25}
 
@@ -144,11 +145,17 @@ def find(
     :raises UnknownSchemaError: when this SQLite does not understand the schema, and it is not ``newer``.
     :raises: the connection's errors, when the file is so damaged that it cannot be opened, or is locked.
     """
-    check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
-    found = check.structure_and_content()
-    if damage := [finding for finding in found if finding.kind == STRUCTURE]:
-        return damage
-    return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
+    try:
+        check = _Check(connection, placeholders or Placeholders(connection), newer=newer)
+        found = check.structure_and_content()
+        if damage := [finding for finding in found if finding.kind == STRUCTURE]:
+            return damage
+        return [*found, *(check.foreign_keys() if content else ()), *check.unchecked()]
+    except MemoryError:
+        if is_newest(connection):
+            raise
+        # SQLCipher says the same of both.
+        return [Finding(STRUCTURE, "a page cannot be decrypted, or there is too little memory")]
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -383,7 +390,7 @@ def _statement_fails(error: BaseException) -> bool:
     """Whether a statement fails, not the file."""
     if isinstance(error, UnicodeDecodeError):
         return not _MALFORMED.search(error_text(error))
-    return error_code(error) in _STATEMENT_FAILS
+    return error_code(error) in _STATEMENT_FAILS and str(error) != _NO_REASON
 
 
 def _reason(error: BaseException) -> str:

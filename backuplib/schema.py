@@ -16,7 +16,7 @@ WIDTH = 60  # characters of a name in a message
 
 # A statement that fails for want of a name, or because SQLite refuses a function in a schema
 _MISSING = re.compile(
-    r"(?:no such function: |unknown function: )(?P<function>\w+)|no such collation sequence: (?P<collation>.+)"
+    r"(?:no such|unknown) function: (?P<function>.+?)(?:\(\))?\Z|no such collation sequence: (?P<collation>.+)"
     r"|no such tokenizer: (?P<tokenizer>.+)",
     re.DOTALL,
 )
@@ -24,7 +24,7 @@ _REFUSED = re.compile(
     r"(?:not authorized to use function: |non-deterministic use of |unable to use function )(?P<function>\w+)"
 )
 _VIRTUAL = re.compile(r"create\s+virtual\s+table\b", re.IGNORECASE)
-INNOCUOUS = 0x200000  # SQLITEINNOCUOUS: may be used in a schema that is not trusted
+INNOCUOUS = 0x200000  # SQLITE_INNOCUOUS: may be used in a schema that is not trusted
 _MOST = 100  # placeholders
 
 

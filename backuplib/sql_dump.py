@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from backuplib.errors import UnsoundBackupError
 from backuplib.formatting import quoted_identifier
+from backuplib.newest import NewestSQLite
 from backuplib.schema import Placeholders, read_schema, set_table_sql, without_not_null
 
 _CHUNK = 1 << 20
@@ -226,7 +227,7 @@ class _Loader:
         self._dump, self._connection, self._progress = dump, connection, progress
         self._limit_bytes, self._deadline = limit_bytes, deadline
         # ValueError: NUL or invalid UTF-8 outside of a string
-        self._engine_errors = (connection.Error, connection.Warning, MemoryError, ValueError)
+        self._engine_errors = (connection.Error, connection.Warning, NewestSQLite.Error, MemoryError, ValueError)
         self._buffer, self._position, self._size = b"", 0, 0
         self._line, self._statement = 1, 1
         self._one_by_one_until = 0  # a group of rows up to here failed: find the row
@@ -398,12 +399,20 @@ class _Loader:
         """
         if b"compress" in create.lower():
             raise self._error("must not name functions for a virtual table to call", create)
-        scratch = type(self._connection)(":memory:", isolation_level=None)
+        scratch = NewestSQLite(":memory:")
+        placeholders = Placeholders(scratch)
         try:
             scratch.set_authorizer(self._authorize_virtual_table)
-            scratch.execute(_decoded(create))
+            try:
+                scratch.execute(_decoded(create))
+            except NewestSQLite.Error as error:
+                if not placeholders.for_lack(error):  # a tokenizer of the bot
+                    raise
+                scratch.execute(_decoded(create))
             scratch.set_authorizer(None)
-            made = scratch.execute("SELECT name, sql, rootpage FROM sqlite_master WHERE type='table'").fetchall()
+            made: list[Any] = scratch.execute(
+                "SELECT name, sql, rootpage FROM sqlite_master WHERE type='table'"
+            ).fetchall()
         finally:
             scratch.close()
         virtual = [(name, sql) for name, sql, rootpage in made if rootpage == 0]

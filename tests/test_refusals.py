@@ -259,13 +259,16 @@ def test_names_in_a_backup_cannot_steer_the_terminal(make_shop: MakeShop, mode: 
     dump.write_text(f'BEGIN; CREATE TABLE "{name}" (a REFERENCES "{name}2" (a)); CREATE TABLE "{name}2" (a UNIQUE);'
                     f'INSERT INTO "{name}" VALUES (1); COMMIT;')  # fmt: skip
     loaded = shop.restore(dump, "--verify-only")
-    with closing(shop.connect(shop.path / "damaged.db")) as connection:
-        connection.execute(f'CREATE TABLE "{name}" (a)')
-        connection.execute(f'INSERT INTO "{name}" VALUES (1)')
-        connection.execute("PRAGMA writable_schema=ON")
-        connection.execute("UPDATE sqlite_master SET sql = replace(sql, '(a)', '(a NOT NULL, b NOT NULL)')")
-    damaged = shop.restore("damaged.db", "--verify-only")
-    for done, code in ((compared, 0), (loaded, 0), (damaged, 5)):
+    for file, kind, changed in (("odd", "table", "(a NOT NULL, b NOT NULL)"), ("damaged", "index", "(a DESC)")):
+        with closing(shop.connect(shop.path / f"{file}.db")) as connection:
+            connection.execute(f'CREATE TABLE "{name}" (a)')
+            connection.execute(f'CREATE INDEX "{name} by a" ON "{name}" (a)')
+            connection.execute(f'INSERT INTO "{name}" VALUES (1), (2)')
+            connection.execute("PRAGMA writable_schema=ON")
+            replacing = "UPDATE sqlite_master SET sql = replace(sql, '(a)', ?) WHERE type = ?"
+            connection.execute(replacing, (changed, kind))
+    odd, damaged = (shop.restore(f"{file}.db", "--verify-only") for file in ("odd", "damaged"))
+    for done, code in ((compared, 0), (loaded, 0), (odd, 0), (damaged, 5)):
         assert done.code == code, done.text
         assert fake[:20] in done.err  # where there is little room, no more is shown of it
         assert not [line for line in done.err.splitlines() if line.startswith(fake)], done.text

@@ -187,7 +187,7 @@ def test_layout_pragmas_and_utf16_come_through(empty: Any) -> None:
 REFUSED_TODAY = {
     "foreign key": ("a REFERENCES gone(id)", "7"),
     "check": ("a CHECK (a > 0)", "-7"),
-    "not null": ("a TEXT NOT NULL, b DEFAULT 'NOT NULL' CHECK (b NOT NULL)", "NULL, 1"),
+    "not null": ("a TEXT NOT NULL, b DEFAULT 'NOT NULL' CHECK (b IS NOT NULL)", "NULL, 1"),
     "not null, commented": ("a TEXT CONSTRAINT must NOT /* , ( */ NULL ON CONFLICT ABORT UNIQUE, b", "NULL, 1"),
 }
 

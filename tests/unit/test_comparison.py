@@ -348,9 +348,9 @@ def test_lost_tables_with_odd_names_or_in_great_number_stay_one_short_line() -> 
 class ImpatientEngine(Engine):
     """Waits for a lock for a moment only."""
 
-    def connect_reader(self, path: Path, *, timeout: float = 0.2) -> Any:
+    def look(self, path: Path | str, *, mode: str = "ro", immutable: bool = False, timeout: float = 0.2) -> Any:
         """Whatever is wanted."""
-        return super().connect_reader(path, timeout=min(timeout, 0.2))
+        return super().look(path, mode=mode, immutable=immutable, timeout=min(timeout, 0.2))
 
 
 BOT = """

@@ -481,6 +481,19 @@ def test_virtual_table_that_only_the_bot_can_open_is_left_out(what: str, modern:
     assert [finding.kind for finding in findings_in(path, modern)] == [STRUCTURE]
 
 
+@pytest.mark.parametrize("what", ["tokenizer of FTS5", "tokenizer of FTS4"])
+def test_pages_are_checked_beside_a_search_table_that_cannot_be_opened(what: str, tmp_path: Path) -> None:
+    """SQLCipher's are not, where they belong to no table: their authentication codes are."""
+    _, create, changed = VIRTUAL[what]
+    free = ("CREATE TABLE gone AS SELECT zeroblob(5000) AS a", "DROP TABLE gone")
+    path = make(tmp_path / "a.db", create, *free, f"f: {changed}")
+    data = bytearray(path.read_bytes())
+    put(data, 32, 0, 8)
+    path.write_bytes(data)
+    (found,) = findings_in(path, "apsw")
+    assert "never used" in found.text
+
+
 def test_schema_that_is_not_understood_is_left_out_only_where_a_newer_sqlite_may_have_made_it(
     engine: str, tmp_path: Path
 ) -> None:
