@@ -18,7 +18,7 @@ import shutil
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +31,9 @@ from backuplib.database import Engine, check_database, database_files, refuse_ir
 from backuplib.formatting import plural, quoted, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups
+from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Readable
-from backuplib.processes import Signals, close_streams, harden_process, lock_owner, open_streams
+from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from config import Settings, load_settings
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PAGES_AT_ONCE = 4096  # of the copy, between two looks for a signal
+
 
 class DatabaseBackup:
     """Makes, lists, verifies and removes backups of one database.
@@ -48,7 +51,8 @@ class DatabaseBackup:
     :param settings: passphrase and public key; read with :func:`config.load_settings` when left out.
     :param engine: opens the database; one that has opened it before knows its key already.
     :param locked: the caller holds the lock on the database's folder (a restore does).
-    :param quiet: nobody has the database open and it has no sidecars, so it is read without making any.
+    :param quiet: nobody has the database open; without sidecars it is read without making any.
+    :param patience: seconds that a lock of somebody's is waited for.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class DatabaseBackup:
         engine: Engine | None = None,
         locked: bool = False,
         quiet: bool = False,
+        patience: float = LOCK_SECONDS,
     ) -> None:
         self.db_path = Path(db_path).absolute()
         self.backup_dir = Path(backup_dir).absolute()
@@ -67,16 +72,19 @@ class DatabaseBackup:
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
         self._quiet = quiet
+        self._patience = patience
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
+        self.say: Callable[[str], object] = logger.warning  # is told what is waited for
 
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
-        No plaintext of an encrypted backup is written to a disk. The file, of mode 0600, appears under its name when it
-        is complete and durable.
+        It is copied under SQLite's own lock, and the copy is checked before it is stored. No plaintext of an encrypted
+        backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
 
         :param encrypt: False: not even where a public key is configured.
-        :raises BackupFailedError: when the database cannot be read or the backup cannot be written.
+        :raises DatabaseLockedError: when somebody holds the database locked, naming who.
+        :raises BackupFailedError: when it cannot be read or is not sound, or the backup cannot be written.
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
         if not self.db_path.is_file():
@@ -90,26 +98,29 @@ class DatabaseBackup:
         with self._no_restore_meanwhile(), RamFolder(need + files.CHUNK) as ram:
             copy = ram.path / "copy.db"
             try:
-                self._copy_database(copy)
+                files.create_file(copy).close()
+                self._when_unlocked(lambda: self._copied(copy))
             except self._engine.errors as error:
                 raise errors.UnreadableDatabaseError(
                     f"cannot read {self.db_path} as a {self._engine.name} database: {error}",
                     hint="Check DB_ENCRYPTION and DB_PASS in .env.",
                 ) from None
+            self._check_copy(copy)
             return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt)
 
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
 
+        :raises DatabaseInUseError, DatabaseLockedError: when somebody has them open, naming who.
         :raises BackupFailedError: when the files cannot be read or the backup cannot be written.
         """
         paths = database_files(self.db_path)
+        if holders := find_holders(paths)[0]:
+            raise errors.DatabaseInUseError(f"{self.db_path} is in use by {', '.join(map(str, holders))}")
         with RamFolder(sum(path.stat().st_size for path in paths) + files.CHUNK) as ram:
             copy = ram.path / "raw.tar"
             try:
-                with tarfile.open(copy, "w") as tar:
-                    for path in paths:
-                        tar.add(path, arcname=path.name, recursive=False)
+                self._when_unlocked(lambda: self._copied_as_they_are(paths, copy))
             except OSError as error:
                 raise errors.BackupFailedError(
                     f"cannot read {self.db_path}: {error.strerror}",
@@ -201,32 +212,76 @@ class DatabaseBackup:
         finally:
             os.close(folder)
 
-    def _copy_database(self, copy: Path) -> None:
-        files.create_file(copy).close()
-        with (
-            contextlib.closing(self._open_source(copy.with_name("killed.db"))) as source,
-            contextlib.closing(self._engine.connect(copy, key_of=self.db_path)) as target,
-        ):
-            target.execute("PRAGMA journal_mode=OFF")
-            target.execute("PRAGMA synchronous=OFF")
-            source.backup(target)
+    def _when_unlocked(self, attempt: Callable[[], bool]) -> None:
+        """Try again while somebody holds a lock that is in the way; DatabaseLockedError when that takes too long."""
+        until, told = time.monotonic() + self._patience, False
+        while not attempt():
+            who = lock_holders(database_files(self.db_path))
+            if not told:
+                self.say(f"⏳ Waiting for a lock held by {who}, up to {self._patience:.0f} s")
+                told = True
+            if time.monotonic() > until:
+                raise errors.DatabaseLockedError(
+                    f"{self.db_path} is locked by {who}",
+                    hint="Try again when it has finished. With PRAGMA locking_mode=EXCLUSIVE it has to be stopped.",
+                )
+            time.sleep(TRY_SECONDS)
 
-    def _open_source(self, scratch: Path) -> sqlite3.Connection:
-        """Open the database for the copy; when its writer was killed in a transaction, a copy of it in RAM."""
-        if self._quiet:
-            return self._engine.connect(self.db_path, mode="ro", immutable=True)
-        connection = self._engine.connect_reader(self.db_path)
+    def _copied(self, copy: Path) -> bool:
+        """Copy the database under SQLite's lock, or return False while somebody else's is in the way."""
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except self._engine.errors:
-            connection.close()
-            journal = self.db_path.with_name(self.db_path.name + "-journal")
-            if not journal.exists():
+            with (
+                contextlib.closing(self._open_source()) as source,
+                contextlib.closing(self._engine.connect(copy, key_of=self.db_path)) as target,
+            ):
+                source.execute("BEGIN")  # from here on it is one state, and nothing is waited for
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                target.execute("PRAGMA journal_mode=OFF")
+                target.execute("PRAGMA synchronous=OFF")
+                source.backup(target, pages=PAGES_AT_ONCE, progress=lambda *_: None)  # which lets signals through
+        except self._engine.errors as error:
+            if is_locked(error):
+                return False
+            if not self.db_path.with_name(f"{self.db_path.name}-journal").exists():
                 raise
-            shutil.copyfile(journal, scratch.with_name(scratch.name + "-journal"))
-            shutil.copyfile(self.db_path, scratch)
-            return self._engine.connect(scratch, key_of=self.db_path)
-        return connection
+            return self._copied_with_journal(copy)
+        return True
+
+    def _open_source(self) -> sqlite3.Connection:
+        if self._quiet and not sidecars(self.db_path):
+            return self._engine.connect(self.db_path, mode="ro", immutable=True)
+        return self._engine.connect_reader(self.db_path, timeout=TRY_SECONDS)
+
+    def _copied_with_journal(self, copy: Path) -> bool:
+        """Copy the database and the journal of a writer that was killed, and roll that back in the copy alone."""
+        journal = f"{self.db_path}-journal"
+        with locked(self.db_path) as held:
+            if not held:
+                return False
+            shutil.copyfile(journal, f"{copy}-journal")
+            shutil.copyfile(self.db_path, copy)
+        with contextlib.closing(self._engine.connect(copy)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return True
+
+    def _check_copy(self, copy: Path) -> None:
+        """Check a copy as a restore would."""
+        try:
+            check_database(self._engine, copy)
+        except errors.UnsoundBackupError as error:
+            raise errors.DatabaseUnsoundError(
+                f"{self.db_path}: {error}", hint=f"Restore a backup that is sound: {errors.restore_command('--list')}"
+            ) from None
+
+    def _copied_as_they_are(self, paths: Sequence[Path], copy: Path) -> bool:
+        """Put the files into a tar, or return False while somebody holds a lock on the database."""
+        with contextlib.ExitStack() as lock:
+            if self.db_path.exists() and not lock.enter_context(locked(self.db_path, exclusive=True)):
+                return False
+            with tarfile.open(copy, "w") as tar:
+                for path in paths:
+                    tar.add(path, arcname=path.name, recursive=False)
+        return True
 
     def _store(self, copy: Path, kind: str, ram: RamFolder, *, compress: bool = True, encrypt: bool = True) -> Path:
         """Compress, encrypt and write a file in the RAM folder as a new backup."""
@@ -364,6 +419,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         enter_private_mounts()
+        backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
         console.result(str(made))
     elif arguments.command == "verify":

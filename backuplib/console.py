@@ -72,13 +72,14 @@ class Unbreakable(io.TextIOBase):
 
 
 class Step:
-    """One step of the run: ``progress`` takes the bytes done so far, ``done`` what it did."""
+    """One step of the run: ``progress`` takes the bytes done so far, ``say`` a line for now, ``done`` what it did."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.result = ""
         self.notes: list[str] = []  # printed before the result line: on a terminal, when its progress is gone
         self.progress: Callable[[int], object] = lambda _: None
+        self.say: Callable[[str], object] = lambda _: None
 
     def done(self, text: str) -> None:
         """Say what the step did."""
@@ -134,6 +135,7 @@ class Console:
     def step(self, label: str, total: int | None = None) -> Iterator[Step]:
         """A step that takes a while: progress on a terminal, a line when it is done; ``total`` in bytes, if known."""
         step, began = Step(label), time.monotonic()
+        step.say = self.line
         head = f"{label:<{35 - step.wide}}"
         try:
             with self._progress(step, total):
@@ -169,6 +171,13 @@ class Console:
         with rich.Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
             task = progress.add_task(step.label, total=total)
             step.progress = lambda done: progress.update(task, completed=done)
+
+            def say(text: str) -> None:
+                progress.stop()
+                self.line(text)
+                progress.start()
+
+            step.say = say
             yield
 
     def record(self, text: str) -> None:

@@ -83,9 +83,13 @@ class Engine:
         return module
 
     @property
-    def errors(self) -> tuple[type[Exception], type[UnicodeDecodeError]]:
-        """The engine's exceptions; UnicodeDecodeError, since its messages may quote a corrupted schema."""
-        return (self._module.Error, UnicodeDecodeError)
+    def errors(self) -> tuple[type[Exception], type[UnicodeDecodeError], type[MemoryError]]:
+        """The engine's exceptions.
+
+        UnicodeDecodeError, since its messages may quote a corrupted schema. MemoryError, since SQLCipher says so of
+        whatever is asked after a page that is not authentic.
+        """
+        return (self._module.Error, UnicodeDecodeError, MemoryError)
 
     def connect(
         self,

@@ -336,8 +336,16 @@ class BackupFailedError(OperatorError):
     exit_code = ExitCode.NO_SAFETY_BACKUP
 
 
+class DatabaseLockedError(BackupFailedError):
+    """Somebody holds the database locked, so that no consistent copy of it can be made now."""
+
+
 class UnreadableDatabaseError(BackupFailedError):
     """The database cannot be opened, so that no consistent copy of it can be made."""
+
+
+class DatabaseUnsoundError(UnreadableDatabaseError):
+    """The copy of the database is not sound: a backup that holds it could not be restored."""
 
 
 class CannotStopError(OperatorError):

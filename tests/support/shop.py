@@ -199,7 +199,18 @@ class Shop:
     @contextmanager
     def held_open(self) -> Iterator[subprocess.Popen[str]]:
         """A process outside of any container holds an idle connection meanwhile."""
-        with self._start_writer("hold") as process:
+        with self._held("hold") as process:
+            yield process
+
+    @contextmanager
+    def held_locked(self, *pragmas: str, note: str = "committed late") -> Iterator[subprocess.Popen[str]]:
+        """A process holds a write transaction meanwhile, half of it in the main file, and commits it afterwards."""
+        with self._held("lock", pragmas=pragmas, note=note) as process:
+            yield process
+
+    @contextmanager
+    def _held(self, role: str, **config: object) -> Iterator[subprocess.Popen[str]]:
+        with self._start_writer(role, **config) as process:
             assert process.stdin
             assert process.stdout
             assert process.stdout.readline() == "ready\n"

@@ -118,7 +118,29 @@ def hold_open(config: dict[str, Any]) -> None:
     connection.close()
 
 
-ROLES = {"bot": run_bot, "hot-wal": leave_hot_wal, "hot-journal": leave_hot_journal, "hold": hold_open}
+def hold_lock(config: dict[str, Any]) -> None:
+    """Hold a write transaction, half of which is in the main file already, until standard input ends; then commit it.
+
+    Each customer gets `note` as a name. `pragmas` come first, such as journal_mode=DELETE. Says "ready".
+    """
+    connection = connect(config["db"], config["passphrase"])
+    for pragma in ("cache_size=2", "cache_spill=1", *config["pragmas"]):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("UPDATE customers SET name = ?, photo = zeroblob(4000)", (config["note"],))
+    print("ready", flush=True)
+    sys.stdin.read()
+    connection.execute("COMMIT")
+    connection.close()
+
+
+ROLES = {
+    "bot": run_bot,
+    "hot-wal": leave_hot_wal,
+    "hot-journal": leave_hot_journal,
+    "hold": hold_open,
+    "lock": hold_lock,
+}
 
 if __name__ == "__main__":
     text = Path(sys.argv[1]).read_text(encoding="utf-8") if sys.argv[1:] else sys.stdin.readline()

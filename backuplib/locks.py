@@ -1,0 +1,66 @@
+"""SQLite's locks on the files of a database: one of our own, and who holds those that keep us out."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from backuplib.files import stat_or_none
+from backuplib.processes import command_of, find_holders
+
+LOCK_SECONDS = 60.0  # how long a lock of somebody's is waited for
+TRY_SECONDS = 0.2  # of that, SQLite waits so long at a time: it lets no signal through
+
+# What both engines say while somebody else holds a lock; compared as a whole, since other messages quote a schema.
+LOCKED = ("database is locked", "database table is locked", "locking protocol")
+
+# The bytes of a database that SQLite locks, PENDING, RESERVED and SHARED (os_unix.c): they are one range.
+_FIRST_BYTE, _BYTES = 0x40000000, 512
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a database could not be read because somebody else holds a lock on it."""
+    return str(error) in LOCKED
+
+
+@contextlib.contextmanager
+def locked(database: Path, *, exclusive: bool = False) -> Iterator[bool]:
+    """Keep the files of a database as they are, by SQLite's own locks; False when somebody's lock is in the way.
+
+    Shared, nobody writes in rollback mode or rolls a journal back; SQLite itself gives no such lock on a database whose
+    journal is hot, unless it may roll it back. Exclusive, nobody does in WAL mode either: who has it open then holds a
+    lock all the time.
+
+    The locks are not this process's, but this open file's: the process's are lost when anything here closes the file.
+    """
+    kind, mode = (fcntl.F_WRLCK, "r+b") if exclusive else (fcntl.F_RDLCK, "rb")
+    with database.open(mode) as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, _FIRST_BYTE, _BYTES, 0))
+        except (BlockingIOError, PermissionError):
+            yield False
+        else:
+            yield True
+
+
+def lock_holders(paths: Sequence[Path]) -> str:
+    """Say which processes keep others out of the files, as far as that is known."""
+    files = {
+        f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for status in map(stat_or_none, paths)
+        if status
+    }
+    pids = set()
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if "WRITE" in fields and "->" not in fields:  # an arrow: it waits for the lock itself
+            pids |= {int(pid) for pid, file in itertools.pairwise(fields) if file in files}
+    if names := [f"{command_of(Path(f'/proc/{pid}'))} (pid {pid})" for pid in sorted(pids) if pid > 0]:
+        return ", ".join(names)
+    users = ", ".join(map(str, find_holders(paths)[0]))
+    return f"another process; those that have it open: {users}" if users else "another process"
