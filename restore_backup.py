@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import __version__, errors
@@ -38,6 +38,7 @@ from backuplib.formatting import age, aligned, megabytes, plural, quoted, shown,
 from backuplib.image import DatabaseImage, check_image_pages, explain_unreadable, opened_image
 from backuplib.journal import Journal
 from backuplib.listing import choose_backup, named_backup, show_backups, show_last_restore
+from backuplib.locks import LOCK_SECONDS
 from backuplib.openpgp import Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
@@ -51,6 +52,9 @@ from database_backup import DatabaseBackup
 
 # How long the check of a backup's database may take, and a second more for each MB: a hundred times what is usual.
 CHECK_SECONDS = 60.0
+
+# How long a lock of a bot's is waited for that will be stopped anyway.
+LOCKED_BOT_SECONDS = 5.0
 
 # --- values ------------------------------------------------------------------------------------------------------
 
@@ -533,6 +537,9 @@ class Restorer:
     def create_safety_backup(self, plan: Plan) -> SafetyBackup:
         """Phase 1: keep what is there now; byte for byte when it cannot be read.
 
+        What no copy can be made of while somebody has it is kept when nobody has any more: it is set aside whole by
+        the switch, and :meth:`Switch.clear_away` backs that up before it is removed.
+
         :raises BackupFailedError: when it could not be kept.
         """
         files = plan.target.change_marker()
@@ -541,30 +548,40 @@ class Restorer:
         if not files:
             self.console.line("✅ No database there yet: nothing to back up")
             return SafetyBackup(None, files)
-        with self.report.phase("safety backup"):
-            path = self.back_up("💾 Pre-restore backup...", plan.target.path)
+        patience = LOCKED_BOT_SECONDS if plan.stopping else LOCK_SECONDS
+        try:
+            with self.report.phase("safety backup"):
+                path = self.back_up("💾 Pre-restore backup...", plan.target.path, patience=patience)
+        except (errors.DatabaseLockedError, errors.DatabaseInUseError) as error:
+            if isinstance(error, errors.DatabaseLockedError) and not plan.stopping:
+                raise
+            self.report.warn(f"{error}: it is backed up when nobody uses it any more, from what the switch sets aside")
+            return SafetyBackup(None, [])
         self.console.line(f"✅ Pre-restore backup created: {shown(path)}")
         return SafetyBackup(path, files)
 
-    def backups_of(self, database: Path, *, locked: bool = False, quiet: bool = False) -> DatabaseBackup:
+    def backups_of(self, database: Path, **options: Any) -> DatabaseBackup:
         """Return what makes and lists the backups of a database; see its class for the options."""
-        folder, settings = self.settings.backup_dir, self.settings
-        return DatabaseBackup(database, folder, settings=settings, engine=self.engine, locked=locked, quiet=quiet)
+        return DatabaseBackup(database, self.settings.backup_dir, settings=self.settings, engine=self.engine, **options)
 
-    def back_up(self, label: str, database: Path, *, quiet: bool = False) -> Path:
+    def back_up(self, label: str, database: Path, *, quiet: bool = False, patience: float = LOCK_SECONDS) -> Path:
         """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
 
+        :param patience: seconds that a lock of somebody's is waited for.
+        :raises DatabaseLockedError, DatabaseInUseError: when no copy can be made while somebody has it.
         :raises BackupFailedError: when neither works.
         """
-        backups = self.backups_of(database, locked=True, quiet=quiet)
+        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience)
         try:
             with self.console.step(label, sum(path.stat().st_size for path in database_files(database))) as step:
-                backups.progress = step.progress
+                backups.progress, backups.say = step.progress, step.say
                 try:
                     path = backups.create_backup()
                 except errors.UnreadableDatabaseError as error:
                     self.report.warn(f"{error}; its files are saved unchanged")
                     path = backups.create_raw_backup()
+        except (errors.DatabaseLockedError, errors.DatabaseInUseError):
+            raise
         except (errors.OperatorError, OSError) as error:
             raise errors.BackupFailedError(
                 f"no safety backup: {errors.explain(error)}", hint=getattr(error, "hint", "")

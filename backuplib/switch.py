@@ -266,10 +266,13 @@ class Switch:
         with self.clearing_up():
             copies = database_files(set_aside)
             if copies and self.journal.unsaved:
+                first = self.journal.safety_backup is None  # it was locked, or in use, before the services stopped
                 try:
-                    with self.report.phase("last writes"):
-                        path = self.back_up("💾 Keeping the last writes...", set_aside, quiet=len(copies) == 1)
-                    self.report.console.line(f"✅ Last writes kept: {shown(path)}")
+                    with self.report.phase("safety backup" if first else "last writes"):
+                        label = "💾 Pre-restore backup..." if first else "💾 Keeping the last writes..."
+                        path = self.back_up(label, set_aside, quiet=True)
+                    done = "Pre-restore backup created" if first else "Last writes kept"
+                    self.report.console.line(f"✅ {done}: {shown(path)}")
                 except errors.OperatorError as error:
                     self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
                     copies = []

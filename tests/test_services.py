@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.locks import lock_holders
 from config import Environment
 from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support import writer
@@ -154,6 +155,47 @@ def test_stop_first_restores_as_well(prepare: Prepare, mode: str, compose: Compo
     assert report["downtime_seconds"] > 0
     kept = [scene.shop.backup_rows(path, scene.key) for path in scene.shop.backups.glob("*.db.gz.gpg")]
     assert scene.shop.rows(scene.truth) in kept
+
+
+@BOTH_COMPOSES
+def test_bot_that_keeps_its_database_locked_is_backed_up_when_it_has_stopped(
+    make_bot_shop: MakeBotShop, mode: str, compose: Compose, keys: Keys
+) -> None:
+    exclusive = Bot(at_start=("PRAGMA locking_mode=EXCLUSIVE",))
+    shop = make_bot_shop(mode, compose, exclusive, PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)
+    scene = Scene(shop, keys.open, shop.create_backup(), shop.rows(), time.time())
+    shop.change_data()
+    shop.up()
+    wait_until(lambda: "(pid " in lock_holders([shop.db_path]), "the bot holds its lock")
+    done = scene.restore(env=intercept(shop, stop=KEEP_TRUTH))
+    check_code(done, 0)
+    assert f"{shop.db_path} is locked by " in "".join(done.report["warnings"])
+    assert shop.backup_rows(Path(done.report["safety_backup"]), keys.open) == shop.rows(scene.truth)
+    assert len(list(shop.backups.glob("*.sha256"))) == 2  # that one, and what was restored
+    shop.stop()
+    check_restored(scene)
+
+
+@ONE_COMPOSE
+def test_damaged_database_that_the_bot_has_open_is_saved_when_it_has_stopped(
+    make_bot_shop: MakeBotShop, mode: str, compose: Compose, keys: Keys
+) -> None:
+    shop = make_bot_shop(mode, compose, PGP_PUBLIC_KEY_BASE64=keys.open.public_b64)
+    scene = Scene(shop, keys.open, shop.create_backup(), shop.rows(), time.time())
+    shop.up()
+    shop.wait_rows()
+    noise = os.urandom(4096)
+    with shop.db_path.open("r+b") as file:
+        file.seek(20 * 4096)  # a page that the bot does not write to
+        file.write(noise)
+    done = scene.restore()
+    check_code(done, 0)
+    assert f"{shop.db_path} is in use by " in "".join(done.report["warnings"])
+    (raw,) = shop.backups.glob("*.raw.tar.gz.gpg")
+    assert done.report["safety_backup"] == str(raw)
+    assert noise in shop.decrypted(raw, keys.open)
+    shop.stop()
+    check_restored(scene)
 
 
 @ONE_COMPOSE
