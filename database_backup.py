@@ -28,7 +28,7 @@ from backuplib import errors, files
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
-from backuplib.formatting import plural, quoted, shown
+from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
@@ -270,7 +270,9 @@ class DatabaseBackup:
             check_database(self._engine, copy)
         except errors.UnsoundBackupError as error:
             raise errors.DatabaseUnsoundError(
-                f"{self.db_path}: {error}", hint=f"Restore a backup that is sound: {errors.restore_command('--list')}"
+                f"{self.db_path}: {shortened(str(error), 200)}",
+                hint=f"Restore a sound backup: {errors.restore_command('--list')}. What this database still holds can be "
+                "rescued: RUNBOOK.md, section 4.",
             ) from None
 
     def _copied_as_they_are(self, paths: Sequence[Path], copy: Path) -> bool:
@@ -386,7 +388,7 @@ def get_backup_handler() -> DatabaseBackup:
 
 
 def _command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make, list, verify and remove backups of the bot's database.")
+    parser = argparse.ArgumentParser(description="Make, list, verify, remove and rescue backups of the bot's database.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     create = commands.add_parser("create", help="make a backup and print its path")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
@@ -395,6 +397,9 @@ def _command_line() -> argparse.ArgumentParser:
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
         "file", type=Path
     )
+    rescue = commands.add_parser("rescue", help="make a database of what a damaged one, or a .raw.tar backup, holds")
+    rescue.add_argument("file", help="a .raw.tar backup, a database, or -: standard input")
+    rescue.add_argument("--to", type=Path, metavar="FILE", help="the new database; left out: a file in /dev/shm")
     commands.add_parser("prune", help="remove backups older than DB_BACKUP_RETENTION_DAYS; the newest one stays")
     return parser
 
@@ -424,6 +429,11 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
+    elif arguments.command == "rescue":
+        from backuplib.rescue import rescue
+
+        enter_private_mounts()
+        console.result(str(rescue(arguments.file, arguments.to, settings.db_pass, report)))
     elif arguments.command == "prune":
         report.signals.shield()  # an end in between could not say what was removed
         for path in backups.cleanup_old_backups(settings.retention_days):

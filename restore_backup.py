@@ -934,19 +934,12 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
         kept = Path(report.safety_backup)
         facts.append(("kept", shown(kept)))
         if ".raw.tar" in kept.name:
-            facts.append(("to rescue", rescue_command(kept)))
+            facts.append(("to rescue", errors.rescue_command(kept)))
         else:
             facts.append(("to undo", errors.restore_command(shown(kept), *target_options(target, settings, options))))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
-
-
-def rescue_command(kept: Path) -> str:
-    """Return the command that unpacks the files of a database that could not be read, in RAM, for inspection."""
-    decrypt = "gpg -d" if kept.suffix == ".gpg" else "cat"
-    folder = "d=$(mktemp -d /dev/shm/rescue.XXXXXX)"
-    return f'{folder}; {decrypt} {quoted(shown(kept))} | tar -xz -C "$d" && echo "$d"'
 
 
 def is_configured(target: Path, settings: Settings) -> bool:

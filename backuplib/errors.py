@@ -86,13 +86,20 @@ class EndedBySignalError(OperatorError):
 CHECK_DISK = "Check the disk: dmesg | tail"
 
 
-def restore_command(*arguments: str) -> str:
-    """Return a command line for restore_backup.py, to be copied into a shell as it is."""
+def restore_command(*arguments: str, script: str = "restore_backup.py") -> str:
+    """Return a command line for a script of this tool, to be copied into a shell as it is."""
     found, own = shutil.which("python"), sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
     on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
     python = "python" if on_path else shown(Path(own))
-    return shlex.join([python, shown(Path(__file__).parents[1] / "restore_backup.py"), *arguments])
+    return shlex.join([python, shown(Path(__file__).parents[1] / script), *arguments])
+
+
+def rescue_command(backup: Path) -> str:
+    """Return the command that makes a database of the files that a safety backup holds as they were."""
+    encrypted = backup.suffix == ".gpg"
+    rescue = restore_command("rescue", "-" if encrypted else shown(backup), script="database_backup.py")
+    return f"gpg -d {shlex.quote(shown(backup))} | {rescue}" if encrypted else rescue
 
 
 def choose_another_backup_hint() -> str:
@@ -267,6 +274,10 @@ class WrongPassphraseError(DecryptionError):
 
 class NotEncryptedError(DecryptionError):
     """The message is not encrypted, or not to a key."""
+
+
+class GpgFailedError(DecryptionError):
+    """The person's own gpg did not decrypt a file; it has said why."""
 
 
 class DamagedMessageError(DecryptionError):

@@ -130,28 +130,35 @@ def test_restore_works_and_keeps_what_was_there_byte_for_byte(
     assert Path(f"{raw[0]}.sha256").exists()
 
 
-def test_command_that_the_report_prints_for_unreadable_files_leaves_the_database_alone(make_shop: MakeShop) -> None:
+def test_command_that_the_report_prints_for_unreadable_files_rescues_them(make_shop: MakeShop) -> None:
     """The bot runs by now: nothing is unpacked over its database, nor next to it."""
     shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
     backup = shop.create_backup()
-    noise(shop)
-    before = files(shop)
+    shop.change_data()
+    old = shop.rows()
+    with shop.db_path.open("r+b") as file:
+        file.write(b"broken!!" * 2)
     done = shop.restore("--force", backup, as_json=False)
     assert done.code == 0, done.text
     assert "to undo" not in done.out
     printed = re.search(r"^   to rescue +(.*)$", done.out, re.MULTILINE)
     assert printed
     live = shop.snapshot()
-    unpacked = subprocess.run(
-        ["/bin/bash", "-c", printed[1]], cwd=shop.path, capture_output=True, text=True, check=False
+    rescued = subprocess.run(
+        ["/bin/bash", "-c", printed[1]],
+        cwd=shop.path,
+        env=shop.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert unpacked.returncode == 0, unpacked.stderr
-    folder = Path(unpacked.stdout.strip())
+    assert rescued.returncode == 0, rescued.stderr
+    path = Path(rescued.stdout.strip())
     try:
-        assert folder.parent == Path("/dev/shm")
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert path.parent == Path("/dev/shm")
+        assert shop.rows(path) == old
     finally:
-        shutil.rmtree(folder)
+        path.unlink()
     assert shop.snapshot() == live
 
 

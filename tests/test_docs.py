@@ -75,7 +75,7 @@ def test_every_option_in_a_command_of_the_documents_exists(readme: str) -> None:
 def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
     shown = printed_help("database_backup.py")
     commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))
-    assert commands == {"create", "list", "verify", "prune"}
+    assert commands == {"create", "list", "verify", "rescue", "prune"}
     named = {word for line in readme.splitlines() if "database_backup.py" in line for word in re.findall(r"\w+", line)}
     assert commands <= named
 

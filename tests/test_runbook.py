@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeShop, SshTerminal, StartTerminal
+from tests.conftest import MakeHost, MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
 from tests.support.keys import GpgHome, Keys, gpg_home
-from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed
+from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed, Shop
 from tests.support.ssh import CONFIRM, MENU, Host
 from tests.support.terminal import COMPLETION
 
@@ -58,7 +58,17 @@ def blocks_for(situation: str) -> list[str]:
     return [code for where, code in runbook_blocks() if where == situation]
 
 
-SITUATIONS = ("at home", "host", "cut off", "terminal", "terminal on the host", "raw", "new machine", "keys")
+SITUATIONS = (
+    "at home",
+    "host",
+    "cut off",
+    "terminal",
+    "terminal on the host",
+    "raw",
+    "raw, unpacked",
+    "new machine",
+    "keys",
+)
 
 
 def test_every_situation_is_known() -> None:
@@ -212,21 +222,53 @@ def test_undo_as_the_report_prints_it_and_as_the_runbook_does(host: Host, termin
 
 
 @pytest.mark.deep
-def test_block_for_a_raw_safety_backup(host: Host, own_gpg: GpgHome, shm: Path) -> None:
-    """The live database cannot be read, since its beginning is damaged; the restore keeps its files as they are."""
-    shop, (code,) = host.shop, blocks_for("raw")
-    shop.db_path.write_bytes(b"broken!!" * 2 + shop.db_path.read_bytes()[16:])
-    broken = shop.db_path.read_bytes()
+def test_block_for_a_raw_safety_backup(make_host: MakeHost, make_shop: MakeShop, own_gpg: GpgHome, mode: str) -> None:
+    """The live database is damaged, so the restore keeps its files as they are; what they hold is restored."""
+    host, (code,) = make_host(make_shop(mode)), blocks_for("raw")
+    shop = host.shop
+    rows = shop.rows()
+    spoil_customers(shop.db_path)
     done = shop.restore(BACKUP, "--force", key=host.key)
     assert done.code == 0, done.text
     (raw,) = shop.backups.glob("*.raw.tar.gz.gpg")
     raw.rename(shop.path / f"{SAFETY}.raw.tar.gz.gpg")
     own_gpg.run("--import", stdin=host.key.private_binary)
-    env = {**host.away(), "GNUPGHOME": str(own_gpg.path)}
-    unpacked = run_bash(code.replace("/dev/shm", str(shm)), host.folder / "away", env)
-    assert unpacked.code == 0, unpacked.text
-    (folder,) = shm.iterdir()
-    assert (folder / "shop.db").read_bytes() == broken
+    rescued = run_bash(code, host.folder / "away", {**host.away(), "GNUPGHOME": str(own_gpg.path)})
+    assert rescued.code == 0, rescued.text
+    path = Path(rescued.out.strip())
+    try:
+        assert path.parent == Path("/dev/shm")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert re.search(r"customers +\d+ +rowids \d", rescued.err), rescued.text
+        assert shop.restore(path, "--force").code == 0
+    finally:
+        path.unlink()
+    found = shop.rows()
+    assert 0 < len(found["customers"]) < len(rows["customers"])
+    assert set(found["customers"]) < set(rows["customers"])
+    assert {name: found[name] for name in rows if name != "customers"} == {
+        name: rows[name] for name in rows if name != "customers"
+    }
+
+
+def spoil_customers(database: Path) -> None:
+    """A page of the sample data's largest table, in its middle, becomes noise."""
+    with database.open("r+b") as file:
+        file.seek(20 * 4096)
+        file.write(os.urandom(4096))
+
+
+@pytest.mark.deep
+def test_block_for_unpacked_files(shop: Shop) -> None:
+    (code,) = blocks_for("raw, unpacked")
+    rows = shop.rows()
+    shutil.move(shop.db_path, shop.path / "shop.db")
+    spoil_customers(shop.path / "shop.db")
+    done = run_bash(code, shop.path, shop.environment({"PATH": path_of(shop.path)}))
+    assert done.code == 0, done.text
+    found = shop.rows(shop.path / "rescued.db")
+    assert 0 < len(found["customers"]) < len(rows["customers"])
+    assert found["orders"] == rows["orders"]
 
 
 @pytest.mark.deep
