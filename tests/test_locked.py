@@ -154,6 +154,16 @@ def test_index_without_its_entries_is_found_before_the_backup_is_stored(make_sho
     assert list(shop.backups.iterdir()) == []
 
 
+def test_what_only_the_bot_has_is_no_damage(make_shop: MakeShop, keys: Keys) -> None:
+    shop = make_shop("sqlite")
+    with closing(shop.connect()) as connection:
+        connection.create_collation("own", lambda one, other: (one > other) - (one < other))
+        connection.execute("CREATE INDEX by_name ON customers (name COLLATE own)")
+    done = impatient(shop)
+    assert (done.code, "could not be checked as a whole: " in done.err) == (0, True), done.text
+    assert shop.backup_rows(Path(done.out.strip()), keys.rsa) == shop.rows()
+
+
 def test_files_that_somebody_has_open_are_not_saved_byte_for_byte(shop: Shop) -> None:
     with shop.held_open() as holder:
         done = impatient(shop, "create_raw_backup")
