@@ -56,6 +56,9 @@ MOST_FINDINGS = 20  # warnings about what a sound database holds
 # How long a lock of a bot's is waited for that will be stopped anyway.
 LOCKED_BOT_SECONDS = 5.0
 
+# How long a lock of a bot's is waited for that will be stopped anyway.
+LOCKED_BOT_SECONDS = 5.0
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 

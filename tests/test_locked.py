@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ except OperatorError as error:
 """
 
 
-def impatient(shop: Shop, method: str = "create_backup") -> Completed:
+def impatient(shop: Shop, method: str = "create_backup", **options: Any) -> Completed:
     """The class as a bot calls it, waiting for a second only; what failed is on standard error, by its id."""
-    return shop.run("-c", IMPATIENT.format(method=method))
+    return shop.run("-c", IMPATIENT.format(method=method), **options)
 
 
 def names(shop: Shop, backup: Path, keys: Keys) -> set[str]:
@@ -110,6 +111,15 @@ def test_hot_journal_is_rolled_back_in_the_copy_though_somebody_has_the_database
     assert shop.backup_rows(backup, keys.rsa) == rows
 
 
+def test_journal_of_a_writer_that_lives_is_never_copied(shop: Shop) -> None:
+    """The database cannot be read, for another reason, and a journal lies beside it."""
+    with shop.held_locked(ROLLBACK, "cache_size=1000", "cache_spill=0") as writer:  # it keeps no reader out yet
+        assert Path(f"{shop.db_path}-journal").exists()
+        done = impatient(shop, env={"DB_ENCRYPTION": "true", "DB_PASS": "wrong"})
+    assert "database-locked, 6: " in done.err, done.text
+    assert f"(pid {writer.pid})" in done.err
+
+
 # --- what is copied is checked ---------------------------------------------------------------------------------------
 
 
@@ -171,3 +181,15 @@ def test_files_that_somebody_has_open_are_not_saved_byte_for_byte(shop: Shop) ->
     assert f"(pid {holder.pid})" in done.err
     assert list(shop.backups.iterdir()) == []
     assert impatient(shop, "create_raw_backup").code == 0
+
+
+@pytest.mark.needs("root", "unshare")
+@pytest.mark.parametrize("method", ["create_backup", "create_raw_backup"])
+def test_lock_of_a_process_that_is_not_visible_counts(shop: Shop, method: str) -> None:
+    """As in a container, whose /proc does not show the host's processes."""
+    alone = ("unshare", "--pid", "--fork", "--mount-proc")
+    with shop.held_locked(EXCLUSIVE) if method == "create_backup" else shop.held_open():
+        done = impatient(shop, method, wrapper=alone)
+    assert "database-locked, 6: " in done.err, done.text
+    assert "is locked by another process" in done.err
+    assert list(shop.backups.iterdir()) == []
