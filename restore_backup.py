@@ -56,8 +56,7 @@ MOST_FINDINGS = 20  # warnings about what a sound database holds
 # How long a lock of a bot's is waited for that will be stopped anyway.
 LOCKED_BOT_SECONDS = 5.0
 
-# How long a lock of a bot's is waited for that will be stopped anyway.
-LOCKED_BOT_SECONDS = 5.0
+MEMORY_BESIDE = 80_000_000  # bytes that a restore takes beside the database: Python, gpg, what reads the stream
 
 # --- values ------------------------------------------------------------------------------------------------------
 
@@ -161,8 +160,8 @@ class Restorer:
                     self.report.outcome = "verified"
                     return
                 self.confirm(plan)
+                candidate = self.finish_candidate(plan, image, ahead)  # leaves room in memory for phase 1
                 safety = self.create_safety_backup(plan)  # 1
-                candidate = self.finish_candidate(plan, image, ahead)
                 with self.switch(plan, safety) as switch:
                     self.stop_services(plan, switch)  # 2
                     self.swap(plan, switch, candidate, safety)  # 5
@@ -256,14 +255,13 @@ class Restorer:
             self.report.warn(f"{error}; a restore replaces it with --convert only")
 
     def check_memory(self, target: Target, backup: BackupFile) -> None:
-        """Refuse early when the safety backup's copy of the live database would not fit beside the restored one."""
+        """Refuse early when the restored database, or the safety backup's copy of the live one, would not fit."""
         live = 0 if self.options.skip_backup else sum(path.stat().st_size for path in database_files(target.path))
-        need = live + (0 if self.options.stop_first else backup.size)
+        need, what = max((live, "the safety backup"), (backup.size, "the restored database"))
         if need > (free := available_memory()):
             raise errors.NoMemoryError(
-                f"too little memory: the restore takes at least {megabytes(need)} beside the backup, "
-                f"{megabytes(live)} of it for the safety backup, and {megabytes(free)} are free",
-                hint="Stop other programs, use a machine with more memory, or add --stop-first, which takes less.",
+                f"too little memory: {what} takes at least {megabytes(need)}, and {megabytes(free)} are free",
+                hint="Stop other programs, or use a machine with more memory.",
             )
 
     def check_confirmable(self, target: Target, configured: bool) -> None:
@@ -383,9 +381,10 @@ class Restorer:
         access.unlock(attempt)
         return replace(access, unlock=lambda attempt: attempt(right[-1]))
 
-    def image_limit(self) -> int:
-        """Bytes that the database may have: it is in memory twice, once to be kept and once to be checked."""
-        limit = available_memory() // 9 * 4
+    def image_limit(self, copies: int = 1) -> int:
+        """Bytes that the database may have in memory, so many times, with the cache of the check beside it."""
+        room = max(0, available_memory() - MEMORY_BESIDE)
+        limit: int = room * 100 // (100 * copies + (30 if self.engine.db_pass else 15))
         return min(limit, self.settings.max_database_bytes or limit)
 
     def decrypt_and_decompress(self, plan: Plan, ram: RamFolder, access: Access | None = None) -> DatabaseImage:
@@ -397,11 +396,11 @@ class Restorer:
         """
         backup, limit = plan.backup, self.image_limit()
         if backup.layer == "openpgp":
-            image = self.decrypt(backup, access or self.access(ram), limit)
+            image = self.decrypt(backup, access or self.access(ram), ram, limit)
         else:
             if not self.settings.encrypted:
                 self.report.warn("the backup is not encrypted")
-            image = DatabaseImage(limit, bare=backup.layer == "database")
+            image = self.new_image(ram, limit, bare=backup.layer == "database")
             with (
                 self.report.phase("decompress"),
                 self.console.step("📦 Decompressing...", backup.size) as step,
@@ -414,19 +413,21 @@ class Restorer:
             step.done(megabytes(image.size))
         image = self.convert(plan, image, ram)
         self.report.database_bytes = image.size
-        if self.engine.db_pass:
-            image.move_into(ram)
         if mode := journal_mode(self.engine, plan.target.path, ram.path / "live-page.db"):
             image.set_journal_mode(mode, self.engine)  # as in the database that it replaces
         return image
 
-    def decrypt(self, backup: BackupFile, access: Access, limit: int) -> DatabaseImage:
+    def new_image(self, ram: RamFolder, limit: int, *, bare: bool = False) -> DatabaseImage:
+        """Return what takes up the decrypted stream: in a buffer, or where SQLCipher can open it."""
+        return DatabaseImage(limit, ram.path if self.engine.db_pass else None, bare=bare)
+
+    def decrypt(self, backup: BackupFile, access: Access, ram: RamFolder, limit: int) -> DatabaseImage:
         """Decrypt, with the passphrase that is asked for if it was not before."""
         fingerprint = access.key.fingerprint
         images: list[DatabaseImage] = []
 
         def attempt(passphrase: Secret | None) -> None:
-            image = DatabaseImage(limit)
+            image = self.new_image(ram, limit)
             with self.report.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
                 try:
                     with backup.reading(step):
@@ -455,8 +456,8 @@ class Restorer:
         if source.as_configured:
             return image
         conversion.require_convert_option(source, self.engine, convert=self.options.convert)
-        limit = self.image_limit()
-        converted = DatabaseImage(limit, bare=True)
+        limit = self.image_limit(copies=2)
+        converted = self.new_image(ram, limit, bare=True)
         with self.report.phase("convert"), self.console.step("🔁 Converting...", image.size) as step:
             result = conversion.convert(
                 image,

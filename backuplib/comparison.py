@@ -140,7 +140,7 @@ def read_live(
     if not database.exists() or not (size := sum(path.stat().st_size for path in database_files(database))):
         return None
     with contextlib.suppress(OSError):
-        engine.derive_key(database)
+        engine.prepare(database)
 
     def work(_: object) -> dict[str, Any]:
         try:
@@ -158,6 +158,7 @@ def _read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents:
     holders, hidden = find_holders(database_files(database))
     if beside and not holders and (not hidden or has_capability(CAP_SYS_PTRACE)):
         # Its user was killed: opening it would roll it back or fold it, so a copy is opened.
+        ram.require(sum(file.stat().st_size for file in [database, *beside]), "look at a copy of the live database")
         path = ram.path / "live.db"
         for file in [database, *beside]:
             shutil.copyfile(file, path.with_name(path.name + file.name[len(database.name) :]))
@@ -239,7 +240,7 @@ def look_at_live(engine: Engine, database: Path) -> Look:
     :raises CheckTimeoutError, CheckFailedError: when it could not be looked at.
     """
     size = sum(path.stat().st_size for path in database_files(database))
-    engine.derive_key(database)
+    engine.prepare(database)
 
     def work(_: object) -> dict[str, Any]:
         try:

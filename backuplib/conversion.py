@@ -27,7 +27,7 @@ from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeE
 from backuplib.files import CHUNK, create_file
 from backuplib.findings import CONTENT
 from backuplib.formatting import quoted_identifier
-from backuplib.image import DatabaseImage
+from backuplib.image import LARGEST_PAGE, DatabaseImage
 from backuplib.inspection import PATIENCE_SECONDS, Inspection
 from backuplib.ram_folder import RamFolder
 from backuplib.schema import Placeholders, read_schema, set_table_sql, without_not_null
@@ -35,7 +35,6 @@ from backuplib.secret import Secret
 from backuplib.sql_dump import load_sql_dump, looks_like_sql_dump
 from backuplib.storage import begins_plain
 
-_FIRST_PAGE = 65536  # bytes of the largest page, enough to recognise a format
 _PAGE_SIZES = (4096, 1024, 8192, 2048, 16384, 32768, 65536)  # 512 leaves too little beside SQLCipher's own bytes
 _DEFAULT_PAGES = {4: 4096, 3: 1024, 2: 1024, 1: 1024}  # by version of SQLCipher
 _BOTS_VERSION, _BOTS_PAGES = 4, _DEFAULT_PAGES[4]
@@ -104,18 +103,15 @@ def recognise(image: DatabaseImage, engine: Engine, ram: RamFolder, backup_pass:
     """
     if backup_pass is not None:
         _check_passphrase(backup_pass)
-    with image.buffer.getbuffer() as view:
-        head = bytes(view[:_FIRST_PAGE])
+    with image.opened() as file:
+        head = file.read(LARGEST_PAGE)
     if begins_plain(head):
         return Source("SQLite", as_configured=not engine.db_pass)
     if looks_like_sql_dump(head):
         return Source("SQL dump")
     if image.size < min(_PAGE_SIZES) or not (engine.db_pass or backup_pass):
         return None
-    with _scratch(ram.path / "probe.db") as probe:
-        with create_file(probe) as file:
-            file.write(head)
-            file.truncate(16 * image.size)  # sparse: so a truncated database is recognised, too
+    with image.probe(ram.path / "probe.db") as probe:
         found = _recognise_sqlcipher(probe, head[:16], image.size, engine, backup_pass)
     if found is None and backup_pass is not None:
         wrong = "neither DB_PASS nor --backup-db-pass opens" if engine.db_pass else "--backup-db-pass does not open"
@@ -218,19 +214,19 @@ def convert(
     :raises UnsoundBackupError: when it is not sound; discard what the sink received.
     :raises NoMemoryError: when the RAM folder is too small.
     """
-    with _scratch(ram.path / "backup.db"), _scratch(ram.path / "converted.db") as new:
+    with _scratch(image.path or ram.path / "backup.db") as old, _scratch(ram.path / "converted.db") as new:
         if not source.is_dump:
             ram.require(image.size + _ROOM, "convert the database")
         create_file(new).close()
         seconds = PATIENCE_SECONDS + image.size / 1e6
         look = Inspection(
-            lambda tell: asdict(_converted(image, source, engine, ram, limit=limit, progress=tell)),
+            lambda tell: asdict(_converted(image, source, engine, old, new, limit=min(limit, ram.free), progress=tell)),
             seconds=seconds,
             memory=image.size + _MEMORY,
             largest_file=limit + image.size + _ROOM,
         )
         done = look.result(listen, progress)
-        image.buffer.truncate(0)
+        image.wipe()
         with io.FileIO(new) as file:
             for piece in iter(lambda: file.read(CHUNK), b""):
                 sink(piece)
@@ -241,18 +237,19 @@ def _converted(
     image: DatabaseImage,
     source: Source,
     engine: Engine,
-    ram: RamFolder,
+    old: Path,
+    new: Path,
     *,
     limit: int,
     progress: Callable[[int], object],
 ) -> Converted:
-    """Leave the new database in the RAM folder."""
-    old, new = ram.path / "backup.db", ram.path / "converted.db"
+    """Leave the new database at ``new``; ``old`` is for the one in the image, or has it."""
     try:
         if source.is_dump:
-            return _load(image, engine, new, min(limit, ram.free), progress)
-        with create_file(old) as file:
-            image.write_to(file)
+            return _load(image, engine, new, limit, progress)
+        if not image.path:
+            with create_file(old) as file:
+                image.write_to(file)
         if engine.db_pass and source.only_key_differs:
             done = _rekey(source, engine.db_pass, old, image.size)
             old.rename(new)
@@ -267,15 +264,14 @@ def _converted(
 def _load(image: DatabaseImage, engine: Engine, new: Path, limit: int, progress: Callable[[int], object]) -> Converted:
     from backuplib.newest import NewestSQLite
 
-    image.buffer.seek(0)
     module = _sqlcipher() if engine.db_pass else NewestSQLite
-    with contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
+    with image.opened() as dump, contextlib.closing(_connect(module, new, cached_statements=0)) as connection:
         if engine.db_pass:
             connection.execute(f"PRAGMA key = {quoted_passphrase(engine.db_pass)}")
         _guard(module, connection)
         _write_fast(connection)
         seconds = _PATIENCE + image.size / _SLOWEST
-        loaded = load_sql_dump(image.buffer, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
+        loaded = load_sql_dump(dump, connection, progress=progress, limit_bytes=limit, limit_seconds=seconds)
         if engine.db_pass:
             connection.execute("PRAGMA journal_mode = WAL")
     return Converted(f"{loaded.statements:,} SQL statements → {_target(engine)}", loaded.left_out)

@@ -148,9 +148,10 @@ class Engine:
         connection.execute("PRAGMA query_only=ON")
         return connection
 
-    def derive_key(self, path: Path) -> None:
-        """Derive the key of a SQLCipher database, so that children need not."""
-        if self.db_pass:
+    def prepare(self, path: Path | None) -> None:
+        """Do what children could not, without rights, or would each do again: import the engine, derive the key."""
+        _ = self.errors
+        if self.db_pass and path:
             self._key(path, self.db_pass)
 
     def _key(self, path: Path, db_pass: Secret) -> str:
@@ -219,7 +220,7 @@ def check_database(engine: Engine, path: Path) -> tuple[str, list[str]]:
     :raises UnsoundBackupError: when it is not sound, or could not be checked.
     """
     size = path.stat().st_size
-    engine.derive_key(path)
+    engine.prepare(path)
 
     def work(_: object) -> tuple[int, list[str]]:
         try:

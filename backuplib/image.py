@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import functools
 import io
-import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,19 +22,24 @@ from backuplib.database import (
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
-from backuplib.ram_folder import RamFolder
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES, begins_plain
+
+LARGEST_PAGE = 65536  # bytes
 
 
 class DatabaseImage:
-    """The restored database as bytes in memory, filled from the decrypted stream, up to ``limit`` bytes.
+    """The restored database as bytes in memory, filled from the decrypted stream: the only copy.
 
-    ``bare``: the stream is the database itself; a SQLCipher database may begin like gzip by chance.
+    :param limit: the most bytes that it may have.
+    :param folder: in RAM: it becomes a file there, which SQLCipher can open, instead of a buffer.
+    :param bare: the stream is the database itself; a SQLCipher database may begin like gzip by chance.
     """
 
-    def __init__(self, limit: int, *, bare: bool = False) -> None:
+    def __init__(self, limit: int, folder: Path | None = None, *, bare: bool = False) -> None:
+        self.path = folder / f"image-{secrets.token_hex(4)}.db" if folder else None
         self.buffer = io.BytesIO()
-        self.path: Path | None = None  # spill file in the RAM folder, instead of the buffer
+        if self.path:
+            create_file(self.path).close()
         self.header = b""
         self.plain = False  # whether it is an unencrypted SQLite database
         self.size = 0
@@ -60,30 +65,43 @@ class DatabaseImage:
             self._collect(self._head)
         if self._decoder:
             self._decoder.finish()
-        with self.buffer.getbuffer() as view:
-            self.header = bytes(view[:100])
-            self.plain = begins_plain(bytes(view[:4096]))
+        with self.opened() as file:
+            first = file.read(4096)
+        self.header, self.plain = first[:100], begins_plain(first)
 
     def _collect(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._limit:
             raise errors.TooLargeError(self._limit)
         try:
-            self.buffer.write(data)
-        except MemoryError:
-            raise errors.TooLargeError(self.buffer.tell()) from None
+            if self.path:
+                with io.FileIO(self.path, "a") as file:
+                    write_all(file, data)
+            else:
+                self.buffer.write(data)
+        except (MemoryError, OSError):  # the folder is full
+            raise errors.TooLargeError(self.size - len(data)) from None
 
-    def move_into(self, ram: RamFolder) -> None:
-        """Replace the buffer by a file in the RAM folder, where SQLCipher can open it.
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[io.FileIO | io.BytesIO]:
+        """Open it for reading, from its beginning."""
+        if self.path:
+            with io.FileIO(self.path) as file:
+                yield file
+        else:
+            self.buffer.seek(0)
+            yield self.buffer
 
-        :raises NoMemoryError: when it does not fit.
-        """
-        ram.require(self.size, "check the database")
-        path = ram.path / "image.db"
-        with create_file(path) as file:
-            self.write_to(file)
-        self.wipe()
-        self.path = path
+    @contextlib.contextmanager
+    def probe(self, path: Path) -> Iterator[Path]:
+        """Its first pages in a file of their own, sparse and long: if it is SQLCipher cut short, that opens there."""
+        try:
+            with create_file(path) as file, self.opened() as image:
+                file.write(image.read(LARGEST_PAGE))
+                file.truncate(16 * self.size)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def set_journal_mode(self, mode: str, engine: Engine) -> None:
         """Put the database into a journal mode, "wal" or "delete", which changes its first page only.
@@ -120,20 +138,18 @@ class DatabaseImage:
         return not file.read(1)
 
     def _pieces(self, size: int) -> Iterator[bytes | memoryview]:
-        yield self.header  # not from the buffer, whose header a check may change for a moment
         if self.path:
             with io.FileIO(self.path) as file:
-                file.seek(len(self.header))
                 yield from iter(lambda: file.read(size), b"")
         else:
             with self.buffer.getbuffer() as view:
-                for start in range(len(self.header), len(view), size):
+                for start in range(0, len(view), size):
                     yield view[start : start + size]
 
     def wipe(self) -> None:
         """Overwrite and release the database in memory."""
         if self.path:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
             return
         with self.buffer.getbuffer() as view:
             ctypes.memset((ctypes.c_char * len(view)).from_buffer(view), 0, len(view))
@@ -181,17 +197,17 @@ def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspectio
     """
     image.refuse_incomplete()
     seconds, memory = PATIENCE_SECONDS + image.size / 1e6, image.size + ROOM
-    if image.path:
-        engine.derive_key(image.path)
-    # What is not imported at the top, since --help needs none of it, is so now: a child without rights cannot.
-    import backuplib.buffer_vfs
-    import backuplib.newest  # noqa: F401
+    engine.prepare(image.path)
+    import backuplib.buffer_vfs  # noqa: F401 - a child without rights cannot
 
     with contextlib.ExitStack() as running:
         begun = []
         for work in (examined, check_image_pages)[: 2 if image.path else 1]:
             look = functools.partial(work, image, engine)
-            begun.append(Inspection(look, seconds=seconds, memory=memory, unprivileged=not image.path))
+            largest = 16 * image.size if image.path else 0  # of the probe
+            begun.append(
+                Inspection(look, seconds=seconds, memory=memory, largest_file=largest, unprivileged=not image.path)
+            )
             running.callback(begun[-1].close)
         yield begun
 
@@ -225,10 +241,10 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
         )
     if not image.path:
         return errors.DamagedDatabaseError(f"the database is corrupted: {error}")
-    os.truncate(image.path, image.size * 16)  # sparse: a truncated database opens then, and tells its length
     with (
+        image.probe(image.path.with_suffix(".probe")) as probe,
         contextlib.suppress(*engine.errors),
-        contextlib.closing(engine.connect(image.path, mode="ro", immutable=True)) as connection,
+        contextlib.closing(engine.connect(probe, mode="ro", immutable=True)) as connection,
     ):
         connection.execute("PRAGMA writable_schema=ON")  # then it opens even with a corrupted schema
         missing = int(connection.execute("PRAGMA page_count").fetchone()[0]) - image.size / 4096

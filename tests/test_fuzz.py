@@ -150,11 +150,9 @@ class Restores:
 
     def check(self, content: bytes, restorer: Restorer) -> None:
         """Phase 4. One of REFUSALS when the database is not sound."""
-        image = DatabaseImage(LIMIT)
+        image = restorer.new_image(self.ram, LIMIT)
         image.feed(content)
         image.finish()
-        if restorer.engine.db_pass:
-            image.move_into(self.ram)
         try:
             with begun_check(image, restorer.engine) as check:
                 restorer.check_integrity(check)

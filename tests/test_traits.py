@@ -333,18 +333,16 @@ def dump(trait: Trait, folder: Path) -> bytes:
 
 def restored(data: bytes, engine: Engine, ram: RamFolder) -> tuple[list[str], dict[str, int | None]]:
     """What a restore says of a backup, and the rows that it counts."""
-    image = taken(data)
+    image = taken(data, ram.path if engine.db_pass else None)
     said: list[str] = []
     source = conversion.recognise(image, engine, ram, None)
     if source and not source.as_configured:
         conversion.require_convert_option(source, engine, convert=data.startswith(SQLITE_MAGIC))
-        converted = DatabaseImage(1 << 30, bare=True)
+        converted = DatabaseImage(1 << 30, ram.path if engine.db_pass else None, bare=True)
         said += conversion.convert(image, source, engine, ram, converted.feed, limit=1 << 28).warnings
         converted.finish()
         image = converted
     image.refuse_incomplete()
-    if engine.db_pass:
-        image.move_into(ram)
     try:
         with opened_image(image, engine) as connection:
             newer = image.path is not None or written_by_newer(image.header)
@@ -358,8 +356,8 @@ def restored(data: bytes, engine: Engine, ram: RamFolder) -> tuple[list[str], di
     return said + [finding.text for finding in contents.findings], contents.rows
 
 
-def taken(data: bytes) -> DatabaseImage:
-    image = DatabaseImage(1 << 30)
+def taken(data: bytes, folder: Path | None = None) -> DatabaseImage:
+    image = DatabaseImage(1 << 30, folder)
     image.feed(data)
     image.finish()
     return image

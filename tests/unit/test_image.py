@@ -2,6 +2,7 @@
 
 import gzip
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def image_of(*pieces: bytes, limit: int = LIMIT, bare: bool = False) -> DatabaseImage:
-    image = DatabaseImage(limit, bare=bare)
+def image_of(*pieces: bytes, limit: int = LIMIT, folder: Path | None = None, bare: bool = False) -> DatabaseImage:
+    image = DatabaseImage(limit, folder, bare=bare)
     for piece in pieces:
         image.feed(piece)
     image.finish()
@@ -105,16 +106,27 @@ def test_image_is_written_and_compared_to_the_byte(content: bytes, tmp_path: Pat
 
 
 def test_image_in_the_ram_folder_is_the_same(content: bytes, tmp_path: Path) -> None:
-    image = image_of(content)
-    with RamFolder() as ram:
-        image.move_into(ram)
-        assert image.buffer.closed
-        with create_file(tmp_path / "a") as file:
-            image.write_to(file)
-            assert image.is_in(file)
-        image.wipe()
-        assert list(ram.path.iterdir()) == []
+    folder = tmp_path / "ram"
+    folder.mkdir()
+    image = image_of(content[:5000], content[5000:], folder=folder)
+    assert image.buffer.getvalue() == b""
+    assert (image.size, image.header, image.plain) == (len(content), content[:100], True)
+    with create_file(tmp_path / "a") as file:
+        image.write_to(file)
+        assert image.is_in(file)
+    image.wipe()
+    assert list(folder.iterdir()) == []
     assert (tmp_path / "a").read_bytes() == content
+
+
+@pytest.mark.needs("root", "mount")
+def test_full_ram_folder_is_told_as_a_backup_that_is_too_large(content: bytes, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=True)
+    try:
+        with pytest.raises(TooLargeError):
+            image_of(content, bytes(2 << 20), folder=tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def test_database_in_wal_mode_is_opened_in_memory_and_stays_as_it_is(content: bytes) -> None:
@@ -135,10 +147,8 @@ def test_journal_mode_is_set_in_the_first_page_alone(content: bytes, engine: Eng
         with closing(engine.connect(path)) as connection:
             connection.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (a); CREATE TABLE u (a)")
         content = path.read_bytes()
-    image = image_of(content)
     with RamFolder() as ram:
-        if engine.db_pass:
-            image.move_into(ram)
+        image = image_of(content, folder=ram.path if engine.db_pass else None)
         image.set_journal_mode("wal", engine)
         assert written(image, tmp_path / "same") == content
         for mode in ("delete", "wal"):
@@ -147,7 +157,7 @@ def test_journal_mode_is_set_in_the_first_page_alone(content: bytes, engine: Eng
             assert (changed[:4096] != content[:4096]) == (mode == "delete" or engine is CIPHER)
             assert changed[4096:] == content[4096:]
             path.write_bytes(changed)
-            assert [file.name for file in ram.path.iterdir()] == ["image.db"] * (engine is CIPHER)
+            assert list(ram.path.iterdir()) == [image.path] * (engine is CIPHER)
             with closing(engine.connect(path)) as connection:
                 assert connection.execute("SELECT count(*) FROM u").fetchone() == (0,)
                 assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
@@ -169,10 +179,8 @@ def written(image: DatabaseImage, path: Path) -> bytes:
 )
 def test_journal_mode_of_what_is_no_database_is_not_set(odd: bytes, engine: Engine, tmp_path: Path) -> None:
     """Damage is for the check to find, and nothing is made of nothing."""
-    image = image_of(odd, bare=True)
     with RamFolder() as ram:
-        if engine.db_pass:
-            image.move_into(ram)
+        image = image_of(odd, bare=True, folder=ram.path if engine.db_pass else None)
         image.set_journal_mode("wal", engine)
         assert written(image, tmp_path / "a") == odd
 
