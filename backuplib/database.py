@@ -269,8 +269,8 @@ def find_all(
     :returns: no tables when it is damaged.
     """
     connection.execute("PRAGMA writable_schema = ON")  # else nothing can be asked where the schema cannot be read
-    # With the default cache of 8 MB, the same pages are read, decrypted and checked again and again.
-    kilobytes = 65536 if size is None else max(8192, size // 900 if encrypted else min(size // 8192, 65536))
+    # With less, the same pages are read, decrypted and checked again and again; more is no faster.
+    kilobytes = 65536 if size is None else max(8192, size // 4000 if encrypted else min(size // 8192, 65536))
     connection.execute(f"PRAGMA cache_size = -{kilobytes}")
     # int: SQLCipher returns its page size as text
     pages, page_size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size"))

@@ -69,30 +69,30 @@ class Memory:
     """Peaks in bytes; files in a tmpfs are memory that belongs to no process."""
 
     process: int = 0
-    largest_child: int = 0
+    children: int = 0
     ram_files: int = 0
-    total: int = 0  # of all processes and the tmpfs together at one moment: less than the sum of the peaks
+    total: int = 0  # at one moment: less than the sum of the peaks
 
 
 def peak_memory(argv: Sequence[str], *, stdin: bytes, env: Mapping[str, str]) -> Memory:
-    """Run a command and return the peaks of its process, its largest descendant and the growth of its tmpfs.
+    """Run a command and return the peaks of its process, of its descendants together and the growth of its tmpfs.
 
-    Sampled every 10 ms, since wait4 returns one number for a process and all its children. Process peaks are the
-    kernel's (VmHWM); tmpfs use is read in the command's own mount namespace. Included: other programs' tmpfs files.
-    Not included: the page cache, which the kernel reclaims, and gpg's agent (a few MB), which is not a descendant.
+    Sampled every 10 ms: proportional set sizes (proc(5), smaps_rollup), which count what processes share once; tmpfs
+    use is read in the command's own mount namespace. Included: other programs' tmpfs files. Not included: the page
+    cache, which the kernel reclaims, and gpg's agent (a few MB), which is not a descendant.
     """
     before = _tmpfs_use(os.getpid())
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
-    memory, peaks, ended = Memory(), dict[int, int](), threading.Event()
+    memory, ended = Memory(), threading.Event()
 
     def sample() -> None:
         while not ended.wait(0.01):
-            status = {pid: _status(pid) for pid in _family(process.pid)}
-            peaks.update({pid: peak for pid, text in status.items() if (peak := _kilobytes(text, "VmHWM"))})
+            own, *others = (_proportional(pid) for pid in _family(process.pid))
             ram_files = max(0, _tmpfs_use(process.pid) - before)
+            memory.process = max(memory.process, own)
+            memory.children = max(memory.children, sum(others))
             memory.ram_files = max(memory.ram_files, ram_files)
-            private = sum(_kilobytes(text, "RssAnon") + _kilobytes(text, "RssFile") for text in status.values())
-            memory.total = max(memory.total, private + ram_files)
+            memory.total = max(memory.total, own + sum(others) + ram_files)
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -101,52 +101,33 @@ def peak_memory(argv: Sequence[str], *, stdin: bytes, env: Mapping[str, str]) ->
     sampler.join()
     if process.returncode:
         raise RuntimeError(f"{argv[:3]} … ended with {process.returncode}:\n{errors.decode()[-2000:]}")
-    memory.process = peaks.pop(process.pid, 0)
-    memory.largest_child = max(peaks.values(), default=0)
     return memory
 
 
-def _kilobytes(status: str, name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+def _proportional(pid: int) -> int:
+    text = _read(f"/proc/{pid}/smaps_rollup")
+    return sum(int(size) for size in re.findall(r"^Pss_(?:Anon|File):\s+(\d+) kB", text, re.MULTILINE)) * 1024
 
 
-def _status(pid: int | str) -> str:
+def _read(path: str) -> str:
     try:
-        return Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except OSError:
+        return Path(path).read_text(errors="replace")
+    except OSError:  # it has ended
         return ""
 
 
 def _family(root: int) -> list[int]:
     """Return a process and its descendants."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (match := re.search(r"^PPid:\s+(\d+)", _status(entry), re.MULTILINE)):
-            parents[int(entry)] = int(match[1])
     family = [root]
     for member in family:
-        family += [pid for pid, parent in parents.items() if parent == member]
-    # Between fork and exec a child still has its parent's memory and command line.
-    own = _command(root)
-    return [pid for pid in family if pid == root or _command(pid) != own]
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        family += map(int, _read(f"/proc/{member}/task/{member}/children").split())
+    return family
 
 
 def _tmpfs_use(pid: int) -> int:
     """Bytes used in all tmpfs visible to a process."""
     used = {}
-    try:
-        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return 0
-    for line in lines:
+    for line in _read(f"/proc/{pid}/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
         if rest.split()[0] == "tmpfs":
             path = f"/proc/{pid}/root{fields.split()[4]}"
