@@ -56,7 +56,7 @@ MOST_FINDINGS = 20  # warnings about what a sound database holds
 # How long a lock of a bot's is waited for that will be stopped anyway.
 LOCKED_BOT_SECONDS = 5.0
 
-MEMORY_BESIDE = 80_000_000  # bytes that a restore takes beside the database: Python, gpg, what reads the stream
+MEMORY_BESIDE = 30_000_000  # bytes that a restore takes beside this process and the database: gpg, its agent, a child
 
 # --- values ------------------------------------------------------------------------------------------------------
 

@@ -277,6 +277,10 @@ class GpgFailedError(DecryptionError):
     """The person's own gpg did not decrypt a file; it has said why."""
 
 
+class DecryptionTimeoutError(DecryptionError):
+    """gpg computed for longer than a message of that size takes."""
+
+
 class DamagedMessageError(DecryptionError):
     """The ciphertext is damaged, incomplete, or no OpenPGP message."""
 

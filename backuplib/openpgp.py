@@ -9,6 +9,8 @@ import io
 import logging
 import os
 import re
+import resource
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +20,17 @@ from types import SimpleNamespace
 from typing import IO, Any, Protocol, cast
 
 from backuplib import errors
+from backuplib.formatting import megabytes
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
 from backuplib.secret import Secret
 
 WRONG_KEY_HINT = "It is the key's passphrase, not DB_PASS. Check the keyboard layout, and for a leading line break."
 HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipient (gpg -R)
+# How long gpg may compute on a message, and a second more for each MB of it: thirty times what is usual, and packets
+# without content can be packed to next to nothing.
+GPG_SECONDS = 30
+
 GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
 
 # First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
@@ -148,7 +155,10 @@ class Keyring:
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""
         text = passphrase_text(passphrase)
-        received = 0
+        taken = received = 0
+
+        def seconds() -> int:
+            return GPG_SECONDS + taken // 1_000_000
 
         def count(data: bytes) -> None:
             nonlocal received
@@ -158,16 +168,32 @@ class Keyring:
             else:  # gpg would go on unpacking a decompression bomb
                 self._gpg.process.kill()
 
+        def read(size: int) -> bytes:
+            nonlocal taken
+            data = message.read(size)
+            taken += len(data)
+            gpg = self._gpg.process.pid
+            with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or the host has a lower limit
+                _, most = resource.prlimit(gpg, resource.RLIMIT_CPU)
+                resource.prlimit(gpg, resource.RLIMIT_CPU, (seconds(), most))
+            return data
+
         result = self._stream(
             count,
             lambda: self._gpg.decrypt_file(
-                message,
+                SimpleNamespace(read=read),
                 passphrase=text,
                 always_trust=True,
                 # signatures are not checked: their keys are not in this keyring
                 extra_args=["--skip-verify", "--no-auto-key-retrieve"],
             ),
         )
+        if result.returncode == -signal.SIGXCPU:
+            raise errors.DecryptionTimeoutError(
+                f"gpg was ended after computing for {seconds()} s, much longer than {megabytes(taken)} take; it found "
+                f"{megabytes(received)} of content",
+                hint=errors.choose_another_backup_hint(),
+            )
         result.received = received
         return result
 
