@@ -176,10 +176,11 @@ class Restorer:
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety) as switch:
             self.stop_services(plan, switch)  # 2
-            image = self.decrypt_and_decompress(plan, ram, access)  # 3
-            with begun_check(image, self.engine) as check:
-                self.compare(plan, self.check_integrity(check), ram)  # 4
-            candidate = self.finish_candidate(plan, image, None)
+            with self.signals.heard():
+                image = self.decrypt_and_decompress(plan, ram, access)  # 3
+                with begun_check(image, self.engine) as check:
+                    self.compare(plan, self.check_integrity(check), ram)  # 4
+                candidate = self.finish_candidate(plan, image, None)
             self.swap(plan, switch, candidate, safety)  # 5
             self.cleanup_and_restart(plan, switch)  # 6
 

@@ -10,6 +10,7 @@ from backuplib.errors import DamagedGzipError, TooLargeError
 from backuplib.files import CHUNK
 
 GZIP_MAGIC = b"\x1f\x8b"
+PIECE = 1 << 16  # bytes; the rest of it is copied at the end of each member, of which there may be thousands
 
 
 def _zlib() -> Any:
@@ -38,6 +39,10 @@ class GzipDecoder:
         :raises DamagedGzipError: when it is corrupted or followed by other data.
         :raises TooLargeError: when the content exceeds the limit.
         """
+        for start in range(0, len(data), PIECE):
+            self._feed(data[start : start + PIECE])
+
+    def _feed(self, data: bytes) -> None:
         while data:
             if self._member is None:
                 if self._ended:

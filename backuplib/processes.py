@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,17 +94,34 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; then, and after the first, they are ignored."""
+    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; then, and after the first, they are ignored.
+
+    A restore that has stopped the services, and nothing more, hears SIGINT and SIGTERM again, see :meth:`heard`.
+    """
 
     def __init__(self) -> None:
         self._ignored = False
         self._ended_by: int | None = None
 
-    def install(self) -> None:
-        """Handle the signals, also again after a shield."""
+    def install(self, *numbers: int) -> None:
+        """Handle the signals, or some of them, also again after a shield."""
         self._ignored = False
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in numbers or (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear SIGINT and SIGTERM behind the shield, for work that can still be taken back; not the loss of a terminal.
+
+        :raises Interrupted: for a signal; nothing remains of it, so that what is taken back is not interrupted.
+        """
+        self.install(signal.SIGINT, signal.SIGTERM)
+        try:
+            yield
+            self.shield()
+        finally:
+            self.ignore()
+            self._ended_by = None
 
     def shield(self) -> None:
         """Ignore signals until the end; one that has already arrived still ends the run."""

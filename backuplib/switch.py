@@ -22,7 +22,7 @@ from backuplib.database import SIDECARS, Engine, database_files, sidecars
 from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
-from backuplib.processes import find_holders
+from backuplib.processes import Interrupted, find_holders
 
 if TYPE_CHECKING:
     import sqlite3
@@ -167,10 +167,13 @@ class Switch:
     def roll_back(self, error: BaseException) -> None:
         """Take back what a run did that failed, and raise what tells the state things are in.
 
+        :raises EndedBySignalError: for a signal.
         :raises RolledBackError: the database had been touched, and is as before.
         :raises ServicesDownError: the database is as before, but the services do not come up.
         :raises RollbackFailedError: manual intervention required.
         """
+        if isinstance(error, Interrupted):
+            error = errors.EndedBySignalError(error.number)
         cause, console, touched = errors.explain(error), self.report.console, self.journal.state != "begun"
         console.line(f"❌ Restore failed: {cause}")
         if touched:
@@ -185,6 +188,8 @@ class Switch:
             raise errors.RolledBackError(cause, hint=getattr(error, "hint", ""), log=log) from None
         if self._stopped is not None and isinstance(error, errors.OperatorError):
             error.state = f"The database was not touched; {errors.RUNNING}"
+        if isinstance(error, errors.EndedBySignalError):
+            raise error
 
     def undo(self) -> None:
         """Back to the old database, with the services running, from wherever the journal says this got to.

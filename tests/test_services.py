@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ from tests.support.containers import (
     import_stand_in,
     wait_until,
 )
-from tests.support.keys import Key, Keys
+from tests.support.keys import GpgHome, Key, Keys
 from tests.support.scene import (
     BOTH_COMPOSES,
     KEEP_TRUTH,
@@ -236,6 +238,40 @@ def test_stop_first_with_a_damaged_backup_starts_the_bot_again(prepare: Prepare,
     Path(f"{scene.backup}.sha256").unlink()
     done = scene.restore("--stop-first", env=intercept(scene.shop, stop=KEEP_TRUTH))
     check_code(done, 4, "damaged-message")
+    check_old(scene)
+    check_writing_to_the_live_file(scene.shop)
+    check_clean(scene.shop)
+
+
+@pytest.mark.parametrize(
+    ("mode", "compose", "number"),
+    [
+        ("sqlite", "v2", signal.SIGINT),
+        pytest.param("sqlite", "v1", signal.SIGTERM, marks=LONG),
+    ],
+    indirect=["mode", "compose"],
+)
+def test_signal_while_a_stopped_bot_waits_for_the_check_starts_it_again(
+    prepare: Prepare, mode: str, compose: Compose, *, number: int, gpg: GpgHome, keys: Keys, tmp_path: Path
+) -> None:
+    scene = prepare(mode, compose)
+    slow = tmp_path / "slow.db"
+    with closing(sqlite3.connect(slow)) as connection, connection:
+        connection.execute("PRAGMA ignore_check_constraints=ON")
+        connection.execute("CREATE TABLE t (a CHECK (length(hex(randomblob(3000000))) > 0))")
+        connection.executemany("INSERT INTO t VALUES (?)", [(1,)] * 2000)  # a minute
+    scene.backup.write_bytes(gpg.encrypt(slow.read_bytes(), "--recipient", keys.open.fingerprint))
+    Path(f"{scene.backup}.sha256").unlink()
+    env = intercept(scene.shop, stop=KEEP_TRUTH)
+    running = scene.shop.start_restore(scene.backup, "--force", "--stop-first", key=scene.key, env=env)
+    wait_until(lambda: not scene.shop.state().running, "the bot has been stopped")
+    time.sleep(1)
+    os.kill(running.pid, signal.SIGHUP)  # a lost connection ends nothing from here on
+    time.sleep(1)
+    os.kill(running.pid, number)
+    _, said = running.communicate(timeout=20)
+    assert running.returncode == 128 + number, said
+    assert "The database was not touched; the services that ran are running." in said
     check_old(scene)
     check_writing_to_the_live_file(scene.shop)
     check_clean(scene.shop)

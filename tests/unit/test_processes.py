@@ -1,5 +1,6 @@
 """Commands, signals, and who has a file open: looked up among real processes."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -204,6 +205,26 @@ def test_signals_count_again_after_a_recovery(signals: Signals) -> None:
     signals.shield()
     signals.install()
     with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_signals_are_heard_for_a_while_behind_the_shield(signals: Signals) -> None:
+    signals.install()
+    signals.shield()
+    with signals.heard():
+        os.kill(os.getpid(), signal.SIGHUP)  # the loss of a terminal ends nothing
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(Interrupted) as raised, signals.heard():
+            os.kill(os.getpid(), number)
+        assert raised.value.number == number
+        os.kill(os.getpid(), number)  # what it ended is taken back without interruption
+        signals.check()
+
+
+def test_signal_that_was_swallowed_while_they_were_heard_counts(signals: Signals) -> None:
+    signals.install()
+    signals.shield()
+    with pytest.raises(Interrupted), signals.heard(), contextlib.suppress(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
