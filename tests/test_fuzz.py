@@ -6,13 +6,16 @@ traceback, and in bounded memory. A sample runs always; the long form (pytest -m
 
 import gzip
 import io
+import re
 import resource
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -40,6 +43,9 @@ LIMIT = 16 << 20
 
 ROOM = 300 << 20
 """Bytes by which this process may have grown at the end."""
+
+ABOUT_ROWS = re.compile(r"NULL value in|CHECK constraint failed in|(TEXT|NUMERIC|non-\w+) value in|non-unique entry in")
+"""What integrity_check says of rows that a constraint would refuse today, in a database that is whole."""
 
 REFUSALS = (DecryptionError, UnsoundBackupError)
 NAME = "db_backup_20250130_120000.db.gz.gpg"
@@ -215,7 +221,7 @@ def test_what_is_not_mutated_is_accepted(
 @pytest.mark.deep
 def test_check_has_a_time_limit(restores: Restores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a schema that has SQLite compute; the limit is made shorter here."""
-    monkeypatch.setattr("restore_backup.CHECK_SECONDS", 1.0)
+    monkeypatch.setattr("backuplib.image.PATIENCE_SECONDS", 1.0)
     path = tmp_path / "slow.db"
     writer.make_slow_to_check(str(path))
     with pytest.raises(CheckTimeoutError, match="2 s"):
@@ -276,9 +282,13 @@ def fuzz_plain_image(examples: int, restores: Restores, database: bytes, folder:
             return
         # Nothing in a plain database tells whether a row's text was changed: gzip and OpenPGP do. But it must be one.
         copy.write_bytes(content)
-        with closing(sqlite3.connect(f"file:{copy}?immutable=1", uri=True)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            assert connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0] > 0
+        uri = f"file:{copy}?immutable=1"
+        two: list[Any] = [sqlite3.connect(uri, uri=True), apsw.Connection(uri, apsw.SQLITE_OPEN_URI | 1)]
+        for connection in two:
+            with closing(connection):
+                found = [text for (text,) in connection.execute("PRAGMA integrity_check").fetchall()]
+                assert found == ["ok"] or all(map(ABOUT_ROWS.match, found)), found
+                assert connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0] > 0
         assert len(content) % 512 == 0
 
     run()
@@ -331,7 +341,7 @@ def test_mutated_gzip_is_refused_long(restores: Restores, database: bytes) -> No
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_mutated_database_is_refused_or_sound_long(restores: Restores, database: bytes, tmp_path: Path) -> None:
-    fuzz_plain_image(4000, restores, database, tmp_path)
+    fuzz_plain_image(9000, restores, database, tmp_path)
 
 
 @pytest.mark.long
