@@ -152,7 +152,7 @@ class RamFolder:
         if self.free < need:
             raise NoMemoryError(
                 f"not enough RAM to {purpose}: {megabytes(self.free)} free in {self.path}, {megabytes(need)} needed",
-                hint="Use a machine with more memory, or stop the bot first: --stop-first",
+                hint="Stop other programs, or use a machine with more memory.",
             )
 
     def close(self) -> None:
