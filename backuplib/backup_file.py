@@ -12,16 +12,16 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors
+from backuplib.armor import PIECE, begins_like_message, leads_to_message
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_MAGIC
-from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
 
 GZIP_HEAD = GZIP_MAGIC + b"\x08"
-HEAD = 4096  # bytes that tell what a file is
+HEAD = PIECE  # bytes that tell what a file is
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
@@ -35,14 +35,18 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     :raises DamagedMessageError: when the name says encrypted and the content does not.
     """
     like_database = size % 1024 == 0 and not name.endswith(".gpg")
-    if head.startswith(b"-----BEGIN PGP") or begins_like_message(head, sure=like_database):
+    if begins_like_message(head, sure=like_database):
         return "openpgp"
     if head.startswith(GZIP_HEAD):
         return "gzip"
-    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC):
+    if not head.startswith(SQLITE_MAGIC):
         from backuplib.sql_dump import looks_like_sql_dump
 
-        if not looks_like_sql_dump(head):
+        if looks_like_sql_dump(head):
+            return "database"
+        if leads_to_message(head):
+            return "openpgp"
+        if name.endswith(".gpg"):
             what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
             raise errors.DamagedMessageError(
                 f"{name} {what}", hint=f"Copy it again. {errors.choose_another_backup_hint()}"

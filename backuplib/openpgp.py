@@ -1,7 +1,5 @@
-"""OpenPGP through gpg, in a throwaway keyring; how keys and messages begin."""
+"""OpenPGP through gpg, in a throwaway keyring."""
 
-import base64
-import binascii
 import contextlib
 import ctypes
 import fcntl
@@ -15,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 from types import SimpleNamespace
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
-from backuplib import errors
+from backuplib import armor, errors
+from backuplib.armor import Readable, begins_like_key
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
 from backuplib.secret import Secret
@@ -25,17 +24,6 @@ from backuplib.secret import Secret
 WRONG_KEY_HINT = "It is the key's passphrase, not DB_PASS. Check the keyboard layout, and for a leading line break."
 HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipient (gpg -R)
 GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
-
-# First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
-_VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
-# Algorithms that encrypt (section 9.1): RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448
-_ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
-
-
-class Readable(Protocol):
-    """A source of bytes for gpg."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -158,16 +146,21 @@ class Keyring:
             else:  # gpg would go on unpacking a decompression bomb
                 self._gpg.process.kill()
 
-        result = self._stream(
-            count,
-            lambda: self._gpg.decrypt_file(
-                message,
-                passphrase=text,
-                always_trust=True,
-                # signatures are not checked: their keys are not in this keyring
-                extra_args=["--skip-verify", "--no-auto-key-retrieve"],
-            ),
-        )
+        try:
+            result = self._stream(
+                count,
+                lambda: self._gpg.decrypt_file(
+                    armor.Unwrapped(message),
+                    passphrase=text,
+                    always_trust=True,
+                    # signatures are not checked: their keys are not in this keyring
+                    extra_args=["--skip-verify", "--no-auto-key-retrieve"],
+                ),
+            )
+        except armor.ArmorError as error:
+            raise errors.DamagedMessageError(
+                f"the encrypted backup {error}", hint=errors.choose_another_backup_hint()
+            ) from None
         result.received = received
         return result
 
@@ -349,55 +342,11 @@ def _key_warnings(keys: Any) -> tuple[str, ...]:
 
 
 def decode_private_key(given: Secret) -> Secret:
-    """Return a key as gpg reads it: from an export, binary or armored, or from base64 of one.
+    """Return a private key as packets, whatever it is wrapped in.
 
-    :raises UnusableKeyError: when it is empty or something else.
+    :raises UnusableKeyError: saying what is odd.
     """
-    raw = _strip_to_key(given.reveal_bytes())
-    if not raw.strip():
-        raise errors.UnusableKeyError("no private key: the input is empty")
-    if begins_like_key(raw):
-        return Secret(raw)
-    text = b"".join(raw.split())
     try:
-        return Secret(_strip_to_key(base64.b64decode(text, validate=True)))
-    except binascii.Error:
-        what = (
-            "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is neither base64 nor an OpenPGP key"
-        )
-        raise errors.UnusableKeyError(f"the private key {what}") from None
-
-
-def _strip_to_key(raw: bytes) -> bytes:
-    """Remove what editors and mail programs put before a key."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raw = raw.decode("utf-16", errors="replace").encode()
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    armor = raw.find(b"-----BEGIN PGP")
-    return raw[max(armor, 0) :]
-
-
-def begins_like_key(raw: bytes) -> bool:
-    """Whether bytes begin like an exported key: armored, or a secret or public key packet (tags 5 and 6)."""
-    return raw.startswith(b"-----BEGIN PGP") or _packet_tag(raw) in (5, 6)
-
-
-def begins_like_message(head: bytes, *, sure: bool) -> bool:
-    """Whether bytes may begin an OpenPGP message; if ``sure``, only one that is encrypted to a public key."""
-    tag = _packet_tag(head)
-    if tag is None or len(head) < 16:
-        return False
-    if head[0] & 0x40:  # new format: its first byte tells how long the length is
-        body = 1 + (1 if head[1] < 192 or 224 <= head[1] < 255 else 2 if head[1] < 224 else 5)
-    else:
-        body = 1 + (1, 2, 4, 0)[head[0] & 3]
-    if sure:
-        return tag == 1 and head[body] == 3 and head[body + 9] in _ALGORITHMS
-    return head[body] in _VERSIONS.get(tag, ())
-
-
-def _packet_tag(head: bytes) -> int | None:
-    """Tag of the OpenPGP packet that begins here; None when there is none."""
-    if not head or not head[0] & 0x80:
-        return None
-    return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
+        return Secret(armor.unwrap(given.reveal_bytes()))
+    except armor.ArmorError as error:
+        raise errors.UnusableKeyError(f"the private key {error}") from None
