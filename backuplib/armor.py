@@ -80,6 +80,8 @@ def leads_to_message(head: bytes) -> bool:
     """Whether bytes that begin so are a message in armor or base64; False when they begin like a packet themselves."""
     if begins_like_key(head) or begins_like_message(head, sure=False):
         return False
+    if re.search(rb"^[\s>|]*-----BEGIN PGP MESSAGE-----", head, re.MULTILINE):
+        return True  # whatever is odd in it: the reader says that
     try:
         return begins_like_message(Unwrapped(io.BytesIO(head)).read(PIECE), sure=False)
     except ArmorError:
