@@ -147,6 +147,12 @@ def text_encoding(head: bytes) -> str:
     return "utf-8-sig"
 
 
+def plain_text(data: bytes) -> str:
+    """Decode a text whatever its encoding; bytes that are not UTF-8 become lone surrogates."""
+    encoding = text_encoding(data)
+    return data.decode(encoding, "surrogateescape" if encoding == "utf-8-sig" else "replace")
+
+
 def _text(pieces: Iterator[bytes]) -> Iterator[str]:
     r"""Decode a text to one of plain line breaks, blanks and dashes, character by character; ``\n`` is a line break."""
     head = next(pieces, b"")
