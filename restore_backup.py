@@ -882,23 +882,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: Options, report: Report) -> None:
     """Do what the command line asks for."""
-    console = report.console
     if options.drill:
         from backuplib import drill
 
-        report.drill = drill.run(console, Path(inspect.getfile(DatabaseBackup)))
+        report.drill = drill.run(report.console, Path(inspect.getfile(DatabaseBackup)))
         report.outcome = "drill passed"
         return
     passphrase = read_descriptor(options.passphrase_fd, "--passphrase-fd")
     db_pass = read_descriptor(options.backup_db_pass_fd, "--backup-db-pass-fd")
-    settings = load_settings()
     if options.list:
-        backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
-        report.backups = show_backups(console, backups, settings.backup_dir)
-        show_last_restore(console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
-        report.outcome = "listed"
+        show_list(report)
         return
-    enter_private_mounts()
     terminal = Terminal()
     credentials = Credentials(
         terminal,
@@ -908,6 +902,23 @@ def run(options: Options, report: Report) -> None:
         db_pass=db_pass,
         ask_db_pass=options.backup_db_pass,
     )
+    with terminal.held():
+        restore(options, report, terminal, credentials)
+
+
+def show_list(report: Report) -> None:
+    """Show the backups, and how the last restore ended."""
+    settings = load_settings()
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
+    report.backups = show_backups(report.console, backups, settings.backup_dir)
+    show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    report.outcome = "listed"
+
+
+def restore(options: Options, report: Report, terminal: Terminal, credentials: Credentials) -> None:
+    """Restore, only verify, or only recover."""
+    console, settings = report.console, load_settings()
+    enter_private_mounts()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()

@@ -76,6 +76,15 @@ def unwrap(given: bytes) -> bytes:
     return key
 
 
+def holds_private_key(given: bytes) -> bool:
+    """Whether :func:`unwrap` finds a whole private key."""
+    try:
+        key = unwrap(given)
+    except ArmorError:
+        return False
+    return begins_like_key(key) and SECRET_KEY in {tag for tag, *_ in packets(key)}
+
+
 def leads_to_message(head: bytes) -> bool:
     """Whether bytes that begin so are a message in armor or base64; False when they begin like a packet themselves."""
     if begins_like_key(head) or begins_like_message(head, sure=False):
