@@ -18,7 +18,7 @@ from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
 _VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
 # Algorithms that encrypt (section 9.1): RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448
 _ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
-SECRET_KEY, PUBLIC_KEY = 5, 6  # packet tags
+TO_A_KEY, SYMMETRIC, SECRET_KEY, PUBLIC_KEY = 1, 3, 5, 6  # packet tags
 _KEY_VERSIONS = (2, 3, 4, 5, 6)
 _KEY_TAGS = frozenset({SECRET_KEY, PUBLIC_KEY, 2, 7, 12, 13, 14, 17, 21})  # of the packets that an exported key has
 
@@ -337,6 +337,21 @@ def packets(data: bytes) -> Iterator[tuple[int, int, int]]:
         if not length:
             return
         at = start + length
+
+
+def recipients(head: bytes) -> list[str]:
+    """IDs of the keys that open a message which begins so; none when others may, or when they cannot be told."""
+    try:
+        message = Unwrapped(io.BytesIO(head)).read(PIECE)
+    except ArmorError:
+        return []
+    found = []
+    for tag, start, _ in packets(message):
+        if tag == SYMMETRIC or (tag == TO_A_KEY and message[start : start + 1] != b"\3"):
+            return []
+        if tag == TO_A_KEY:
+            found.append(message[start + 1 : start + 9].hex().upper())
+    return found
 
 
 def packet_tag(head: bytes) -> int | None:

@@ -177,6 +177,11 @@ class BackupFile:
         """What it is, see :func:`outer_layer`."""
         return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
 
+    def beginning(self) -> bytes:
+        """Return its first bytes, from which an OpenPGP message can be told and tried."""
+        self.rewind()
+        return self.read(CHUNK)
+
     def rewind(self) -> None:
         """Go to the beginning."""
         self._file.seek(0)

@@ -110,6 +110,17 @@ class Keyring:
                 f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg"
             ) from None
 
+    def require_recipient(self, beginning: bytes) -> None:
+        """Raise WrongKeyError when a message that begins so names other keys only: no passphrase is needed for that."""
+        recipients = armor.recipients(beginning)
+        if recipients and not self._own_key_ids & {*recipients} and HIDDEN_RECIPIENT not in recipients:
+            raise _wrong_key(recipients, self._own_key_ids)
+
+    def forget_private(self) -> None:
+        """Delete the private keys."""
+        fingerprints = [str(key["fingerprint"]) for key in self._gpg.list_keys(secret=True)]
+        self._gpg.delete_keys(fingerprints, secret=True, expect_passphrase=False)
+
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.
 
@@ -212,20 +223,17 @@ class Keyring:
 
 
 def passphrase_text(passphrase: Secret | None) -> str | None:
-    """Return a passphrase as gpg takes it, else raise WrongPassphraseError."""
+    """Return a passphrase as python-gnupg takes it, a character for each byte, else raise WrongPassphraseError."""
     if passphrase is None:
         return None
     raw = passphrase.reveal_bytes()
     if not raw:
         raise errors.WrongPassphraseError("the passphrase is empty", hint=WRONG_KEY_HINT)
-    if b"\0" in raw or b"\n" in raw:
+    if b"\0" in raw or b"\n" in raw or b"\r" in raw:
         raise errors.WrongPassphraseError(
             "the passphrase contains a NUL character or a line break", hint=WRONG_KEY_HINT
         )
-    try:
-        return passphrase.reveal()
-    except UnicodeDecodeError:
-        raise errors.WrongPassphraseError("the passphrase is not UTF-8 text", hint="Use a UTF-8 terminal.") from None
+    return raw.decode("latin-1")
 
 
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:
@@ -271,7 +279,8 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     logging.getLogger("gnupg").propagate = False
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "GNUPGHOME": str(home)}
     try:
-        return Gpg(gnupghome=str(home), env=env, encoding="utf-8")
+        # latin-1: bytes pass unchanged, of passphrases and of user IDs, which need not be UTF-8
+        return Gpg(gnupghome=str(home), env=env, encoding="latin-1")
     except (OSError, ValueError) as error:
         raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
@@ -304,11 +313,7 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
                 hint="Try again with the right passphrase, or with the other key.",
             )
         if recipients and not own_key_ids & {*recipients}:
-            raise errors.WrongKeyError(
-                f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
-                f"{', '.join(sorted(own_key_ids))}",
-                hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
-            )
+            raise _wrong_key(recipients, own_key_ids)
         if "NEED_PASSPHRASE_SYM" in seen:
             raise errors.NotEncryptedError(
                 "the backup is encrypted with a passphrase only, not to a key",
@@ -326,6 +331,14 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
             hint="Restore another backup.",
         )
     raise errors.DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
+
+
+def _wrong_key(recipients: list[str], own_key_ids: frozenset[str]) -> errors.WrongKeyError:
+    return errors.WrongKeyError(
+        f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
+        f"{', '.join(sorted(own_key_ids))}",
+        hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
+    )
 
 
 def _key_warnings(keys: Any) -> tuple[str, ...]:
