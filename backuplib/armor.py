@@ -50,7 +50,7 @@ _OTHERS = {
     r"age-encryption\.org/|AGE-SECRET-KEY-|age1[0-9a-z]{50}": "is of age, not of OpenPGP",
     r"(ssh|ecdsa|sk-ssh)-[\w@.-]+ AAAA|openssh-key-v1|PuTTY-User-Key-File": "is an SSH key, not an OpenPGP key",
     r"(0x)?([0-9A-Fa-f]{4} {0,2}){4,16}$": "is a key ID or fingerprint, not the key itself",
-    r"((~|\.{1,2})?/[^\n]{1,99}|[\w./ -]{1,99}\.(asc|gpg|pgp|key|txt|b64|base64))$": "is a path, not what is in the file",
+    r"((~|\.{1,2})?/[^\n]{1,99}|[\w./ -]{1,99}\.(asc|gpg|pgp|key|txt|b64|base64))$": "is the path of a file",
 }
 
 
