@@ -369,13 +369,17 @@ class Restorer:
         beginning = backup.beginning()
         right: list[Secret | None] = []
 
+        def compare_checksum() -> None:  # one that does not match says more than any other error
+            if backup.verify():
+                self.console.line("✅ Checksum verified")
+
         def use(secret: Secret) -> ImportedKey:
             key = keyring.import_private(secret)
             secret.wipe()
             try:
                 keyring.require_recipient(beginning)
             except errors.WrongKeyError:
-                backup.verify()  # a checksum that does not match says more
+                compare_checksum()
                 keyring.forget_private()
                 raise
             return key
@@ -386,7 +390,7 @@ class Restorer:
             except errors.WrongPassphraseError:
                 raise
             except errors.DecryptionError:
-                backup.verify()
+                compare_checksum()
                 raise
             right.append(passphrase)
 
