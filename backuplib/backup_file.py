@@ -12,16 +12,16 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors
+from backuplib.armor import PIECE, begins_like_message, leads_to_message, plain_text
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_MAGIC
-from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
 
 GZIP_HEAD = GZIP_MAGIC + b"\x08"
-HEAD = 4096  # bytes that tell what a file is
+HEAD = PIECE  # bytes that tell what a file is
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
@@ -35,14 +35,18 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     :raises DamagedMessageError: when the name says encrypted and the content does not.
     """
     like_database = size % 1024 == 0 and not name.endswith(".gpg")
-    if head.startswith(b"-----BEGIN PGP") or begins_like_message(head, sure=like_database):
+    if begins_like_message(head, sure=like_database):
         return "openpgp"
     if head.startswith(GZIP_HEAD):
         return "gzip"
-    if name.endswith(".gpg") and not head.startswith(SQLITE_MAGIC):
+    if not head.startswith(SQLITE_MAGIC):
         from backuplib.sql_dump import looks_like_sql_dump
 
-        if not looks_like_sql_dump(head):
+        if looks_like_sql_dump(head):
+            return "database"
+        if leads_to_message(head):
+            return "openpgp"
+        if name.endswith(".gpg"):
             what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
             raise errors.DamagedMessageError(
                 f"{name} {what}", hint=f"Copy it again. {errors.choose_another_backup_hint()}"
@@ -101,19 +105,39 @@ def recorded_checksum(backup: Path) -> str | None:
     path = checksum_path(backup)
     try:
         with open_regular(path) as file:
-            text = file.read(CHUNK).decode(errors="replace")
+            text = plain_text(file.read(CHUNK)).replace("\r", "\n")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
-    match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
-    if not match:
-        raise errors.ChecksumUnreadableError(
-            f"{path} is not a checksum of sha256sum", hint=f"If you trust the backup without it, move it away: {path}"
-        )
-    return match[1].lower()
+    lines = [
+        (name or following, (one or other).lower()) for name, one, other, following in _CHECKSUM_LINE.findall(text)
+    ]
+    digests = {digest for _, digest in lines}
+    named = [digest for name, digest in lines if _same_name(name, backup.name)]
+    if named or len(digests) == 1:
+        return str(named[-1] if named else digests.pop())
+    raise errors.ChecksumUnreadableError(
+        f"{path} has {len(digests)} checksums, and none names {backup.name}"
+        if digests
+        else f"{path} has no SHA-256 checksum in it",
+        hint="Write it anew where the backup was made, and copy it here: "
+        f"sha256sum {quoted(backup.name)} > {quoted(path.name)}",
+    )
+
+
+# What sha256sum writes, also with --tag, and openssl, and a sum alone; a line that begins with # is a comment.
+_CHECKSUM_LINE = re.compile(
+    r"^[ \t]*\\?(?:SHA(?:2-)?256 ?\((.*)\) ?= ?([0-9a-f]{64})|([0-9a-f]{64})(?:[ \t]+\*?(.*?))?)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _same_name(listed: str, name: str) -> bool:
+    """Whether a checksum file's line names a file: in whatever folder, and escaped as sha256sum does that."""
+    return listed == name or re.split(r"[/\\]", listed.replace("\\\\", "\\"))[-1] == name
 
 
 class BackupFile:
@@ -152,6 +176,11 @@ class BackupFile:
     def layer(self) -> str:
         """What it is, see :func:`outer_layer`."""
         return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
+
+    def beginning(self) -> bytes:
+        """Return its first bytes, from which an OpenPGP message can be told and tried."""
+        self.rewind()
+        return self.read(CHUNK)
 
     def rewind(self) -> None:
         """Go to the beginning."""

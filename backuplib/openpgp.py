@@ -1,7 +1,5 @@
-"""OpenPGP through gpg, in a throwaway keyring; how keys and messages begin."""
+"""OpenPGP through gpg, in a throwaway keyring."""
 
-import base64
-import binascii
 import contextlib
 import ctypes
 import fcntl
@@ -17,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 from types import SimpleNamespace
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
-from backuplib import errors
+from backuplib import armor, errors
+from backuplib.armor import Readable, begins_like_key
 from backuplib.formatting import megabytes
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
@@ -32,17 +31,6 @@ HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipie
 GPG_SECONDS = 30
 
 GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
-
-# First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
-_VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
-# Algorithms that encrypt (section 9.1): RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448
-_ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
-
-
-class Readable(Protocol):
-    """A source of bytes for gpg."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +117,17 @@ class Keyring:
                 f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg"
             ) from None
 
+    def require_recipient(self, beginning: bytes) -> None:
+        """Raise WrongKeyError when a message that begins so names other keys only: no passphrase is needed for that."""
+        recipients = armor.recipients(beginning)
+        if recipients and not self._own_key_ids & {*recipients} and HIDDEN_RECIPIENT not in recipients:
+            raise _wrong_key(recipients, self._own_key_ids)
+
+    def forget_private(self) -> None:
+        """Delete the private keys."""
+        fingerprints = [str(key["fingerprint"]) for key in self._gpg.list_keys(secret=True)]
+        self._gpg.delete_keys(fingerprints, secret=True, expect_passphrase=False)
+
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.
 
@@ -178,16 +177,21 @@ class Keyring:
                 resource.prlimit(gpg, resource.RLIMIT_CPU, (seconds(), most))
             return data
 
-        result = self._stream(
-            count,
-            lambda: self._gpg.decrypt_file(
-                SimpleNamespace(read=read),
-                passphrase=text,
-                always_trust=True,
-                # signatures are not checked: their keys are not in this keyring
-                extra_args=["--skip-verify", "--no-auto-key-retrieve"],
-            ),
-        )
+        try:
+            result = self._stream(
+                count,
+                lambda: self._gpg.decrypt_file(
+                    armor.Unwrapped(SimpleNamespace(read=read)),
+                    passphrase=text,
+                    always_trust=True,
+                    # signatures are not checked: their keys are not in this keyring
+                    extra_args=["--skip-verify", "--no-auto-key-retrieve"],
+                ),
+            )
+        except armor.ArmorError as error:
+            raise errors.DamagedMessageError(
+                f"the encrypted backup {error}", hint=errors.choose_another_backup_hint()
+            ) from None
         if result.returncode == -signal.SIGXCPU:
             raise errors.DecryptionTimeoutError(
                 f"gpg was ended after computing for {seconds()} s, much longer than {megabytes(taken)} take; it found "
@@ -245,20 +249,17 @@ class Keyring:
 
 
 def passphrase_text(passphrase: Secret | None) -> str | None:
-    """Return a passphrase as gpg takes it, else raise WrongPassphraseError."""
+    """Return a passphrase as python-gnupg takes it, a character for each byte, else raise WrongPassphraseError."""
     if passphrase is None:
         return None
     raw = passphrase.reveal_bytes()
     if not raw:
         raise errors.WrongPassphraseError("the passphrase is empty", hint=WRONG_KEY_HINT)
-    if b"\0" in raw or b"\n" in raw:
+    if b"\0" in raw or b"\n" in raw or b"\r" in raw:
         raise errors.WrongPassphraseError(
             "the passphrase contains a NUL character or a line break", hint=WRONG_KEY_HINT
         )
-    try:
-        return passphrase.reveal()
-    except UnicodeDecodeError:
-        raise errors.WrongPassphraseError("the passphrase is not UTF-8 text", hint="Use a UTF-8 terminal.") from None
+    return raw.decode("latin-1")
 
 
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:
@@ -304,7 +305,8 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     logging.getLogger("gnupg").propagate = False
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "GNUPGHOME": str(home)}
     try:
-        return Gpg(gnupghome=str(home), env=env, encoding="utf-8")
+        # latin-1: bytes pass unchanged, of passphrases and of user IDs, which need not be UTF-8
+        return Gpg(gnupghome=str(home), env=env, encoding="latin-1")
     except (OSError, ValueError) as error:
         raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
@@ -337,11 +339,7 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
                 hint="Try again with the right passphrase, or with the other key.",
             )
         if recipients and not own_key_ids & {*recipients}:
-            raise errors.WrongKeyError(
-                f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
-                f"{', '.join(sorted(own_key_ids))}",
-                hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
-            )
+            raise _wrong_key(recipients, own_key_ids)
         if "NEED_PASSPHRASE_SYM" in seen:
             raise errors.NotEncryptedError(
                 "the backup is encrypted with a passphrase only, not to a key",
@@ -361,6 +359,14 @@ def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids
     raise errors.DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
 
 
+def _wrong_key(recipients: list[str], own_key_ids: frozenset[str]) -> errors.WrongKeyError:
+    return errors.WrongKeyError(
+        f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
+        f"{', '.join(sorted(own_key_ids))}",
+        hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
+    )
+
+
 def _key_warnings(keys: Any) -> tuple[str, ...]:
     """Return what is unusual about keys that decrypt nevertheless."""
     warnings = []
@@ -375,55 +381,11 @@ def _key_warnings(keys: Any) -> tuple[str, ...]:
 
 
 def decode_private_key(given: Secret) -> Secret:
-    """Return a key as gpg reads it: from an export, binary or armored, or from base64 of one.
+    """Return a private key as packets, whatever it is wrapped in.
 
-    :raises UnusableKeyError: when it is empty or something else.
+    :raises UnusableKeyError: saying what is odd.
     """
-    raw = _strip_to_key(given.reveal_bytes())
-    if not raw.strip():
-        raise errors.UnusableKeyError("no private key: the input is empty")
-    if begins_like_key(raw):
-        return Secret(raw)
-    text = b"".join(raw.split())
     try:
-        return Secret(_strip_to_key(base64.b64decode(text, validate=True)))
-    except binascii.Error:
-        what = (
-            "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is neither base64 nor an OpenPGP key"
-        )
-        raise errors.UnusableKeyError(f"the private key {what}") from None
-
-
-def _strip_to_key(raw: bytes) -> bytes:
-    """Remove what editors and mail programs put before a key."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raw = raw.decode("utf-16", errors="replace").encode()
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    armor = raw.find(b"-----BEGIN PGP")
-    return raw[max(armor, 0) :]
-
-
-def begins_like_key(raw: bytes) -> bool:
-    """Whether bytes begin like an exported key: armored, or a secret or public key packet (tags 5 and 6)."""
-    return raw.startswith(b"-----BEGIN PGP") or _packet_tag(raw) in (5, 6)
-
-
-def begins_like_message(head: bytes, *, sure: bool) -> bool:
-    """Whether bytes may begin an OpenPGP message; if ``sure``, only one that is encrypted to a public key."""
-    tag = _packet_tag(head)
-    if tag is None or len(head) < 16:
-        return False
-    if head[0] & 0x40:  # new format: its first byte tells how long the length is
-        body = 1 + (1 if head[1] < 192 or 224 <= head[1] < 255 else 2 if head[1] < 224 else 5)
-    else:
-        body = 1 + (1, 2, 4, 0)[head[0] & 3]
-    if sure:
-        return tag == 1 and head[body] == 3 and head[body + 9] in _ALGORITHMS
-    return head[body] in _VERSIONS.get(tag, ())
-
-
-def _packet_tag(head: bytes) -> int | None:
-    """Tag of the OpenPGP packet that begins here; None when there is none."""
-    if not head or not head[0] & 0x80:
-        return None
-    return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
+        return Secret(armor.unwrap(given.reveal_bytes()))
+    except armor.ArmorError as error:
+        raise errors.UnusableKeyError(f"the private key {error}") from None
