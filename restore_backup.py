@@ -821,7 +821,7 @@ def command_line() -> CommandLine:
     add("--target-path", type=absolute, metavar="PATH", help="restore there; Docker is touched for the bot's only")
     add("--force", action="store_true", help="do not ask for confirmation")
     add("--skip-backup", action="store_true", help="make no safety backup (dangerous)")
-    add("--stop-first", action="store_true", help="stop the services first, then decrypt and check: for a bot that must stop writing now")
+    add("--stop-first", action="store_true", help="stop the services first, then decrypt and check")
     group = parser.add_argument_group("backups of older versions of the bot")
     group.add_argument(
         "--convert", action="store_true", help="restore SQLCipher 1-3, or from or over the other mode, as configured"
