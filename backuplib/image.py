@@ -184,6 +184,8 @@ def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspectio
     if image.path:
         engine.derive_key(image.path)
     # What is not imported at the top, since --help needs none of it, is so now: a child without rights cannot.
+    import sqlite3  # noqa: F401
+
     import backuplib.buffer_vfs
     import backuplib.newest  # noqa: F401
 
