@@ -32,7 +32,7 @@ from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
-from backuplib.openpgp import Keyring, Readable
+from backuplib.openpgp import Keyring, Readable, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from config import Settings, load_settings
@@ -83,10 +83,13 @@ class DatabaseBackup:
         backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
 
         :param encrypt: False: not even where a public key is configured.
+        :raises UnusablePublicKeyError: when a public key has expired, is revoked, or cannot encrypt.
         :raises DatabaseLockedError: when somebody holds the database locked, naming who.
         :raises BackupFailedError: when it cannot be read or is not sound, or the backup cannot be written.
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
+        if encrypt:
+            self.recipients()
         if not self.db_path.is_file():
             raise errors.UnreadableDatabaseError(
                 f"there is no database {self.db_path}", hint="Check DATA_DIR and DB_NAME in .env."
@@ -107,6 +110,16 @@ class DatabaseBackup:
                 ) from None
             self._check_copy(copy)
             return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt)
+
+    def recipients(self) -> list[Recipient]:
+        """Return the public keys that backups are encrypted to.
+
+        :raises WrongSettingError: when they are no public keys, or one of them cannot encrypt, naming it.
+        """
+        if not self._settings.public_key:
+            return []
+        with RamFolder(files.CHUNK) as ram:
+            return Keyring(ram).import_public(self._settings.public_key)
 
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.

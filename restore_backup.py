@@ -205,6 +205,8 @@ class Restorer:
             )
         configured = is_configured(target.path, self.settings)
         self.check_encryption(target)
+        if not (self.options.verify_only or self.options.skip_backup) and database_files(target.path):
+            self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
         backup = self.open_backup()
         if not self.options.verify_only:
             self.check_memory(target, backup)
@@ -360,19 +362,25 @@ class Restorer:
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
-    def access(self, ram: RamFolder) -> Access:
-        """Read the private key into a throwaway keyring."""
+    def access(self, backup: BackupFile, ram: RamFolder) -> Access:
+        """Read the private key into a throwaway keyring; refuse a wrong one before its passphrase is asked for."""
         keyring = Keyring(ram)
         secret = self.credentials.private_key()
         key = keyring.import_private(secret)
         secret.wipe()
         for warning in key.warnings:
             self.report.warn(warning)
+        try:
+            keyring.refuse_unopenable(backup.head(), backup.size)
+        except errors.DecryptionError:
+            backup.rewind()
+            backup.verify()  # a checksum that does not match says more
+            raise
         return Access(keyring, key, lambda attempt: self.credentials.unlock(key, attempt))
 
     def tried_access(self, backup: BackupFile, ram: RamFolder) -> Access:
         """Read key and passphrase, and try them on the beginning of the backup."""
-        access = self.access(ram)
+        access = self.access(backup, ram)
         right: list[Secret | None] = []
 
         def attempt(passphrase: Secret | None) -> None:
@@ -397,7 +405,7 @@ class Restorer:
         """
         backup, limit = plan.backup, self.image_limit()
         if backup.layer == "openpgp":
-            image = self.decrypt(backup, access or self.access(ram), limit)
+            image = self.decrypt(backup, access or self.access(backup, ram), limit)
         else:
             if not self.settings.encrypted:
                 self.report.warn("the backup is not encrypted")

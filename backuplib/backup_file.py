@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from backuplib import errors
+from backuplib import errors, openpgp
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
@@ -151,7 +151,11 @@ class BackupFile:
     @functools.cached_property
     def layer(self) -> str:
         """What it is, see :func:`outer_layer`."""
-        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
+        return outer_layer(self.head()[:HEAD], self.path.name, self.size)
+
+    def head(self) -> bytes:
+        """Return its first bytes, which tell who can open it."""
+        return os.pread(self._file.fileno(), openpgp.HEAD, 0)
 
     def rewind(self) -> None:
         """Go to the beginning."""

@@ -10,21 +10,27 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import IO, Any, Protocol, cast
 
 from backuplib import errors
+from backuplib.formatting import printable
+from backuplib.packets import KeyPart, read_keys, read_message, with_user_id
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
+from backuplib.reasons import WRONG_KEY_HINT, KeySaid, Said, refuse_key, refuse_message, self_signature_broken
 from backuplib.secret import Secret
 
-WRONG_KEY_HINT = "It is the key's passphrase, not DB_PASS. Check the keyboard layout, and for a leading line break."
-HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipient (gpg -R)
-GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
+HEAD = 1 << 16  # bytes of a message that hold the packets before its content
+_SET_PUBLIC_KEY = "Set it to the output of: gpg --armor --export KEY-ID | base64 -w0"
+# A clock that is behind is no reason not to restore; nor is a user ID that no signature binds to its key.
+_OPTIONS = ["--ignore-time-conflict", "--ignore-valid-from", "--allow-non-selfsigned-uid"]
+_NO_USER_ID = "no user ID"  # given to keys without one, which gpg would not take
+_UNASKED = "-"  # a passphrase where none is needed: with any at all, gpg does not ask for one
 
 # First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
 _VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
@@ -43,6 +49,30 @@ class ImportedKey:
     fingerprint: str
     protected: bool
     warnings: tuple[str, ...]
+    parts: tuple[KeyPart, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """A public key that backups are encrypted to, with the IDs of all its parts."""
+
+    fingerprint: str
+    key_ids: frozenset[str]
+    user_id: str
+
+
+class _Reader:
+    """Reads a message, and keeps its first bytes."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self.head, self.size = b"", 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self.head += data[: max(HEAD - self.size, 0)]
+        self.size += len(data)
+        return data
 
 
 class Keyring:
@@ -55,7 +85,7 @@ class Keyring:
         # copy is in RAM and exists for seconds, so the lowest count is enough.
         (self.home / "gpg-agent.conf").write_text("s2k-count 65536\nallow-loopback-pinentry\n")
         self._gpg = _open_gpg(self.home, self._hide_system_settings())
-        self._own_key_ids: frozenset[str] = frozenset()
+        self._key: ImportedKey | None = None
 
     def _hide_system_settings(self) -> list[str]:
         """Hide /etc/gnupg, which no option disables, from our gpg; return the command to run gpg under.
@@ -76,36 +106,49 @@ class Keyring:
             return hidden
         return []
 
-    def import_public(self, key: bytes) -> str:
-        """Import the key that backups are encrypted to and return its fingerprint.
+    def import_public(self, exported: bytes) -> list[Recipient]:
+        """Import the keys that backups are encrypted to; every one of them is a recipient.
 
-        :raises WrongSettingError: when it is not a public key.
+        :raises WrongSettingError: when they are no public keys.
+        :raises UnusablePublicKeyError: when one of them cannot encrypt, naming it.
         """
-        result = self._gpg.import_keys(key)
-        if not result.fingerprints or result.sec_read:
-            what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            hint = "Set it to the output of: gpg --armor --export KEY-ID | base64 -w0"
-            raise errors.WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
-        return str(result.fingerprints[0])
+        found = read_keys(exported)
+        if any(part.secret for part in found.parts):
+            raise errors.WrongSettingError("PGP_PUBLIC_KEY_BASE64 is a PRIVATE key", hint=_SET_PUBLIC_KEY)
+        if not found.parts:
+            raise errors.WrongSettingError("PGP_PUBLIC_KEY_BASE64 is not an OpenPGP public key", hint=_SET_PUBLIC_KEY)
+        result = self._gpg.import_keys(with_user_id(exported, _NO_USER_ID.encode()))
+        keys = self._gpg.list_keys()
+        missing = {part.key_id for part in found.parts if part.primary} - {key["keyid"] for key in keys}
+        if missing:
+            raise errors.UnusablePublicKeyError(
+                f"key {', '.join(sorted(missing))} in PGP_PUBLIC_KEY_BASE64 is of a kind that this gpg does not take"
+            )
+        recipients = []
+        for key in keys:
+            _refuse_unusable(key, broken=self_signature_broken(result.stderr))
+            user_id = next((text for text in key["uids"] if text != _NO_USER_ID), "")
+            key_ids = frozenset([key["keyid"], *(sub[0] for sub in key["subkeys"])])
+            recipients.append(Recipient(key["fingerprint"], key_ids, printable(user_id)))
+        return recipients
 
     def import_private(self, key: Secret) -> ImportedKey:
         """Import a private key, binary or armored.
 
-        :raises UnusableKeyError: when it is truncated, a public key only, or not a key.
+        :raises DecryptionError: when it cannot be used, with the reason.
         """
-        result = self._gpg.import_keys(key.reveal_bytes())
-        secret = self._gpg.list_keys(secret=True)
+        raw = key.reveal_bytes()
+        packets = read_keys(raw)
+        result = self._gpg.import_keys(with_user_id(raw, _NO_USER_ID.encode()))
         if result.sec_read and not result.sec_imported:
             self._ask_agent("GETINFO version")  # raises when there is no agent; gpg does not tell
-        if not result.sec_read or not result.sec_imported or not secret:
-            if result.imported and not result.sec_read:
-                raise errors.KeyHasNoSecretPartError("that is a public key, not a private key")
-            if result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
-                raise errors.UnusableKeyError("the private key is truncated or corrupted")
-            raise errors.UnusableKeyError("not an OpenPGP key")
-        ids = {str(key["keyid"]) for key in secret} | {str(sub[0]) for key in secret for sub in key["subkeys"]}
-        self._own_key_ids = frozenset(ids)
-        return ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret))
+        secret = self._gpg.list_keys(secret=True)
+        encrypting = {key_id for key in self._gpg.list_keys() for key_id, usage in _usages(key) if "e" in usage}
+        parts = tuple(replace(part, encrypts=part.key_id in encrypting) for part in packets.parts)
+        packets = replace(packets, parts=parts if encrypting else packets.parts)
+        refuse_key(KeySaid(packets, read_message(raw), result.stderr, len(secret)))
+        self._key = ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret), packets.parts)
+        return self._key
 
     def _protected(self) -> bool:
         listing = self._ask_agent("KEYINFO --list")
@@ -122,14 +165,22 @@ class Keyring:
                 f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg"
             ) from None
 
+    def refuse_unopenable(self, head: bytes, size: int) -> None:
+        """Refuse a message that the imported key does not open, as far as its first bytes tell without a passphrase.
+
+        :param size: of the whole message.
+        :raises DecryptionError: with the reason.
+        """
+        self._refuse(head, size)
+
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.
 
         :raises DecryptionError: when they do not open it.
         """
         result = self._decrypt(io.BytesIO(beginning), passphrase, lambda _: None, len(beginning))
-        if not any(name == "DECRYPTION_INFO" for name, _ in result.events):
-            check_decryption(result.events, result.returncode, self._own_key_ids)
+        if not any(name == "DECRYPTION_KEY" for name, _ in result.events):
+            self._refuse(beginning, len(beginning), result)
 
     def decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> None:
         """Decrypt a message to ``sink``; the content is authenticated only when this method returns.
@@ -138,16 +189,24 @@ class Keyring:
         :raises DecryptionError: wrong key or passphrase, corrupted, truncated or unauthenticated message.
         :raises TooLargeError: when the content exceeds the limit.
         """
-        result = self._decrypt(message, passphrase, sink, limit)
+        reader = _Reader(message)
+        result = self._decrypt(reader, passphrase, sink, limit)
         if result.received > limit:
             raise errors.TooLargeError(limit)
-        check_decryption(result.events, result.returncode, self._own_key_ids)
+        self._refuse(reader.head, reader.size, result)
         if result.failure:
             raise result.failure
 
+    def _refuse(self, head: bytes, size: int, result: Any = None) -> None:
+        """Raise the reason why a message was not opened, or will not be."""
+        key = self._key or ImportedKey("", protected=False, warnings=())
+        events, returncode = (result.events, result.returncode) if result else ((), None)
+        message = read_message(head, all_of_it=size == len(head))
+        refuse_message(Said(message, key.parts, key.protected, events, returncode, tried=result is not None))
+
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""
-        text = passphrase_text(passphrase)
+        text = passphrase_text(passphrase) or _UNASKED
         received = 0
 
         def count(data: bytes) -> None:
@@ -171,12 +230,13 @@ class Keyring:
         result.received = received
         return result
 
-    def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
-        """Encrypt to one public key, without compressing again; BackupFailedError when gpg fails, with its reason."""
+    def encrypt(self, content: Readable, recipients: Sequence[Recipient], sink: Callable[[bytes], None]) -> None:
+        """Encrypt to public keys, without compressing again; BackupFailedError when gpg fails, with its reason."""
+        fingerprints = [recipient.fingerprint for recipient in recipients]
         result = self._stream(
             sink,
             lambda: self._gpg.encrypt_file(
-                content, [fingerprint], always_trust=True, armor=False, extra_args=["-z", "0", "--no-auto-key-locate"]
+                content, fingerprints, always_trust=True, armor=False, extra_args=["-z", "0", "--no-auto-key-locate"]
             ),
         )
         if result.failure:
@@ -257,6 +317,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
 
     class Gpg(gnupg.GPG):  # type: ignore[misc]
         buffer_size = 1 << 16  # larger pieces make isal slower
+        decode_errors = "replace"  # user IDs of older programs are not UTF-8
         result_map = gnupg.GPG.result_map | {"crypt": Crypt}
         process: Popen[bytes] | None = None
 
@@ -278,61 +339,31 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     logging.getLogger("gnupg").propagate = False
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "GNUPGHOME": str(home)}
     try:
-        return Gpg(gnupghome=str(home), env=env, encoding="utf-8")
+        return Gpg(gnupghome=str(home), env=env, encoding="utf-8", options=_OPTIONS)
     except (OSError, ValueError) as error:
         raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
 
-def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids: frozenset[str]) -> None:
-    """Raise unless gpg's status lines say that one complete, encrypted and authenticated message was read.
-
-    gpg may output content, and exit with 0 or say DECRYPTION_OKAY, for messages that are not authenticated or not even
-    encrypted. Status lines: https://github.com/gpg/gnupg/blob/master/doc/DETAILS.
-
-    :raises DecryptionError: saying which of the many cases it is.
-    """
-    seen = {name for name, _ in events}
-    recipients = [value.split()[0] for name, value in events if name == "ENC_TO"]
-    # "pkdecrypt_failed 67108875", "proc_pkt.plaintext 89_X"
-    codes = [re.match(r"\S+ (\d+)", value) for name, value in events if name == "ERROR"]
-    bad_passphrase = any(code and int(code[1]) & 0xFFFF == GPG_ERR_BAD_PASSPHRASE for code in codes)
-    info = next((value.split() for name, value in events if name == "DECRYPTION_INFO"), [])
-    aead = len(info) > 2 and info[2] != "0"  # fields of DECRYPTION_INFO: MDC method, cipher, AEAD algorithm
-    authentic = "GOODMDC" in seen or aead
-    again = "Copy the backup file again, then compare it: sha256sum -c FILE.sha256"
-    if "DECRYPTION_OKAY" in seen and authentic and returncode == 0:
+def _refuse_unusable(key: Any, *, broken: bool) -> None:
+    """Refuse a public key that gpg would not encrypt to, by its listing; ``broken``: its own signature is."""
+    if "E" in key["cap"] and not broken:  # in upper case: the whole key, as it is today
         return
-    if "DECRYPTION_INFO" not in seen:  # gpg did not reach the content
-        if "MISSING_PASSPHRASE" in seen or bad_passphrase:
-            raise errors.WrongPassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
-        if HIDDEN_RECIPIENT in recipients and "NO_SECKEY" in seen:  # gpg does not tell the two cases apart
-            raise errors.WrongPassphraseError(
-                "wrong passphrase, or the backup is encrypted to another key (its recipient is hidden)",
-                hint="Try again with the right passphrase, or with the other key.",
-            )
-        if recipients and not own_key_ids & {*recipients}:
-            raise errors.WrongKeyError(
-                f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
-                f"{', '.join(sorted(own_key_ids))}",
-                hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
-            )
-        if "NEED_PASSPHRASE_SYM" in seen:
-            raise errors.NotEncryptedError(
-                "the backup is encrypted with a passphrase only, not to a key",
-                hint="Such backups are not supported. Decrypt it manually, in a RAM folder: gpg -d",
-            )
-        if seen & {"PLAINTEXT", "SIG_ID", "GOODSIG", "ERRSIG", "ONEPASS"}:
-            raise errors.NotEncryptedError(
-                "the message is not encrypted: anybody could have made it",
-                hint="Restore a backup that was encrypted to your key.",
-            )
-        raise errors.DamagedMessageError("the encrypted backup is corrupted: gpg cannot read its beginning", hint=again)
-    if not authentic and (info[:1] == ["0"] or "DECRYPTION_OKAY" in seen):
-        raise errors.UnauthenticatedMessageError(
-            "the encrypted backup is not authenticated (no MDC): anybody could have changed its content",
-            hint="Restore another backup.",
-        )
-    raise errors.DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
+    parts = [key, *key.get("subkey_info", {}).values()]
+    dates = [int(part["expires"]) for part in parts if part["expires"].isdigit() and "e" in part["cap"].lower()]
+    if broken:
+        what = "is corrupted: its own signature does not match it"
+    elif key["trust"] == "r":
+        what = "is revoked"
+    elif key["trust"] == "e" or any(date < time.time() for date in dates):
+        what = f"has expired ({time.strftime('%Y-%m-%d', time.gmtime(max(dates)))})" if dates else "has expired"
+    else:
+        what = "has no part that encrypts"
+    raise errors.UnusablePublicKeyError(f"key {key['keyid']} in PGP_PUBLIC_KEY_BASE64 {what}")
+
+
+def _usages(key: Any) -> list[tuple[str, str]]:
+    """Return the IDs of a listed key's parts, each with the letters of what it can do."""
+    return [(key["keyid"], key["cap"]), *((key_id, info["cap"]) for key_id, info in key.get("subkey_info", {}).items())]
 
 
 def _key_warnings(keys: Any) -> tuple[str, ...]:
