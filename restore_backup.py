@@ -418,6 +418,7 @@ class Restorer:
                 while piece := backup.read(CHUNK):
                     image.feed(piece)
         image.finish()
+        image.refuse_other_content()
         with self.console.step("📦 Decompressing...") as step:
             step.done(megabytes(image.size))
         image = self.convert(plan, image, ram)
@@ -439,6 +440,12 @@ class Restorer:
                 try:
                     with backup.reading(step):
                         access.keyring.decrypt(backup, passphrase, image.feed, limit)
+                    image.finish()
+                    if image.holds_message:  # encrypted twice; a third time is refused
+                        outer, image = image, DatabaseImage(limit)
+                        outer.buffer.seek(0)
+                        access.keyring.decrypt(outer.buffer, passphrase, image.feed, limit)
+                        outer.wipe()
                 finally:
                     if passphrase is not None:
                         passphrase.wipe()

@@ -16,11 +16,10 @@ from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
-from backuplib.gzip_stream import GZIP_MAGIC
+from backuplib.gzip_stream import GZIP_HEAD
 from backuplib.openpgp import begins_like_message
 from backuplib.ram_folder import available_memory
 
-GZIP_HEAD = GZIP_MAGIC + b"\x08"
 HEAD = 4096  # bytes that tell what a file is
 
 
