@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
-from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
+from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
 from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
-from backuplib.listing import show_backups
+from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Readable, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
@@ -174,7 +174,10 @@ class DatabaseBackup:
                     raise
 
     def list_backups(self) -> list[BackupInfo]:
-        """Return the backups in the backup folder, newest first; RefusedError when the folder cannot be read."""
+        """Return what restores in the backup folder, newest first, whatever its name.
+
+        :raises RefusedError: when the folder cannot be read.
+        """
         try:
             names = os.listdir(self.backup_dir)
         except FileNotFoundError:
@@ -184,21 +187,18 @@ class DatabaseBackup:
                 f"cannot read the folder {self.backup_dir}: {error.strerror}",
                 hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
             ) from None
-        found = [
-            BackupInfo(path, backup_time(path), path.stat().st_size, path.name.endswith(".gpg"))
-            for path in map(self.backup_dir.joinpath, names)
-            if BACKUP_NAME.fullmatch(path.name) and path.is_file()
-        ]
+        found = filter(None, (BackupInfo.of(self.backup_dir / name) for name in names))
         return sorted(found, key=lambda backup: (backup.created, backup.path.name), reverse=True)
 
     def cleanup_old_backups(self, retention_days: int) -> list[Path]:
-        """Remove backups older than that many days and return their paths. The newest one always stays.
+        """Remove our backups older than that many days and return their paths. The newest one always stays.
 
         :raises RefusedError: when one cannot be removed, saying how many were.
         """
         limit = time.time() - retention_days * 86400
         removed: list[Path] = []
-        for backup in self.list_backups()[1:]:
+        own = [backup for backup in self.list_backups() if BACKUP_NAME.fullmatch(backup.path.name)]
+        for backup in own[1:]:
             if backup.created.timestamp() < limit:
                 try:
                     backup.path.unlink()
@@ -442,6 +442,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         enter_private_mounts()
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+        for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
+            console.line(line)
         console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")

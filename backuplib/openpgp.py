@@ -200,9 +200,10 @@ class Keyring:
     def _refuse(self, head: bytes, size: int, result: Any = None) -> None:
         """Raise the reason why a message was not opened, or will not be."""
         key = self._key or ImportedKey("", protected=False, warnings=())
-        events, returncode = (result.events, result.returncode) if result else ((), None)
-        message = read_message(head, all_of_it=size == len(head))
-        refuse_message(Said(message, key.parts, key.protected, events, returncode, tried=result is not None))
+        said = Said(read_message(head, all_of_it=size == len(head)), key.parts, key.protected)
+        if result is not None:
+            said = replace(said, events=result.events, returncode=result.returncode, tried=True)
+        refuse_message(said)
 
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""

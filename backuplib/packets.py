@@ -131,17 +131,18 @@ def read_message(head: bytes, *, all_of_it: bool = False) -> MessagePackets:
         if packet.tag in (_MARKER, _PADDING):
             continue
         version = packet.body[0] if packet.body else 0
-        if packet.tag not in (_SESSION_KEY, _PASSPHRASE) and packet.body:
+        if packet.tag not in (_SESSION_KEY, _PASSPHRASE):
             found = (packet.tag, version)
             return MessagePackets(tuple(recipients), passphrases, found, newest)
         if packet.end > len(head):
-            break
+            return MessagePackets(tuple(recipients), passphrases, newest=newest, cut=all_of_it)
         newest = max(newest, version)
         if packet.tag == _PASSPHRASE:
             passphrases += 1
         elif recipient := _recipient(packet.body):
             recipients.append(recipient)
-    return MessagePackets(tuple(recipients), passphrases, newest=newest, cut=all_of_it)
+    cut = all_of_it and bool(recipients or passphrases)
+    return MessagePackets(tuple(recipients), passphrases, newest=newest, cut=cut)
 
 
 def _recipient(body: bytes) -> str:
