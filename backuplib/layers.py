@@ -25,7 +25,7 @@ _KINDS = [
         ("a dump of PostgreSQL", rb"PGDMP|\s*--\s+-- PostgreSQL database", "It belongs into that: pg_restore or psql"),
         ("a dump of MySQL or MariaDB", rb"(?:/\*.*?\*/;?\s*)?-- (?:MySQL|MariaDB) dump", "It belongs into that: mysql"),
         ("encrypted by age", rb"age-encryption\.org/v1|-----BEGIN AGE", "Decrypt it where its key is: age -d"),
-        ("an HTML page", rb"\s*<(?:!doctype html|html)|\s*<!DOCTYPE HTML", _DOWNLOAD),
+        ("an HTML page", rb"\s*<(?i:!doctype html|html)", _DOWNLOAD),
         ("XML", rb"\s*<\?xml", _DOWNLOAD),
         ("JSON", rb'\s*(?:\{\s*"|\[\s*[\[{"])[^\x00-\x08\x0e-\x1f\x7f]*\Z', "It may be what a server said: see it"),
     )

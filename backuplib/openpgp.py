@@ -202,7 +202,7 @@ class Keyring:
         key = self._key or ImportedKey("", protected=False, warnings=())
         said = Said(read_message(head, all_of_it=size == len(head)), key.parts, key.protected)
         if result is not None:
-            said = replace(said, events=result.events, returncode=result.returncode, tried=True)
+            said = replace(said, events=result.events, returncode=result.returncode, tried=True, log=result.stderr)
         refuse_message(said)
 
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
@@ -309,6 +309,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
         def __init__(self, gpg: Any) -> None:
             super().__init__(gpg)
             self.events: list[tuple[str, str]] = []
+            self.stderr = ""
             gpg.result = self  # for when writing to gpg fails
 
         def handle_status(self, key: str, value: str) -> None:

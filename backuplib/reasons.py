@@ -204,6 +204,7 @@ class Said:
     events: Sequence[tuple[str, str]] = ()
     returncode: int | None = None  # None: it was not asked yet, or exited before it had read everything
     tried: bool = False
+    log: str = ""
     seen: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -387,9 +388,9 @@ MESSAGE_REASONS = (
         "Restore another backup.",
     ),
     Reason(
-        lambda said: said.opened,
+        lambda said: said.opened or bool(re.search(r"block_filter.*: (?:read error|pending bytes)", said.log)),
         errors.DamagedMessageError,
-        "the encrypted backup is corrupted or truncated: its content does not match its authentication",
+        "the encrypted backup is corrupted or truncated: it does not decrypt to an authentic end",
         COPY_AGAIN,
     ),
     Reason(
