@@ -3,7 +3,6 @@
 Relative paths are relative to this file's folder. Importing the module reads nothing: call :func:`load_settings`.
 """
 
-import base64
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from backuplib import armor
 from backuplib.errors import WrongSettingError
 from backuplib.secret import Secret
 
@@ -123,14 +123,16 @@ class _Values:
         return int(value)
 
     def public_key(self) -> bytes | None:
-        value = "".join(self.text("PGP_PUBLIC_KEY_BASE64", "").split())
-        if not value:
+        value = self.text("PGP_PUBLIC_KEY_BASE64", "")
+        if not value.strip():
             return None
         try:
-            return base64.b64decode(value, validate=True)
-        except ValueError:  # also when it is not ASCII
-            right = "the output of: gpg --armor --export KEY-ID | base64 -w0"
-            raise _wrong("PGP_PUBLIC_KEY_BASE64", value[:12] + "…", right) from None
+            return armor.unwrap(value.encode(errors="surrogateescape"))
+        except armor.ArmorError as error:
+            raise WrongSettingError(
+                f"PGP_PUBLIC_KEY_BASE64, {value.strip()[:12]!r}…, {error}",
+                hint="Set it to the output of: gpg --armor --export KEY-ID | base64 -w0",
+            ) from None
 
 
 def _wrong(name: str, value: str, right: str) -> WrongSettingError:

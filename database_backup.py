@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
+from backuplib.armor import Readable
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
@@ -32,7 +33,7 @@ from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
-from backuplib.openpgp import Keyring, Readable, Recipient
+from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from config import Settings, load_settings

@@ -19,7 +19,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import choose_backup, named_backup, show_backups, show_last_restore
 from backuplib.locks import LOCK_SECONDS
-from backuplib.openpgp import Keyring
+from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
 from backuplib.secret import Secret
@@ -173,7 +173,7 @@ class Restorer:
 
         Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
         """
-        access = self.tried_access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
+        access = self.access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety) as switch:
             self.stop_services(plan, switch)  # 2
@@ -363,33 +363,40 @@ class Restorer:
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
     def access(self, backup: BackupFile, ram: RamFolder) -> Access:
-        """Read the private key into a throwaway keyring; refuse a wrong one before its passphrase is asked for."""
-        keyring = Keyring(ram)
-        secret = self.credentials.private_key()
-        key = keyring.import_private(secret)
-        secret.wipe()
-        for warning in key.warnings:
-            self.report.warn(warning)
-        try:
-            keyring.refuse_unopenable(backup.head(), backup.size)
-        except errors.DecryptionError:
-            backup.rewind()
-            backup.verify()  # a checksum that does not match says more
-            raise
-        return Access(keyring, key, lambda attempt: self.credentials.unlock(key, attempt))
+        """Read key and passphrase, and try them on the beginning of the backup.
 
-    def tried_access(self, backup: BackupFile, ram: RamFolder) -> Access:
-        """Read key and passphrase, and try them on the beginning of the backup."""
-        access = self.access(backup, ram)
+        :raises DecryptionError: when they do not open it.
+        """
+        keyring = Keyring(ram)
+        beginning = backup.beginning()
         right: list[Secret | None] = []
 
+        def use(secret: Secret) -> ImportedKey:
+            key = keyring.import_private(secret)
+            secret.wipe()
+            try:
+                keyring.refuse_unopenable(beginning, backup.size)
+            except errors.DecryptionError:
+                backup.verify()  # a checksum that does not match says more
+                keyring.forget_private()
+                raise
+            return key
+
         def attempt(passphrase: Secret | None) -> None:
-            backup.rewind()
-            access.keyring.try_to_open(backup.read(CHUNK), passphrase)
+            try:
+                keyring.try_to_open(beginning, passphrase)
+            except errors.WrongPassphraseError:
+                raise
+            except errors.DecryptionError:
+                backup.verify()
+                raise
             right.append(passphrase)
 
-        access.unlock(attempt)
-        return replace(access, unlock=lambda attempt: attempt(right[-1]))
+        key = self.credentials.import_key(use)
+        for warning in key.warnings:
+            self.report.warn(warning)
+        self.credentials.unlock(key, attempt)
+        return Access(keyring, key, right[-1])
 
     def image_limit(self) -> int:
         """Bytes that the database may have: it is in memory twice, once to be kept and once to be checked."""
@@ -430,31 +437,25 @@ class Restorer:
         return image
 
     def decrypt(self, backup: BackupFile, access: Access, limit: int) -> DatabaseImage:
-        """Decrypt, with the passphrase that is asked for if it was not before."""
+        """Decrypt with the key and passphrase that open the beginning."""
         fingerprint = access.key.fingerprint
-        images: list[DatabaseImage] = []
-
-        def attempt(passphrase: Secret | None) -> None:
-            image = DatabaseImage(limit)
-            with self.report.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
-                try:
-                    with backup.reading(step):
-                        access.keyring.decrypt(backup, passphrase, image.feed, limit)
-                    image.finish()
-                    if image.holds_message:  # encrypted twice; a third time is refused
-                        outer, image = image, DatabaseImage(limit)
-                        outer.buffer.seek(0)
-                        access.keyring.decrypt(outer.buffer, passphrase, image.feed, limit)
-                        outer.wipe()
-                finally:
-                    if passphrase is not None:
-                        passphrase.wipe()
-                step.done(f"key {fingerprint[:4]}…{fingerprint[-4:]}")
-            images.append(image)
-
-        access.unlock(attempt)
+        image = DatabaseImage(limit)
+        with self.report.phase("decrypt"), self.console.step("🔓 Decrypting backup...", backup.size) as step:
+            try:
+                with backup.reading(step):
+                    access.keyring.decrypt(backup, access.passphrase, image.feed, limit)
+                image.finish()
+                if image.holds_message:  # encrypted twice; a third time is refused
+                    outer, image = image, DatabaseImage(limit)
+                    outer.buffer.seek(0)
+                    access.keyring.decrypt(outer.buffer, access.passphrase, image.feed, limit)
+                    outer.wipe()
+            finally:
+                if access.passphrase is not None:
+                    access.passphrase.wipe()
+            step.done(f"key {fingerprint[:4]}…{fingerprint[-4:]}")
         self.report.key_fingerprint = fingerprint
-        return images[-1]
+        return image
 
     def convert(self, plan: Plan, image: DatabaseImage, ram: RamFolder) -> DatabaseImage:
         """Make what an older backup holds a database of the configured mode, in RAM."""
@@ -897,23 +898,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: Options, report: Report) -> None:
     """Do what the command line asks for."""
-    console = report.console
     if options.drill:
         from backuplib import drill
 
-        report.drill = drill.run(console, Path(inspect.getfile(DatabaseBackup)))
+        report.drill = drill.run(report.console, Path(inspect.getfile(DatabaseBackup)))
         report.outcome = "drill passed"
         return
     passphrase = read_descriptor(options.passphrase_fd, "--passphrase-fd")
     db_pass = read_descriptor(options.backup_db_pass_fd, "--backup-db-pass-fd")
-    settings = load_settings()
     if options.list:
-        backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
-        report.backups = show_backups(console, backups, settings.backup_dir)
-        show_last_restore(console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
-        report.outcome = "listed"
+        show_list(report)
         return
-    enter_private_mounts()
     terminal = Terminal()
     credentials = Credentials(
         terminal,
@@ -923,6 +918,23 @@ def run(options: Options, report: Report) -> None:
         db_pass=db_pass,
         ask_db_pass=options.backup_db_pass,
     )
+    with terminal.held():
+        restore(options, report, terminal, credentials)
+
+
+def show_list(report: Report) -> None:
+    """Show the backups, and how the last restore ended."""
+    settings = load_settings()
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
+    report.backups = show_backups(report.console, backups, settings.backup_dir)
+    show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    report.outcome = "listed"
+
+
+def restore(options: Options, report: Report, terminal: Terminal, credentials: Credentials) -> None:
+    """Restore, only verify, or only recover."""
+    console, settings = report.console, load_settings()
+    enter_private_mounts()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()

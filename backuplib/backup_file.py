@@ -13,18 +13,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from backuplib import errors, openpgp
+from backuplib import errors
+from backuplib.armor import PIECE, begins_like_message, leads_to_message, message_in, plain_text
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_HEAD
-from backuplib.openpgp import begins_like_message
-from backuplib.packets import HIDDEN_RECIPIENT, read_message
+from backuplib.packets import HIDDEN_RECIPIENT, MessagePackets, read_message
 from backuplib.ram_folder import available_memory
 from backuplib.storage import begins_plain
 
-HEAD = 4096  # bytes that tell what a file is
+HEAD = PIECE  # bytes that tell what a file is
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
@@ -38,14 +38,18 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     :raises DamagedMessageError: when the name says encrypted and the content does not.
     """
     like_database = size % 1024 == 0 and not name.endswith(ENCRYPTED_NAMES)
-    if head.startswith(b"-----BEGIN PGP") or begins_like_message(head, sure=like_database):
+    if begins_like_message(head, sure=like_database):
         return "openpgp"
     if head.startswith(GZIP_HEAD):
         return "gzip"
-    if name.endswith(ENCRYPTED_NAMES) and not head.startswith(SQLITE_MAGIC):
+    if not head.startswith(SQLITE_MAGIC):
         from backuplib.sql_dump import looks_like_sql_dump
 
-        if not looks_like_sql_dump(head):
+        if looks_like_sql_dump(head):
+            return "database"
+        if leads_to_message(head):
+            return "openpgp"
+        if name.endswith(ENCRYPTED_NAMES):
             what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
             raise errors.DamagedMessageError(
                 f"{name} {what}", hint=f"Copy it again. {errors.choose_another_backup_hint()}"
@@ -75,13 +79,16 @@ class BackupInfo:
         own = BACKUP_NAME.fullmatch(path.name)
         if not path.is_file() or (not own and path.name.startswith(".")):
             return None
-        head, size = b"", path.stat().st_size
+        head, size, layer, message = b"", path.stat().st_size, "", MessagePackets()
         with contextlib.suppress(OSError), open_regular(path) as file:
-            head = file.read(openpgp.HEAD)
-        message = read_message(head)
-        if not own and not message.encrypted and not _begins_like_backup(head, path.name, size):
+            head = file.read(HEAD)
+        with contextlib.suppress(errors.DamagedMessageError):
+            layer = outer_layer(head, path.name, size)
+        if layer == "openpgp":
+            message = read_message(message_in(head))
+        if not own and not message.encrypted and not _begins_like_backup(head, layer):
             return None
-        encrypted = message.encrypted or path.name.endswith(ENCRYPTED_NAMES)
+        encrypted = layer == "openpgp" or path.name.endswith(ENCRYPTED_NAMES)
         return cls(path, backup_time(path), size, encrypted, tuple(dict.fromkeys(message.recipients)))
 
     @property
@@ -108,16 +115,16 @@ class BackupInfo:
         return "ok"
 
 
-def _begins_like_backup(head: bytes, name: str, size: int) -> bool:
+def _begins_like_backup(head: bytes, layer: str) -> bool:
     """Whether a file that has none of our names begins like a database or dump, gzipped or not."""
     from backuplib.sql_dump import looks_like_sql_dump
 
-    with contextlib.suppress(errors.DecryptionError, zlib.error):
-        layer = outer_layer(head[:HEAD], name, size)
-        if layer == "gzip":
+    if layer == "gzip":
+        try:
             head = zlib.decompressobj(31).decompress(head, HEAD)
-        return layer != "openpgp" and (begins_plain(head[:HEAD]) or looks_like_sql_dump(head[:HEAD]))
-    return False
+        except zlib.error:
+            return False
+    return layer in ("gzip", "database") and (begins_plain(head) or looks_like_sql_dump(head))
 
 
 def backup_time(path: Path) -> datetime:
@@ -142,19 +149,39 @@ def recorded_checksum(backup: Path) -> str | None:
     path = checksum_path(backup)
     try:
         with open_regular(path) as file:
-            text = file.read(CHUNK).decode(errors="replace")
+            text = plain_text(file.read(CHUNK)).replace("\r", "\n")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
-    match = re.match(r"\\?([0-9a-fA-F]{64})\b", text)
-    if not match:
-        raise errors.ChecksumUnreadableError(
-            f"{path} is not a checksum of sha256sum", hint=f"If you trust the backup without it, move it away: {path}"
-        )
-    return match[1].lower()
+    lines = [
+        (name or following, (one or other).lower()) for name, one, other, following in _CHECKSUM_LINE.findall(text)
+    ]
+    digests = {digest for _, digest in lines}
+    named = [digest for name, digest in lines if _same_name(name, backup.name)]
+    if named or len(digests) == 1:
+        return str(named[-1] if named else digests.pop())
+    raise errors.ChecksumUnreadableError(
+        f"{path} has {len(digests)} checksums, and none names {backup.name}"
+        if digests
+        else f"{path} has no SHA-256 checksum in it",
+        hint="Write it anew where the backup was made, and copy it here: "
+        f"sha256sum {quoted(backup.name)} > {quoted(path.name)}",
+    )
+
+
+# What sha256sum writes, also with --tag, and openssl, and a sum alone; a line that begins with # is a comment.
+_CHECKSUM_LINE = re.compile(
+    r"^[ \t]*\\?(?:SHA(?:2-)?256 ?\((.*)\) ?= ?([0-9a-f]{64})|([0-9a-f]{64})(?:[ \t]+\*?(.*?))?)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _same_name(listed: str, name: str) -> bool:
+    """Whether a checksum file's line names a file: in whatever folder, and escaped as sha256sum does that."""
+    return listed == name or re.split(r"[/\\]", listed.replace("\\\\", "\\"))[-1] == name
 
 
 class BackupFile:
@@ -192,11 +219,12 @@ class BackupFile:
     @functools.cached_property
     def layer(self) -> str:
         """What it is, see :func:`outer_layer`."""
-        return outer_layer(self.head()[:HEAD], self.path.name, self.size)
+        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
 
-    def head(self) -> bytes:
-        """Return its first bytes, which tell who can open it."""
-        return os.pread(self._file.fileno(), openpgp.HEAD, 0)
+    def beginning(self) -> bytes:
+        """Return its first bytes, from which an OpenPGP message can be told and tried."""
+        self.rewind()
+        return self.read(CHUNK)
 
     def rewind(self) -> None:
         """Go to the beginning."""

@@ -1,14 +1,24 @@
 """Where the private key and the passphrases come from."""
 
+import contextlib
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backuplib.errors import CommandFailedError, NoPassphraseError, NoTerminalError, WrongPassphraseError, explain
+from backuplib.armor import plain_text
+from backuplib.errors import (
+    CommandFailedError,
+    NoPassphraseError,
+    NoTerminalError,
+    WrongKeyError,
+    WrongPassphraseError,
+    explain,
+)
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
-from backuplib.processes import run_command
+from backuplib.processes import command_output
 from backuplib.secret import Secret
 from backuplib.terminal import Terminal
 
@@ -17,11 +27,11 @@ PASSPHRASE_TRIES = 3
 
 @dataclass(frozen=True)
 class Access:
-    """A private key in its keyring, and the callback that supplies its passphrase."""
+    """A private key in its keyring, and its passphrase, if it has one."""
 
     keyring: Keyring
     key: ImportedKey
-    unlock: Callable[[Callable[[Secret | None], None]], None]
+    passphrase: Secret | None
 
 
 class Credentials:
@@ -52,6 +62,16 @@ class Credentials:
             )
         return decode_private_key(self._terminal.private_key())
 
+    def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
+        """Return what ``use`` makes of the private key; on a terminal, ask once more when it is another one."""
+        try:
+            return use(self.private_key())
+        except WrongKeyError as error:
+            if self._key_stdin:
+                raise
+            self._terminal.say(f"❌ {error}; 1 more try")
+            return use(self.private_key())
+
     def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
         """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong.
 
@@ -60,9 +80,9 @@ class Credentials:
         if not key.protected:
             attempt(None)
         elif self._passphrase_command is not None:
-            attempt(_first_line(_command_output(self._passphrase_command).encode()))
+            _try_spellings(_first_line(_command_output(self._passphrase_command)), attempt)
         elif self._passphrase is not None:
-            attempt(self._passphrase)
+            _try_spellings(self._passphrase, attempt)
         elif not self._terminal.present:
             raise NoTerminalError(
                 "the private key has a passphrase, and there is no terminal to ask for it",
@@ -74,7 +94,7 @@ class Credentials:
     def _ask_until_right(self, attempt: Callable[[Secret | None], None]) -> None:
         for left in reversed(range(PASSPHRASE_TRIES)):
             try:
-                attempt(self._terminal.secret("🔑 Passphrase of the private key: "))
+                _try_spellings(self._terminal.secret("🔑 Passphrase of the private key: "), attempt)
             except WrongPassphraseError as error:
                 if not left:
                     raise
@@ -118,7 +138,7 @@ def read_descriptor(number: int | None, option: str) -> Secret | None:
         ) from None
 
 
-def _command_output(command: str) -> str:
+def _command_output(command: str) -> bytes:
     hint = "Give a program with arguments, quoted as for a shell: --passphrase-command 'cat /run/secrets/x'"
     try:
         argv = shlex.split(command)
@@ -127,10 +147,24 @@ def _command_output(command: str) -> str:
     if not argv:
         raise NoPassphraseError("--passphrase-command is empty", hint=hint)
     try:
-        return run_command(argv, timeout=120)
+        return command_output(argv, timeout=120)
     except CommandFailedError:  # its message contains the arguments, which may be secret
         raise NoPassphraseError(f"--passphrase-command failed: {argv[0]}", hint=f"Try it manually. {hint}") from None
 
 
 def _first_line(data: bytes) -> Secret:
-    return Secret(data.partition(b"\n")[0].removesuffix(b"\r"))
+    return Secret(plain_text(data).partition("\n")[0].removesuffix("\r"))
+
+
+def _try_spellings(passphrase: Secret, attempt: Callable[[Secret | None], None]) -> None:
+    """Try a passphrase as it is, then with its accents composed and decomposed: keyboards and programs differ in that.
+
+    :raises WrongPassphraseError: when none is right.
+    """
+    text = passphrase.reveal_bytes().decode(errors="surrogateescape")
+    *others, last = dict.fromkeys([text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)])
+    for spelling in others:
+        with contextlib.suppress(WrongPassphraseError):
+            attempt(Secret(spelling))
+            return
+    attempt(Secret(last))

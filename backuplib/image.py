@@ -22,8 +22,7 @@ from backuplib.database import (
 from backuplib.files import CHUNK, create_file, write_all
 from backuplib.gzip_stream import MOST_LAYERS, Unzipper
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
-from backuplib.layers import HEAD, refuse_other_content
-from backuplib.packets import read_message
+from backuplib.layers import HEAD, begins_like_message, refuse_other_content
 from backuplib.ram_folder import RamFolder
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES, begins_plain
 
@@ -58,7 +57,7 @@ class DatabaseImage:
     def holds_message(self) -> bool:
         """Whether it is no database, but an OpenPGP message once more."""
         with self.buffer.getbuffer() as view:
-            return read_message(bytes(view[:HEAD])).encrypted
+            return begins_like_message(bytes(view[:HEAD]))
 
     def refuse_other_content(self) -> None:
         """Refuse what is certainly no database; NotADatabaseError, naming it."""

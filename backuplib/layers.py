@@ -2,6 +2,7 @@
 
 import re
 
+from backuplib.armor import message_in
 from backuplib.errors import NotADatabaseError
 from backuplib.gzip_stream import GZIP_HEAD
 from backuplib.packets import read_message
@@ -32,6 +33,11 @@ _KINDS = [
 ]  # fmt: skip
 
 
+def begins_like_message(head: bytes) -> bool:
+    """Whether content that begins so is an encrypted message, armored or not, and no noise that happens to look so."""
+    return read_message(message_in(head) if head.lstrip().startswith(b"-----BEGIN PGP") else head).encrypted
+
+
 def refuse_other_content(head: bytes) -> None:
     """Refuse what is certainly no database, nor a wrapping that is opened here.
 
@@ -40,7 +46,7 @@ def refuse_other_content(head: bytes) -> None:
     """
     if head.startswith(GZIP_HEAD) and head[3:4] < b"\x20":
         raise NotADatabaseError("the backup is compressed by gzip too many times", hint=f"{_UNPACK}: gunzip")
-    if read_message(head).encrypted:
+    if begins_like_message(head):
         raise NotADatabaseError(
             "the backup holds another encrypted OpenPGP message", hint=f"Decrypt that first: gpg -d. {_UNPACK}"
         )

@@ -1,23 +1,21 @@
-"""OpenPGP through gpg, in a throwaway keyring; how keys and messages begin."""
+"""OpenPGP through gpg, in a throwaway keyring."""
 
-import base64
-import binascii
 import contextlib
 import ctypes
 import fcntl
 import io
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from types import SimpleNamespace
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
-from backuplib import errors
+from backuplib import armor, errors
+from backuplib.armor import Readable
 from backuplib.formatting import printable
 from backuplib.packets import KeyPart, read_keys, read_message, with_user_id
 from backuplib.processes import child_environment, run_command
@@ -31,17 +29,6 @@ _SET_PUBLIC_KEY = "Set it to the output of: gpg --armor --export KEY-ID | base64
 _OPTIONS = ["--ignore-time-conflict", "--ignore-valid-from", "--allow-non-selfsigned-uid"]
 _NO_USER_ID = "no user ID"  # given to keys without one, which gpg would not take
 _UNASKED = "-"  # a passphrase where none is needed: with any at all, gpg does not ask for one
-
-# First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
-_VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
-# Algorithms that encrypt (section 9.1): RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448
-_ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
-
-
-class Readable(Protocol):
-    """A source of bytes for gpg."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -128,6 +115,7 @@ class Keyring:
         for key in keys:
             _refuse_unusable(key, broken=self_signature_broken(result.stderr))
             user_id = next((text for text in key["uids"] if text != _NO_USER_ID), "")
+            user_id = user_id.encode("latin-1").decode(errors="replace")
             key_ids = frozenset([key["keyid"], *(sub[0] for sub in key["subkeys"])])
             recipients.append(Recipient(key["fingerprint"], key_ids, printable(user_id)))
         return recipients
@@ -171,7 +159,12 @@ class Keyring:
         :param size: of the whole message.
         :raises DecryptionError: with the reason.
         """
-        self._refuse(head, size)
+        self._refuse(armor.message_in(head)[:HEAD], whole=size == len(head))
+
+    def forget_private(self) -> None:
+        """Delete the private keys."""
+        fingerprints = [str(key["fingerprint"]) for key in self._gpg.list_keys(secret=True)]
+        self._gpg.delete_keys(fingerprints, secret=True, expect_passphrase=False)
 
     def try_to_open(self, beginning: bytes, passphrase: Secret | None) -> None:
         """Try key and passphrase on the beginning of a message; the content is discarded.
@@ -180,7 +173,7 @@ class Keyring:
         """
         result = self._decrypt(io.BytesIO(beginning), passphrase, lambda _: None, len(beginning))
         if not any(name == "DECRYPTION_KEY" for name, _ in result.events):
-            self._refuse(beginning, len(beginning), result)
+            self._refuse(result.head, whole=False, result=result)
 
     def decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> None:
         """Decrypt a message to ``sink``; the content is authenticated only when this method returns.
@@ -189,18 +182,17 @@ class Keyring:
         :raises DecryptionError: wrong key or passphrase, corrupted, truncated or unauthenticated message.
         :raises TooLargeError: when the content exceeds the limit.
         """
-        reader = _Reader(message)
-        result = self._decrypt(reader, passphrase, sink, limit)
+        result = self._decrypt(message, passphrase, sink, limit)
         if result.received > limit:
             raise errors.TooLargeError(limit)
-        self._refuse(reader.head, reader.size, result)
+        self._refuse(result.head, whole=result.size == len(result.head), result=result)
         if result.failure:
             raise result.failure
 
-    def _refuse(self, head: bytes, size: int, result: Any = None) -> None:
-        """Raise the reason why a message was not opened, or will not be."""
+    def _refuse(self, head: bytes, *, whole: bool, result: Any = None) -> None:
+        """Raise the reason why a message was not opened, or will not be; ``whole``: the head is all of it."""
         key = self._key or ImportedKey("", protected=False, warnings=())
-        said = Said(read_message(head, all_of_it=size == len(head)), key.parts, key.protected)
+        said = Said(read_message(head, all_of_it=whole), key.parts, key.protected)
         if result is not None:
             said = replace(said, events=result.events, returncode=result.returncode, tried=True, log=result.stderr)
         refuse_message(said)
@@ -208,7 +200,7 @@ class Keyring:
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""
         text = passphrase_text(passphrase) or _UNASKED
-        received = 0
+        received, reader = 0, _Reader(armor.Unwrapped(message))
 
         def count(data: bytes) -> None:
             nonlocal received
@@ -218,17 +210,22 @@ class Keyring:
             else:  # gpg would go on unpacking a decompression bomb
                 self._gpg.process.kill()
 
-        result = self._stream(
-            count,
-            lambda: self._gpg.decrypt_file(
-                message,
-                passphrase=text,
-                always_trust=True,
-                # signatures are not checked: their keys are not in this keyring
-                extra_args=["--skip-verify", "--no-auto-key-retrieve"],
-            ),
-        )
-        result.received = received
+        try:
+            result = self._stream(
+                count,
+                lambda: self._gpg.decrypt_file(
+                    reader,
+                    passphrase=text,
+                    always_trust=True,
+                    # signatures are not checked: their keys are not in this keyring
+                    extra_args=["--skip-verify", "--no-auto-key-retrieve"],
+                ),
+            )
+        except armor.ArmorError as error:
+            raise errors.DamagedMessageError(
+                f"the encrypted backup {error}", hint=errors.choose_another_backup_hint()
+            ) from None
+        result.received, result.head, result.size = received, reader.head, reader.size
         return result
 
     def encrypt(self, content: Readable, recipients: Sequence[Recipient], sink: Callable[[bytes], None]) -> None:
@@ -280,20 +277,17 @@ class Keyring:
 
 
 def passphrase_text(passphrase: Secret | None) -> str | None:
-    """Return a passphrase as gpg takes it, else raise WrongPassphraseError."""
+    """Return a passphrase as python-gnupg takes it, a character for each byte, else raise WrongPassphraseError."""
     if passphrase is None:
         return None
     raw = passphrase.reveal_bytes()
     if not raw:
         raise errors.WrongPassphraseError("the passphrase is empty", hint=WRONG_KEY_HINT)
-    if b"\0" in raw or b"\n" in raw:
+    if b"\0" in raw or b"\n" in raw or b"\r" in raw:
         raise errors.WrongPassphraseError(
             "the passphrase contains a NUL character or a line break", hint=WRONG_KEY_HINT
         )
-    try:
-        return passphrase.reveal()
-    except UnicodeDecodeError:
-        raise errors.WrongPassphraseError("the passphrase is not UTF-8 text", hint="Use a UTF-8 terminal.") from None
+    return raw.decode("latin-1")
 
 
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:
@@ -319,7 +313,6 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
 
     class Gpg(gnupg.GPG):  # type: ignore[misc]
         buffer_size = 1 << 16  # larger pieces make isal slower
-        decode_errors = "replace"  # user IDs of older programs are not UTF-8
         result_map = gnupg.GPG.result_map | {"crypt": Crypt}
         process: Popen[bytes] | None = None
 
@@ -341,7 +334,8 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     logging.getLogger("gnupg").propagate = False
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "GNUPGHOME": str(home)}
     try:
-        return Gpg(gnupghome=str(home), env=env, encoding="utf-8", options=_OPTIONS)
+        # latin-1: bytes pass unchanged, of passphrases and of user IDs, which need not be UTF-8
+        return Gpg(gnupghome=str(home), env=env, encoding="latin-1", options=_OPTIONS)
     except (OSError, ValueError) as error:
         raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
@@ -382,55 +376,11 @@ def _key_warnings(keys: Any) -> tuple[str, ...]:
 
 
 def decode_private_key(given: Secret) -> Secret:
-    """Return a key as gpg reads it: from an export, binary or armored, or from base64 of one.
+    """Return a private key as packets, whatever it is wrapped in.
 
-    :raises UnusableKeyError: when it is empty or something else.
+    :raises UnusableKeyError: saying what is odd.
     """
-    raw = _strip_to_key(given.reveal_bytes())
-    if not raw.strip():
-        raise errors.UnusableKeyError("no private key: the input is empty")
-    if begins_like_key(raw):
-        return Secret(raw)
-    text = b"".join(raw.split())
     try:
-        return Secret(_strip_to_key(base64.b64decode(text, validate=True)))
-    except binascii.Error:
-        what = (
-            "is truncated" if re.fullmatch(rb"[A-Za-z0-9+/]{20,}=*", text) else "is neither base64 nor an OpenPGP key"
-        )
-        raise errors.UnusableKeyError(f"the private key {what}") from None
-
-
-def _strip_to_key(raw: bytes) -> bytes:
-    """Remove what editors and mail programs put before a key."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raw = raw.decode("utf-16", errors="replace").encode()
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    armor = raw.find(b"-----BEGIN PGP")
-    return raw[max(armor, 0) :]
-
-
-def begins_like_key(raw: bytes) -> bool:
-    """Whether bytes begin like an exported key: armored, or a secret or public key packet (tags 5 and 6)."""
-    return raw.startswith(b"-----BEGIN PGP") or _packet_tag(raw) in (5, 6)
-
-
-def begins_like_message(head: bytes, *, sure: bool) -> bool:
-    """Whether bytes may begin an OpenPGP message; if ``sure``, only one that is encrypted to a public key."""
-    tag = _packet_tag(head)
-    if tag is None or len(head) < 16:
-        return False
-    if head[0] & 0x40:  # new format: its first byte tells how long the length is
-        body = 1 + (1 if head[1] < 192 or 224 <= head[1] < 255 else 2 if head[1] < 224 else 5)
-    else:
-        body = 1 + (1, 2, 4, 0)[head[0] & 3]
-    if sure:
-        return tag == 1 and head[body] == 3 and head[body + 9] in _ALGORITHMS
-    return head[body] in _VERSIONS.get(tag, ())
-
-
-def _packet_tag(head: bytes) -> int | None:
-    """Tag of the OpenPGP packet that begins here; None when there is none."""
-    if not head or not head[0] & 0x80:
-        return None
-    return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
+        return Secret(armor.unwrap(given.reveal_bytes()))
+    except armor.ArmorError as error:
+        raise errors.UnusableKeyError(f"the private key {error}") from None

@@ -3,9 +3,7 @@
 Everything here may be foreign or cut off: what cannot be parsed is left out, and no error is raised.
 """
 
-import base64
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -76,15 +74,6 @@ class MessagePackets:
         return bool(self.recipients or self.passphrases) and self.container[0] in _ENCRYPTED
 
 
-_ARMOR = re.compile(rb"-----BEGIN PGP [A-Z ]+-----[^\n]*\n(?:[^\n]*: [^\n]*\n)*\s*([A-Za-z0-9+/\s]*={0,2})")
-
-
-def unarmored(data: bytes) -> bytes:
-    """Return what armored blocks hold, as far as they go; other data as they are."""
-    blocks = [b"".join(block.split()) for block in _ARMOR.findall(data)]
-    return b"".join(base64.b64decode(text[: len(text) // 4 * 4]) for text in blocks) if blocks else data
-
-
 def packets(data: bytes) -> Iterator[Packet]:
     """Yield the packets that data begin with, up to what is none."""
     start = 0
@@ -126,7 +115,6 @@ def read_message(head: bytes, *, all_of_it: bool = False) -> MessagePackets:
     """Return how a message begins; ``all_of_it``: the head is the whole file."""
     recipients: list[str] = []
     passphrases = newest = 0
-    head = unarmored(head)
     for packet in packets(head):
         if packet.tag in (_MARKER, _PADDING):
             continue
@@ -160,8 +148,7 @@ def _recipient(body: bytes) -> str:
 
 
 def read_keys(data: bytes) -> KeyPackets:
-    """Return what an export, binary or armored, has of keys."""
-    data = unarmored(data)
+    """Return what an export has of keys."""
     found = list(packets(data))
     parts = [_key_part(packet) for packet in found if packet.tag in _PRIMARIES + _SUBKEYS]
     end = found[-1].end if found else 0
@@ -174,7 +161,6 @@ def read_keys(data: bytes) -> KeyPackets:
 
 def with_user_id(data: bytes, user_id: bytes) -> bytes:
     """Return keys as they are, but those that have no user ID with this one: gpg takes none without."""
-    armored, data = data, unarmored(data)
     result, pending, start = b"", False, 0
     for packet in packets(data):
         if pending and packet.tag in (*_PRIMARIES, *_SUBKEYS, _USER_ID):
@@ -183,7 +169,7 @@ def with_user_id(data: bytes, user_id: bytes) -> bytes:
                 start = packet.start
             pending = False
         pending = pending or packet.tag in _PRIMARIES
-    return result + data[start:] if result else armored
+    return result + data[start:]
 
 
 def _key_part(packet: Packet) -> KeyPart | None:

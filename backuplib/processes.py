@@ -28,6 +28,13 @@ def child_environment(**extra: str) -> dict[str, str]:
 def run_command(
     argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, errors_too: bool = False
 ) -> str:
+    """Run a command as :func:`command_output` does, and return what it prints as text."""
+    return command_output(argv, timeout=timeout, env=env, errors_too=errors_too).decode(errors="replace")
+
+
+def command_output(
+    argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, errors_too: bool = False
+) -> bytes:
     """Run a command in a session of its own and return its standard output.
 
     :param timeout: seconds after which it is killed.
@@ -53,13 +60,13 @@ def run_command(
         raise CommandFailedError(f"{argv[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise CommandFailedError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
-    output = done.stdout.decode(errors="replace")
     if done.returncode:
+        output = done.stdout.decode(errors="replace")
         last = " / ".join((done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-3:])
         raise CommandFailedError(
             f"`{' '.join(argv)[:100]}` failed with exit code {done.returncode}: {last or 'no message'}", output=output
         )
-    return output
+    return done.stdout
 
 
 def has_capability(number: int) -> bool:

@@ -111,7 +111,7 @@ _FIRST_WORDS = re.compile(
 def looks_like_sql_dump(head: bytes) -> bool:
     """Whether the first kilobytes of a file are SQL: a statement, or comments before one."""
     head = head.removeprefix(_BOM)
-    if head.startswith(b"-----BEGIN PGP"):
+    if head.lstrip().startswith(b"-----BEGIN PGP"):
         return False
     if _FIRST_WORDS.match(head):
         return True

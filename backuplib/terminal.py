@@ -3,16 +3,25 @@
 import contextlib
 import errno
 import os
+import re
+import select
 import signal
 import termios
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from backuplib.armor import holds_private_key
 from backuplib.console import in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted
 from backuplib.secret import Secret
 
 PAGE = 15  # lines of a menu shown at a time; a terminal has 24
+QUIET_SECONDS = 0.3  # a paste has ended when so long nothing has come
+ENDLESS_SECONDS = 30  # and what comes for so long is no paste
+LINES_AFTER_A_KEY = 20  # at most, are taken off again
+EMPTY_LINE_QUIETS, OPEN_BLOCK_QUIETS = 3, 30  # how often it has to be quiet until an empty line is the end
 
 
 class Terminal:
@@ -25,6 +34,28 @@ class Terminal:
             os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
             self.present = True
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep echo off, but for questions; at the end discard all that nobody asked for, before the shell gets it.
+
+        A part of a pasted key would be shown there, run as a command, and kept in the history.
+        """
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC) if self.present else -1
+        held = _in_foreground(descriptor)
+        try:
+            before = termios.tcgetattr(descriptor) if held else []
+            if held:
+                termios.tcsetattr(descriptor, termios.TCSANOW, _changed(before, off=termios.ECHO))
+            yield
+        finally:
+            with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+                if held and _in_foreground(descriptor):
+                    with _mode(descriptor, off=termios.ICANON | termios.ECHO):
+                        _discard(descriptor)
+                    termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+            if self.present:
+                os.close(descriptor)
+
     def say(self, text: str) -> None:
         with self._opened() as (_, write):
             write(f"{text}\n")
@@ -35,13 +66,7 @@ class Terminal:
 
     def ask(self, question: str) -> str:
         """Ask for a line; input typed before the question is discarded."""
-        with self._opened() as (reader, write):
-            termios.tcflush(reader, termios.TCIFLUSH)
-            write(question)
-            line = b""
-            while not line.endswith(b"\n") and (byte := os.read(reader, 1)):
-                line += byte
-        return line.decode(errors="replace").strip("\n")
+        return self._line(question, on=termios.ECHO).decode(errors="replace").strip("\n")
 
     def choose(self, title: str, choices: Sequence[str], heading: str = "") -> int | None:
         """Show a menu, a page at a time, and return the index of the choice; None when the operator quits."""
@@ -65,36 +90,34 @@ class Terminal:
 
         :raises DeclinedError: at the second Ctrl-D; the first may have been meant to end the key.
         """
-        import getpass
-
         for _ in range(2):
-            with contextlib.suppress(EOFError), hangup_when_lost():
-                return Secret(getpass.getpass(in_words(question, self._encoding)))
+            if line := self._line(question, off=termios.ECHO):
+                return Secret(line.removesuffix(b"\n"))
         raise DeclinedError("no passphrase was given")
 
-    def private_key(self) -> Secret:
-        """Ask for the private key, without echo: one line of any length, or several lines up to Ctrl-D."""
-        with self._opened() as (reader, write):
-            before = termios.tcgetattr(reader)
-            raw = termios.tcgetattr(reader)
-            # In canonical mode a terminal truncates lines at 4095 characters; an RSA-4096 key is longer.
-            raw[3] &= ~(termios.ICANON | termios.ECHO)
-            try:
-                termios.tcsetattr(reader, termios.TCSAFLUSH, raw)
-                write("🔑 Paste the private key in base64 (hidden), then Enter, or Ctrl-D if wrapped: ")
-                pasted = self._read_paste(reader)
-            finally:
-                termios.tcsetattr(reader, termios.TCSAFLUSH, before)
+    def _line(self, question: str, *, on: int = 0, off: int = 0) -> bytes:
+        """Ask for a line in a mode of the terminal; without a line end it was ended by Ctrl-D."""
+        with self._opened() as (reader, write), _mode(reader, on=on | termios.ICANON, off=off):
+            write(question)
+            line = b""
+            while not line.endswith(b"\n") and (byte := os.read(reader, 1)):
+                line += byte
+            if off:
                 write("\n")
-        return Secret(pasted)
+        return line
 
-    @staticmethod
-    def _read_paste(reader: int) -> bytearray:
-        """Read up to Ctrl-D or the end of the key."""
-        pasted = bytearray()
-        while b"\4" not in pasted and not _is_complete(pasted) and (piece := os.read(reader, 4096)):
-            pasted += piece
-        return pasted.partition(b"\4")[0]
+    def private_key(self) -> Secret:
+        """Ask for the private key, without echo: pasted in any form, in pieces; Ctrl-D or an empty line ends it, too.
+
+        What is pasted after it is discarded.
+        """
+        # In canonical mode a terminal truncates lines at 4095 characters; an RSA-4096 key is longer.
+        with self._opened() as (reader, write), _mode(reader, off=termios.ICANON | termios.ECHO):
+            write("🔑 Paste the private key in base64 (hidden), then Enter: ")
+            pasted = _read_paste(reader)
+            _discard(reader)
+            write("\n")
+        return Secret(pasted)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
@@ -119,9 +142,64 @@ def hangup_when_lost() -> Iterator[None]:
         raise Interrupted(signal.SIGHUP) from None
 
 
-def _is_complete(pasted: bytearray) -> bool:
-    """Whether a key is complete without Ctrl-D: tools wrap base64 at 76 characters, so a longer line is all of it."""
-    lines = pasted.replace(b"\r", b"\n").lstrip(b"\n").split(b"\n")
-    if lines[0].startswith(b"-----BEGIN PGP"):
-        return any(line.startswith(b"-----END PGP") for line in lines[:-1])
-    return len(lines) > 1 and len(lines[0]) > 100
+def _in_foreground(descriptor: int) -> bool:
+    """Whether this terminal is ours to be set: in the background that would stop the process."""
+    return descriptor >= 0 and os.tcgetpgrp(descriptor) == os.getpgrp()
+
+
+def _changed(mode: list[Any], *, on: int = 0, off: int = 0) -> list[Any]:
+    return [*mode[:3], (mode[3] | on) & ~off, *mode[4:]]
+
+
+@contextlib.contextmanager
+def _mode(descriptor: int, *, on: int = 0, off: int = 0) -> Iterator[None]:
+    """Change the local modes of a terminal for a while; what was typed before the changes is discarded."""
+    before = termios.tcgetattr(descriptor)
+    try:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, _changed(before, on=on, off=off))
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+
+
+def _discard(reader: int) -> None:
+    """Discard what comes until it is quiet."""
+    deadline = time.monotonic() + ENDLESS_SECONDS
+    while time.monotonic() < deadline and select.select([reader], [], [], QUIET_SECONDS)[0]:
+        if not os.read(reader, 4096):
+            return
+
+
+def _read_paste(reader: int) -> bytes:
+    """Read up to the end of the key, Ctrl-D, or an empty line."""
+    pasted, quiets = b"", 0
+    while True:
+        if select.select([reader], [], [], QUIET_SECONDS)[0]:
+            piece, quiets = os.read(reader, 4096), 0
+            pasted += piece
+            if not piece or b"\4" in piece:
+                return _unframed(pasted.partition(b"\4")[0])
+        else:
+            quiets += 1
+            key = _whole_key(_unframed(pasted)) if quiets == 1 else None
+            if key or _ends_with_empty_line(_unframed(pasted), quiets):
+                return key or _unframed(pasted)
+
+
+def _unframed(pasted: bytes) -> bytes:
+    """Remove what a terminal in bracketed paste mode puts around a paste; line ends are newlines then."""
+    return re.sub(rb"\x1b\[20[01]~", b"", pasted).replace(b"\r", b"\n")
+
+
+def _whole_key(pasted: bytes) -> bytes | None:
+    """Return the lines that are a whole private key, without what was pasted after it; None when it is not whole."""
+    ends = [line.end() for line in re.finditer(rb"\n|(?<=-----)$", pasted)]
+    return next((pasted[:end] for end in reversed(ends[-LINES_AFTER_A_KEY:]) if holds_private_key(pasted[:end])), None)
+
+
+def _ends_with_empty_line(pasted: bytes, quiets: int) -> bool:
+    """Whether the operator has ended what is no key; the empty line in an armor, before a pause, is not meant so."""
+    in_block = pasted.rfind(b"--BEGIN ") > pasted.rfind(b"--END ")
+    return quiets == (OPEN_BLOCK_QUIETS if in_block else EMPTY_LINE_QUIETS) and bool(
+        re.search(rb"(^|\n)[ \t]*\n\Z", pasted)
+    )

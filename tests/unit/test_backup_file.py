@@ -149,13 +149,46 @@ def test_checksum_is_read_from_what_sha256sum_writes(backup: Path, form: str, up
     assert recorded_checksum(backup) == digest
 
 
+OTHER = "1" * 64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{{0}}  {NAME}\n{OTHER}  other.gz\n",
+        f"{OTHER}  other.gz\n{{0}}  {NAME}\n",
+        f"{OTHER} *other.gz\r\n{{0}} *{NAME}\r\n",
+        f"{OTHER}  {NAME}\n{{0}}  {NAME}\n",
+        f"{OTHER}  other.gz\n{{0}}  ./backups/{NAME}",
+        f"{OTHER}  other.gz\n{{0}}  C:\\backups\\{NAME}",
+        f"SHA256 (other.gz) = {OTHER}\nSHA256 (/b/{NAME}) = {{0}}\n",
+        f"SHA256({NAME})= {{0}}\nSHA256(other.gz)= {OTHER}\n",
+        f"SHA2-256({NAME})= {{0}}\nSHA2-256(other.gz)= {OTHER}\n",
+        f"# sums of\n# {OTHER}  {NAME}\n\n{{0}}  {NAME}\n",
+        f"SHA256 hash of {NAME}:\n{{0}}\nCertUtil: -hashfile command completed\n",
+        f"\\{{0}}  a\\\\b\\\\{NAME}\n{OTHER}  other.gz\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8", "utf-16"])
+def test_line_that_names_the_backup_counts_and_of_several_the_last(backup: Path, text: str, encoding: str) -> None:
+    digest = digest_of(backup)
+    for given in (digest, digest.upper()):
+        checksum_path(backup).write_bytes(text.format(given).encode(encoding))
+        assert recorded_checksum(backup) == digest
+
+
+def test_several_checksums_of_which_none_names_the_backup_are_told_as_that(backup: Path) -> None:
+    checksum_path(backup).write_text(f"{OTHER}  other.gz\n{digest_of(backup)}  another.gz\n")
+    with pytest.raises(ChecksumUnreadableError, match="2 checksums") as raised:
+        recorded_checksum(backup)
+    assert "move" not in raised.value.hint
+
+
 def test_no_checksum_is_none(backup: Path) -> None:
     assert recorded_checksum(backup) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\n", "0" * 63, "0" * 65, "0" * 63 + "g", "SHA256 (name) = " + "0" * 64, "\0" * 80]
-)
+@pytest.mark.parametrize("text", ["", "\n", "0" * 63, "0" * 65, "0" * 63 + "g", "# " + "0" * 64, "\0" * 80])
 def test_file_that_holds_no_checksum_is_not_taken_for_none(backup: Path, text: str) -> None:
     checksum_path(backup).write_text(text)
     with pytest.raises(ChecksumUnreadableError):

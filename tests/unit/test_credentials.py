@@ -42,6 +42,10 @@ def pipe_with(data: bytes) -> int:
         (b"hunter2\nsecond\n", b"hunter2"),
         (b" hunter2\t\n", b" hunter2\t"),
         ("pässwörd\n".encode(), "pässwörd".encode()),
+        ("\ufeffpässwörd\n".encode(), "pässwörd".encode()),
+        ("pässwörd\r\nsecond".encode("utf-16"), "pässwörd".encode()),
+        ("pässwörd\r\n".encode("utf-16-le"), "pässwörd".encode()),
+        (b"s\xe9cret\n", b"s\xe9cret"),
         (b"\n", b""),
         (b"", b""),
     ],
@@ -108,6 +112,26 @@ def test_passphrase_that_was_given_is_tried(nobody: Terminal) -> None:
 def test_passphrase_is_the_first_line_of_a_command(nobody: Terminal) -> None:
     command = r"printf 'it\047s\nsecond'"
     assert tried(Credentials(nobody, passphrase_command=command), PROTECTED) == [b"it's"]
+
+
+def test_bytes_of_a_command_are_the_passphrase(nobody: Terminal) -> None:
+    assert tried(Credentials(nobody, passphrase_command=r"printf 's\351cret\n'"), PROTECTED) == [b"s\xe9cret"]
+
+
+@pytest.mark.parametrize("given", ["ö", "o\u0308"])
+def test_other_spellings_of_the_same_passphrase_are_tried_until_one_is_right(nobody: Terminal, given: str) -> None:
+    attempts: list[bytes] = []
+
+    def attempt(secret: Secret | None) -> None:
+        assert secret
+        attempts.append(secret.reveal_bytes())
+        if len(attempts) == 2:
+            return
+        raise WrongPassphraseError("x")
+
+    Credentials(nobody, passphrase=Secret(given)).unlock(PROTECTED, attempt)
+    assert attempts[0] == given.encode()
+    assert {*attempts} == {"ö".encode(), "o\u0308".encode()}
 
 
 def test_passphrase_that_was_given_and_is_wrong_is_tried_once(nobody: Terminal) -> None:

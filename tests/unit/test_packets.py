@@ -1,12 +1,8 @@
 """What is read from OpenPGP packets without a key: of gpg's keys and messages, and of those that gpg does not read."""
 
-import base64
-import re
-import subprocess
-
 import pytest
 
-from backuplib.packets import HIDDEN_RECIPIENT, packets, read_keys, read_message, unarmored, with_user_id
+from backuplib.packets import HIDDEN_RECIPIENT, packets, read_keys, read_message, with_user_id
 from tests.support.keys import GpgHome, Keys
 
 
@@ -17,7 +13,6 @@ def test_parts_of_a_key_have_the_ids_that_gpg_shows(gpg: GpgHome, keys: Keys) ->
         secret = "protected" if key.passphrase else "plain"
         for exported, state in (
             (key.private_binary, secret),
-            (key.private_armor.encode(), secret),
             (key.public_binary, ""),
         ):
             found = read_keys(exported)
@@ -39,7 +34,6 @@ def test_recipients_of_a_message(gpg: GpgHome, keys: Keys) -> None:
     to = ("--recipient", keys.open.fingerprint)
     both = read_message(gpg.encrypt(b"x", *to, "--recipient", keys.rsa.fingerprint))
     assert (both.recipients, both.passphrases, both.container) == ((ours, theirs), 0, (18, 1))
-    assert read_message(gpg.encrypt(b"x", "--armor", *to)).recipients == (ours,)
     assert read_message(gpg.encrypt(b"x", "--hidden-recipient", keys.open.fingerprint)).recipients == (
         HIDDEN_RECIPIENT,
     )
@@ -60,7 +54,6 @@ def test_message_that_ends_before_its_content_is_known(gpg: GpgHome, keys: Keys)
 def test_user_id_is_given_only_to_keys_without_one(keys: Keys) -> None:
     exported = keys.open.public_binary
     assert with_user_id(exported, b"none") == exported
-    assert with_user_id(keys.open.private_armor.encode(), b"none") == keys.open.private_armor.encode()
     found = list(packets(exported))
     bare = b"".join(exported[p.start : p.end] for p in found if p.tag != 13)
     assert read_keys(bare).user_ids == 0
@@ -68,13 +61,6 @@ def test_user_id_is_given_only_to_keys_without_one(keys: Keys) -> None:
     assert next(p.body for p in packets(given) if p.tag == 13) == b"none"
     assert read_keys(given).user_ids == 2
     assert read_keys(with_user_id(bare + bare, b"none")).user_ids == 2
-
-
-def test_armored_blocks_are_read_one_after_the_other(keys: Keys) -> None:
-    armor = subprocess.run(["gpg", "--enarmor"], input=b"packets", capture_output=True, check=True).stdout
-    assert unarmored(b"note: x\n\n" + armor + armor) == b"packets" * 2
-    assert unarmored(re.sub(rb"\n=.*", b"", armor).replace(b"\n", b"\r\n")) == b"packets"
-    assert unarmored(b"no armor") == b"no armor"
 
 
 @pytest.mark.parametrize(
@@ -94,4 +80,3 @@ def test_flipped_bits_raise_nothing(keys: Keys) -> None:
             data[at] ^= mask
             read_keys(bytes(data))
             with_user_id(bytes(data), b"none")
-            read_message(base64.b64encode(bytes(data)))

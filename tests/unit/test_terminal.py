@@ -9,48 +9,82 @@ from contextlib import contextmanager
 
 import pytest
 
-from backuplib.terminal import _is_complete
+from backuplib.terminal import _ends_with_empty_line, _unframed, _whole_key
 from tests.support.shop import ROOT
 from tests.support.terminal import Terminal
 
-LONG = base64.b64encode(random.Random(1).randbytes(3000))
-WRAPPED = b"\n".join(re.findall(rb".{1,76}", LONG))
-ARMOR = b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n" + WRAPPED + b"\n=abcd\n-----END PGP PRIVATE KEY BLOCK-----"
+KEY = b"\x94\x58\x04" + random.Random(1).randbytes(87) + b"\xb4\xfa" + random.Random(2).randbytes(250)
+PUBLIC = b"\x98\x33\x04" + random.Random(3).randbytes(50)
+LINE = base64.b64encode(KEY)
+WRAPPED = b"\n".join(re.findall(rb".{1,76}", LINE))
+ARMOR = b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n" + WRAPPED + b"\n-----END PGP PRIVATE KEY BLOCK-----"
+PUBLIC_ARMOR = ARMOR.replace(b"PRIVATE", b"PUBLIC").replace(WRAPPED, base64.b64encode(PUBLIC))
 
 
 @pytest.mark.parametrize(
-    ("pasted", "whole"),
+    ("pasted", "key"),
     [
-        (b"", False),
-        (b"\n\n", False),
-        (LONG, False),
-        (LONG + b"\n", True),
-        (LONG + b"\r", True),
-        (b"\n" + LONG + b"\n", True),
-        (WRAPPED + b"\n", False),
-        (WRAPPED[:77], False),
-        (ARMOR, False),
-        (ARMOR + b"\n", True),
-        (ARMOR.replace(b"\n", b"\r") + b"\r", True),
-        (ARMOR[:500], False),
+        (b"", None),
+        (b"\n\n", None),
+        (b"hunter2\n", None),
+        (LINE, None),
+        (LINE + b"\n", LINE + b"\n"),
+        (b"\n" + LINE + b"\n", b"\n" + LINE + b"\n"),
+        (WRAPPED + b"\n", WRAPPED + b"\n"),
+        (WRAPPED[:77], None),
+        (WRAPPED[:154], None),
+        (ARMOR, ARMOR),
+        (ARMOR + b"\n", ARMOR + b"\n"),
+        (ARMOR[:-30], None),
+        (PUBLIC_ARMOR + b"\n", None),
+        (PUBLIC_ARMOR + b"\n" + ARMOR + b"\n", PUBLIC_ARMOR + b"\n" + ARMOR + b"\n"),
+        (ARMOR + b"\n" + PUBLIC_ARMOR[:90], ARMOR + b"\n"),
+        (b"the key of the shop:\n" + ARMOR + b"\n", b"the key of the shop:\n" + ARMOR + b"\n"),
+        (LINE + b"\nrm -rf $HOME\nls", LINE + b"\n"),
+        (b"\x1b[200~" + LINE.replace(b"\n", b"\r") + b"\x1b[201~\r", LINE + b"\n"),
     ],
     ids=[
         "nothing",
         "empty lines",
+        "a word",
         "one line without its end",
         "one line",
-        "one line, carriage return",
         "empty line before",
-        "wrapped: Ctrl-D ends it",
+        "wrapped",
         "first line of it",
-        "armor without its end",
+        "two lines of it",
+        "armor without the last line end",
         "armor",
-        "armor, carriage returns",
-        "part of armor",
+        "armor without its end",
+        "public block",
+        "public block, private block",
+        "private block, a part of a public one",
+        "note above",
+        "commands below",
+        "bracketed",
     ],
 )
-def test_end_of_a_pasted_key_is_seen(pasted: bytes, whole: bool) -> None:
-    assert _is_complete(bytearray(pasted)) is whole
+def test_whole_key_is_seen_in_what_was_pasted(pasted: bytes, key: bytes | None) -> None:
+    assert _whole_key(_unframed(pasted)) == key
+
+
+@pytest.mark.parametrize(
+    ("pasted", "quiets"),
+    [
+        (b"\n", 3),
+        (b"hello\n\n", 3),
+        (b"hello\n  \n", 3),
+        (PUBLIC_ARMOR + b"\n\n", 3),
+        (b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n", 30),  # rather a pause in the paste
+        (ARMOR[:300] + b"\n\n", 30),
+        (b"hello\n", None),
+        (b"hello", None),
+        (b"", None),
+    ],
+)
+def test_empty_line_ends_what_is_no_key_when_nothing_more_comes(pasted: bytes, quiets: int | None) -> None:
+    ends = [number for number in range(100) if _ends_with_empty_line(pasted, number)]
+    assert ends == ([] if quiets is None else [quiets])
 
 
 @contextmanager
