@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, backup_time, checksum_path
+from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
 from backuplib.console import Console, Report
 from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
 from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
-from backuplib.listing import show_backups
+from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
-from backuplib.openpgp import Keyring
+from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from config import Settings, load_settings
@@ -84,10 +84,13 @@ class DatabaseBackup:
         backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
 
         :param encrypt: False: not even where a public key is configured.
+        :raises UnusablePublicKeyError: when a public key has expired, is revoked, or cannot encrypt.
         :raises DatabaseLockedError: when somebody holds the database locked, naming who.
         :raises BackupFailedError: when it cannot be read or is not sound, or the backup cannot be written.
         :raises RefusedError: when there is no RAM folder that holds a copy.
         """
+        if encrypt:
+            self.recipients()
         if not self.db_path.is_file():
             raise errors.UnreadableDatabaseError(
                 f"there is no database {self.db_path}", hint="Check DATA_DIR and DB_NAME in .env."
@@ -108,6 +111,16 @@ class DatabaseBackup:
                 ) from None
             self._check_copy(copy)
             return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt)
+
+    def recipients(self) -> list[Recipient]:
+        """Return the public keys that backups are encrypted to.
+
+        :raises WrongSettingError: when they are no public keys, or one of them cannot encrypt, naming it.
+        """
+        if not self._settings.public_key:
+            return []
+        with RamFolder(files.CHUNK) as ram:
+            return Keyring(ram).import_public(self._settings.public_key)
 
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
@@ -162,7 +175,10 @@ class DatabaseBackup:
                     raise
 
     def list_backups(self) -> list[BackupInfo]:
-        """Return the backups in the backup folder, newest first; RefusedError when the folder cannot be read."""
+        """Return what restores in the backup folder, newest first, whatever its name.
+
+        :raises RefusedError: when the folder cannot be read.
+        """
         try:
             names = os.listdir(self.backup_dir)
         except FileNotFoundError:
@@ -172,21 +188,18 @@ class DatabaseBackup:
                 f"cannot read the folder {self.backup_dir}: {error.strerror}",
                 hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
             ) from None
-        found = [
-            BackupInfo(path, backup_time(path), path.stat().st_size, path.name.endswith(".gpg"))
-            for path in map(self.backup_dir.joinpath, names)
-            if BACKUP_NAME.fullmatch(path.name) and path.is_file()
-        ]
+        found = filter(None, (BackupInfo.of(self.backup_dir / name) for name in names))
         return sorted(found, key=lambda backup: (backup.created, backup.path.name), reverse=True)
 
     def cleanup_old_backups(self, retention_days: int) -> list[Path]:
-        """Remove backups older than that many days and return their paths. The newest one always stays.
+        """Remove our backups older than that many days and return their paths. The newest one always stays.
 
         :raises RefusedError: when one cannot be removed, saying how many were.
         """
         limit = time.time() - retention_days * 86400
         removed: list[Path] = []
-        for backup in self.list_backups()[1:]:
+        own = [backup for backup in self.list_backups() if BACKUP_NAME.fullmatch(backup.path.name)]
+        for backup in own[1:]:
             if backup.created.timestamp() < limit:
                 try:
                     backup.path.unlink()
@@ -430,6 +443,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         enter_private_mounts()
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+        for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
+            console.line(line)
         console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")

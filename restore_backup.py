@@ -205,6 +205,8 @@ class Restorer:
             )
         configured = is_configured(target.path, self.settings)
         self.check_encryption(target)
+        if not (self.options.verify_only or self.options.skip_backup) and database_files(target.path):
+            self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
         backup = self.open_backup()
         if not self.options.verify_only:
             self.check_memory(target, backup)
@@ -376,8 +378,8 @@ class Restorer:
             key = keyring.import_private(secret)
             secret.wipe()
             try:
-                keyring.require_recipient(beginning)
-            except errors.WrongKeyError:
+                keyring.refuse_unopenable(beginning, backup.size)
+            except errors.DecryptionError:
                 compare_checksum()
                 keyring.forget_private()
                 raise
@@ -427,6 +429,7 @@ class Restorer:
                 while piece := backup.read(CHUNK):
                     image.feed(piece)
         image.finish()
+        image.refuse_other_content()
         with self.console.step("📦 Decompressing...") as step:
             step.done(megabytes(image.size))
         image = self.convert(plan, image, ram)
@@ -447,6 +450,12 @@ class Restorer:
             try:
                 with backup.reading(step):
                     access.keyring.decrypt(backup, access.passphrase, image.feed, limit)
+                image.finish()
+                if image.holds_message:  # encrypted twice; a third time is refused
+                    outer, image = image, self.new_image(ram, limit := self.image_limit())
+                    with outer.opened() as message:
+                        access.keyring.decrypt(message, access.passphrase, image.feed, limit)
+                    outer.wipe()
             finally:
                 if access.passphrase is not None:
                     access.passphrase.wipe()

@@ -340,19 +340,12 @@ def packets(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = start + length
 
 
-def recipients(head: bytes) -> list[str]:
-    """IDs of the keys that open a message which begins so; none when others may, or when they cannot be told."""
+def message_in(head: bytes) -> bytes:
+    """Return the packets of a message which begins so, as far as they go; none when none are found."""
     try:
-        message = Unwrapped(io.BytesIO(head)).read(PIECE)
+        return Unwrapped(io.BytesIO(head)).read(PIECE)
     except ArmorError:
-        return []
-    found = []
-    for tag, start, _ in packets(message):
-        if tag == SYMMETRIC or (tag == TO_A_KEY and message[start : start + 1] != b"\3"):
-            return []
-        if tag == TO_A_KEY:
-            found.append(message[start + 1 : start + 9].hex().upper())
-    return found
+        return b""
 
 
 def packet_tag(head: bytes) -> int | None:

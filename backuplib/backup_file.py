@@ -6,35 +6,38 @@ import hashlib
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from backuplib import errors
-from backuplib.armor import PIECE, begins_like_message, leads_to_message, plain_text
+from backuplib.armor import PIECE, begins_like_message, leads_to_message, message_in, plain_text
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import megabytes, quoted, shown
-from backuplib.gzip_stream import GZIP_MAGIC
+from backuplib.gzip_stream import GZIP_HEAD
+from backuplib.packets import HIDDEN_RECIPIENT, MessagePackets, read_message
 from backuplib.ram_folder import available_memory
+from backuplib.storage import begins_plain
 
-GZIP_HEAD = GZIP_MAGIC + b"\x08"
 HEAD = PIECE  # bytes that tell what a file is
 
 
 def outer_layer(head: bytes, name: str, size: int) -> str:
     """Tell from its first bytes what a backup file is: "openpgp", "gzip" or "database".
 
-    SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named .gpg. So do
+    SQLCipher databases look like noise, so whatever is not known counts as a database, unless it is named so. So do
     SQL dumps, whatever their name. But noise may look like an OpenPGP message, one in 650 does: what has whole pages
     (4096 bytes is SQLCipher's default, 1024 was until version 3) counts as one only if a public key can open it.
 
     :param size: of the file, in bytes.
     :raises DamagedMessageError: when the name says encrypted and the content does not.
     """
-    like_database = size % 1024 == 0 and not name.endswith(".gpg")
+    like_database = size % 1024 == 0 and not name.endswith(ENCRYPTED_NAMES)
     if begins_like_message(head, sure=like_database):
         return "openpgp"
     if head.startswith(GZIP_HEAD):
@@ -46,7 +49,7 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
             return "database"
         if leads_to_message(head):
             return "openpgp"
-        if name.endswith(".gpg"):
+        if name.endswith(ENCRYPTED_NAMES):
             what = "is empty" if not head else "does not begin like an OpenPGP message: it is damaged, or another file"
             raise errors.DamagedMessageError(
                 f"{name} {what}", hint=f"Copy it again. {errors.choose_another_backup_hint()}"
@@ -54,18 +57,47 @@ def outer_layer(head: bytes, name: str, size: int) -> str:
     return "database"
 
 
-# Names of backups; a .raw.tar holds the files of a database that could not be read.
+# Names that this tool gives to backups; a .raw.tar holds the files of a database that could not be read.
 BACKUP_NAME = re.compile(r"db_backup_(\d{8}_\d{6})(\.raw\.tar|\.db)(\.gz)?(\.gpg)?")
+ENCRYPTED_NAMES = (".gpg", ".pgp", ".asc")
+_NAME_WITH_TIME = re.compile(r"db_backup_(\d{8}_\d{6})\.")
 
 
 @dataclass(frozen=True)
 class BackupInfo:
-    """A backup in the backup folder."""
+    """A backup in the backup folder; ``key_ids`` are those that open it, as far as its packets tell."""
 
     path: Path
     created: datetime
     size: int
     encrypted: bool
+    key_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """Return what a file is as a backup, None if it is none: by its name, or by how it begins."""
+        own = BACKUP_NAME.fullmatch(path.name)
+        if not path.is_file() or (not own and path.name.startswith(".")):
+            return None
+        head, size, layer, message = b"", path.stat().st_size, "", MessagePackets()
+        with contextlib.suppress(OSError), open_regular(path) as file:
+            head = file.read(HEAD)
+        with contextlib.suppress(errors.DamagedMessageError):
+            layer = outer_layer(head, path.name, size)
+        if layer == "openpgp":
+            message = read_message(message_in(head))
+        if not own and not message.encrypted and not _begins_like_backup(head, layer):
+            return None
+        encrypted = layer == "openpgp" or path.name.endswith(ENCRYPTED_NAMES)
+        return cls(path, backup_time(path), size, encrypted, tuple(dict.fromkeys(message.recipients)))
+
+    @property
+    def opened_by(self) -> str:
+        """What opens it, for people."""
+        if not self.encrypted:
+            return "PLAIN"
+        shown_ids = ["hidden" if key_id == HIDDEN_RECIPIENT else key_id for key_id in self.key_ids]
+        return shown_ids[0] + (f"+{len(shown_ids) - 1}" if shown_ids[1:] else "") if shown_ids else "encrypted"
 
     def checksum_state(self, progress: Callable[[int], object] = lambda _: None) -> str:
         """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""
@@ -83,9 +115,21 @@ class BackupInfo:
         return "ok"
 
 
+def _begins_like_backup(head: bytes, layer: str) -> bool:
+    """Whether a file that has none of our names begins like a database or dump, gzipped or not."""
+    from backuplib.sql_dump import looks_like_sql_dump
+
+    if layer == "gzip":
+        try:
+            head = zlib.decompressobj(31).decompress(head, HEAD)
+        except zlib.error:
+            return False
+    return layer in ("gzip", "database") and (begins_plain(head) or looks_like_sql_dump(head))
+
+
 def backup_time(path: Path) -> datetime:
     """Return when a backup was made: what its name says, else when the file was changed."""
-    match = BACKUP_NAME.fullmatch(path.name)
+    match = _NAME_WITH_TIME.match(path.name)
     with contextlib.suppress(ValueError):
         if match:
             return datetime.strptime(match[1], "%Y%m%d_%H%M%S").astimezone()

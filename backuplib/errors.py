@@ -160,6 +160,18 @@ class WrongSettingError(RefusedError):
     """A setting is missing or wrong."""
 
 
+class UnusablePublicKeyError(WrongSettingError):
+    """A key in PGP_PUBLIC_KEY_BASE64 has expired, is revoked, or cannot encrypt."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            hint="Extend it where the private key is (gpg --quick-set-expire FINGERPRINT 2y, and once more with '*' "
+            "behind it for the subkeys), or use another key; then set PGP_PUBLIC_KEY_BASE64 in .env to the output of: "
+            "gpg --armor --export KEY-ID | base64 -w0. A restore with --skip-backup does not need it.",
+        )
+
+
 class NoTerminalError(RefusedError):
     """Something has to be asked for, and there is no terminal."""
 
@@ -253,12 +265,16 @@ class DecryptionError(OperatorError):
 class UnusableKeyError(DecryptionError):
     """What was given is no private key, or a damaged one."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, hint="Export it again: gpg --export-secret-keys KEY-ID | base64 -w0")
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "Export it again: gpg --export-secret-keys KEY-ID | base64 -w0")
 
 
 class KeyHasNoSecretPartError(UnusableKeyError):
-    """What was given is a public key."""
+    """What was given is a public key, or has no secret part where the message needs it (left out, on a smartcard)."""
+
+
+class UnsupportedFormatError(DecryptionError):
+    """The key or the message is in a format that gpg does not read."""
 
 
 class WrongKeyError(DecryptionError):
@@ -274,7 +290,7 @@ class NotEncryptedError(DecryptionError):
 
 
 class GpgFailedError(DecryptionError):
-    """The person's own gpg did not decrypt a file; it has said why."""
+    """gpg did not decrypt, for a reason that this tool does not know; the person's own gpg has said why."""
 
 
 class DecryptionTimeoutError(DecryptionError):

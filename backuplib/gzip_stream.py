@@ -10,6 +10,8 @@ from backuplib.errors import DamagedGzipError, TooLargeError
 from backuplib.files import CHUNK
 
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_HEAD = GZIP_MAGIC + b"\x08"  # and the only method there is
+MOST_LAYERS = 3  # gzip in gzip
 PIECE = 1 << 16  # bytes; the rest of it is copied at the end of each member, of which there may be thousands
 
 
@@ -77,6 +79,46 @@ class GzipDecoder:
         """Check that the last member is complete, else raise DamagedGzipError."""
         if self._member is not None or not self._ended:
             raise _gzip_error("it is truncated")
+
+
+class Unzipper:
+    """Passes a stream to ``sink``: unzipped if it is gzip, and so on inwards, each layer up to ``limit`` bytes."""
+
+    def __init__(
+        self, sink: Callable[[bytes], object], limit: int, layers: int = MOST_LAYERS, magic: bytes = GZIP_MAGIC
+    ) -> None:
+        self._sink, self._limit, self._layers, self._magic = sink, limit, layers, magic
+        self._head = b""
+        self._feed: Callable[[bytes], object] | None = None
+        self._decoder: GzipDecoder | None = None
+        self._inner: Unzipper | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece."""
+        if self._feed is None:
+            data = self._head = self._head + data
+            if len(data) < len(GZIP_HEAD):
+                return
+            self._begin()
+        elif data:
+            self._feed(data)
+
+    def _begin(self) -> None:
+        self._feed = self._sink
+        if self._layers and self._head.startswith(self._magic):
+            # Further in, more has to be right: a SQLCipher database may begin like gzip by chance.
+            self._inner = Unzipper(self._sink, self._limit, self._layers - 1, GZIP_HEAD)
+            self._decoder = GzipDecoder(self._inner.feed, self._limit)
+            self._feed = self._decoder.feed
+        self._feed(self._head)
+
+    def finish(self) -> None:
+        """Check that all layers are complete, else raise DamagedGzipError."""
+        if self._feed is None:
+            self._begin()
+        if self._decoder and self._inner:
+            self._decoder.finish()
+            self._inner.finish()
 
 
 def _gzip_error(reason: str) -> DamagedGzipError:

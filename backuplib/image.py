@@ -20,8 +20,9 @@ from backuplib.database import (
     written_by_newer,
 )
 from backuplib.files import CHUNK, create_file, write_all
-from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
+from backuplib.gzip_stream import MOST_LAYERS, Unzipper
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
+from backuplib.layers import HEAD, begins_like_message, refuse_other_content
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES, begins_plain
 
 LARGEST_PAGE = 65536  # bytes
@@ -43,31 +44,29 @@ class DatabaseImage:
         self.header = b""
         self.plain = False  # whether it is an unencrypted SQLite database
         self.size = 0
-        self._limit = limit
         self._head = b""
-        self._sink: Callable[[bytes], None] | None = self._collect if bare else None
-        self._decoder: GzipDecoder | None = None
+        self._limit = limit
+        self._unzipper = Unzipper(self._collect, limit, layers=0 if bare else MOST_LAYERS)
 
     def feed(self, data: bytes) -> None:
         """Take a piece of the backup's content, gzipped or not."""
-        if self._sink is None:
-            data = self._head = self._head + data
-            if len(data) < len(GZIP_MAGIC):
-                return
-            if data.startswith(GZIP_MAGIC):
-                self._decoder = GzipDecoder(self._collect, self._limit)
-            self._sink = self._decoder.feed if self._decoder else self._collect
-        self._sink(data)
+        self._unzipper.feed(data)
 
     def finish(self) -> None:
         """Check that the stream is complete, else raise UnsoundBackupError."""
-        if self._sink is None:
-            self._collect(self._head)
-        if self._decoder:
-            self._decoder.finish()
+        self._unzipper.finish()
         with self.opened() as file:
-            first = file.read(4096)
-        self.header, self.plain = first[:100], begins_plain(first)
+            self._head = file.read(HEAD)
+        self.header, self.plain = self._head[:100], begins_plain(self._head)
+
+    @property
+    def holds_message(self) -> bool:
+        """Whether it is no database, but an OpenPGP message once more."""
+        return begins_like_message(self._head)
+
+    def refuse_other_content(self) -> None:
+        """Refuse what is certainly no database; NotADatabaseError, naming it."""
+        refuse_other_content(self._head)
 
     def _collect(self, data: bytes) -> None:
         self.size += len(data)
@@ -235,7 +234,8 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     """Explain why an image is not a sound database of the configured mode."""
     if not image.path and not image.plain:
         return errors.NotADatabaseError(
-            "not an unencrypted SQLite database; it may be encrypted with SQLCipher",
+            "neither an unencrypted SQLite database nor anything else that is recognised; it may be encrypted with "
+            "SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
             f"--convert --backup-db-pass, which asks for its passphrase. {errors.choose_another_backup_hint()}",
         )
@@ -252,7 +252,7 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
         return errors.DamagedDatabaseError(f"the database is corrupted: {what}")
     return errors.WrongDbPassError(
         "DB_PASS does not open the database in the backup: it has another passphrase or other cipher settings than "
-        "SQLCipher's defaults, or it is not a SQLCipher database",
+        "SQLCipher's defaults, or it is neither a SQLCipher database nor anything else that is recognised",
         hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
         "that passphrase again, set DB_PASS in .env. A bot with settings of its own (kdf_iter, cipher_use_hmac, "
         "cipher_plaintext_header_size) is not supported.",

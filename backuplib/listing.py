@@ -8,7 +8,8 @@ from typing import Any
 from backuplib.backup_file import BackupInfo
 from backuplib.console import Console, last_outcome
 from backuplib.errors import BackupNotFoundError, DeclinedError, NoTerminalError, restore_command
-from backuplib.formatting import age, aligned, megabytes, plural, shown
+from backuplib.formatting import age, aligned, megabytes, plural, printable, shown
+from backuplib.openpgp import Recipient
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
@@ -58,16 +59,30 @@ def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Pa
     console.result(f"{plural(len(backups), 'backup')} in {shown(backup_dir)}")
     for line in backup_table(backups, checksums):
         console.result(line)
+    for key_ids, opened_by in {item.key_ids: item.opened_by for item in backups if item.key_ids[1:]}.items():
+        console.result(f"{opened_by}: any of the keys {', '.join(key_ids)}")
     return [
         {
             "path": str(item.path),
             "created": item.created.isoformat(),
             "bytes": item.size,
             "encrypted": item.encrypted,
+            "key_ids": list(item.key_ids),
             "checksum": checksum,
         }
         for item, checksum in zip(backups, checksums, strict=True)
     ]
+
+
+def who_opens(backup: Path, recipients: Sequence[Recipient]) -> list[str]:
+    """Return a line for each key that opens a backup: its ID as the backup has it, and whose it is."""
+    info = BackupInfo.of(backup)
+    owners = {key_id: recipient.user_id for recipient in recipients for key_id in recipient.key_ids}
+    return (
+        [f"🔑 Opened by key ID {key_id}: {owners.get(key_id, '')}".rstrip(": ") for key_id in info.key_ids]
+        if info
+        else []
+    )
 
 
 def show_last_restore(console: Console, target: Target, backup_dir: Path) -> None:
@@ -96,8 +111,8 @@ def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str
 
 def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
     """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns."""
-    rows = [("age", "size", "content", *(["checksum"] if checksums else []), "name")]
+    rows = [("age", "size", "key ID", *(["checksum"] if checksums else []), "name")]
     for item, checksum in itertools.zip_longest(backups, checksums):
-        facts = (age(item.created.timestamp()), megabytes(item.size), "encrypted" if item.encrypted else "PLAIN")
-        rows.append((*facts, *([checksum] if checksums else []), item.path.name))
+        facts = (age(item.created.timestamp()).removesuffix(" ago"), megabytes(item.size), item.opened_by)
+        rows.append((*facts, *([checksum] if checksums else []), printable(item.path.name)))
     return aligned(rows, right=(0, 1), gap=" ")

@@ -6,31 +6,35 @@ import fcntl
 import io
 import logging
 import os
-import re
 import resource
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
 from backuplib import armor, errors
-from backuplib.armor import Readable, begins_like_key
-from backuplib.formatting import megabytes
+from backuplib.armor import Readable
+from backuplib.formatting import megabytes, printable
+from backuplib.packets import KeyPart, read_keys, read_message, with_user_id
 from backuplib.processes import child_environment, run_command
 from backuplib.ram_folder import MS_BIND, RamFolder
+from backuplib.reasons import WRONG_KEY_HINT, KeySaid, Said, refuse_key, refuse_message, self_signature_broken
 from backuplib.secret import Secret
 
-WRONG_KEY_HINT = "It is the key's passphrase, not DB_PASS. Check the keyboard layout, and for a leading line break."
-HIDDEN_RECIPIENT = "0000000000000000"  # key ID in a message to a hidden recipient (gpg -R)
 # How long gpg may compute on a message, and a second more for each MB of it: thirty times what is usual, and packets
 # without content can be packed to next to nothing.
 GPG_SECONDS = 30
 
-GPG_ERR_BAD_PASSPHRASE = 11  # libgpg-error; the low 16 bits of the code in a status line ERROR
+HEAD = 1 << 16  # bytes of a message that hold the packets before its content
+_SET_PUBLIC_KEY = "Set it to the output of: gpg --armor --export KEY-ID | base64 -w0"
+# A clock that is behind is no reason not to restore; nor is a user ID that no signature binds to its key.
+_OPTIONS = ["--ignore-time-conflict", "--ignore-valid-from", "--allow-non-selfsigned-uid"]
+_NO_USER_ID = "no user ID"  # given to keys without one, which gpg would not take
+_UNASKED = "-"  # a passphrase where none is needed: with any at all, gpg does not ask for one
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,30 @@ class ImportedKey:
     fingerprint: str
     protected: bool
     warnings: tuple[str, ...]
+    parts: tuple[KeyPart, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """A public key that backups are encrypted to, with the IDs of all its parts."""
+
+    fingerprint: str
+    key_ids: frozenset[str]
+    user_id: str
+
+
+class _Reader:
+    """Reads a message, and keeps its first bytes."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self.head, self.size = b"", 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self.head += data[: max(HEAD - self.size, 0)]
+        self.size += len(data)
+        return data
 
 
 class Keyring:
@@ -50,7 +78,7 @@ class Keyring:
         # copy is in RAM and exists for seconds, so the lowest count is enough.
         (self.home / "gpg-agent.conf").write_text("s2k-count 65536\nallow-loopback-pinentry\n")
         self._gpg = _open_gpg(self.home, self._hide_system_settings())
-        self._own_key_ids: frozenset[str] = frozenset()
+        self._key: ImportedKey | None = None
 
     def _hide_system_settings(self) -> list[str]:
         """Hide /etc/gnupg, which no option disables, from our gpg; return the command to run gpg under.
@@ -71,36 +99,50 @@ class Keyring:
             return hidden
         return []
 
-    def import_public(self, key: bytes) -> str:
-        """Import the key that backups are encrypted to and return its fingerprint.
+    def import_public(self, exported: bytes) -> list[Recipient]:
+        """Import the keys that backups are encrypted to; every one of them is a recipient.
 
-        :raises WrongSettingError: when it is not a public key.
+        :raises WrongSettingError: when they are no public keys.
+        :raises UnusablePublicKeyError: when one of them cannot encrypt, naming it.
         """
-        result = self._gpg.import_keys(key)
-        if not result.fingerprints or result.sec_read:
-            what = "is a PRIVATE key" if result.sec_read else "is not an OpenPGP public key"
-            hint = "Set it to the output of: gpg --armor --export KEY-ID | base64 -w0"
-            raise errors.WrongSettingError(f"PGP_PUBLIC_KEY_BASE64 {what}", hint=hint)
-        return str(result.fingerprints[0])
+        found = read_keys(exported)
+        if any(part.secret for part in found.parts):
+            raise errors.WrongSettingError("PGP_PUBLIC_KEY_BASE64 is a PRIVATE key", hint=_SET_PUBLIC_KEY)
+        if not found.parts:
+            raise errors.WrongSettingError("PGP_PUBLIC_KEY_BASE64 is not an OpenPGP public key", hint=_SET_PUBLIC_KEY)
+        result = self._gpg.import_keys(with_user_id(exported, _NO_USER_ID.encode()))
+        keys = self._gpg.list_keys()
+        missing = {part.key_id for part in found.parts if part.primary} - {key["keyid"] for key in keys}
+        if missing:
+            raise errors.UnusablePublicKeyError(
+                f"key {', '.join(sorted(missing))} in PGP_PUBLIC_KEY_BASE64 is of a kind that this gpg does not take"
+            )
+        recipients = []
+        for key in keys:
+            _refuse_unusable(key, broken=self_signature_broken(result.stderr))
+            user_id = next((text for text in key["uids"] if text != _NO_USER_ID), "")
+            user_id = user_id.encode("latin-1").decode(errors="replace")
+            key_ids = frozenset([key["keyid"], *(sub[0] for sub in key["subkeys"])])
+            recipients.append(Recipient(key["fingerprint"], key_ids, printable(user_id)))
+        return recipients
 
     def import_private(self, key: Secret) -> ImportedKey:
         """Import a private key, binary or armored.
 
-        :raises UnusableKeyError: when it is truncated, a public key only, or not a key.
+        :raises DecryptionError: when it cannot be used, with the reason.
         """
-        result = self._gpg.import_keys(key.reveal_bytes())
-        secret = self._gpg.list_keys(secret=True)
+        raw = key.reveal_bytes()
+        packets = read_keys(raw)
+        result = self._gpg.import_keys(with_user_id(raw, _NO_USER_ID.encode()))
         if result.sec_read and not result.sec_imported:
             self._ask_agent("GETINFO version")  # raises when there is no agent; gpg does not tell
-        if not result.sec_read or not result.sec_imported or not secret:
-            if result.imported and not result.sec_read:
-                raise errors.KeyHasNoSecretPartError("that is a public key, not a private key")
-            if result.count or result.sec_read or begins_like_key(key.reveal_bytes()):
-                raise errors.UnusableKeyError("the private key is truncated or corrupted")
-            raise errors.UnusableKeyError("not an OpenPGP key")
-        ids = {str(key["keyid"]) for key in secret} | {str(sub[0]) for key in secret for sub in key["subkeys"]}
-        self._own_key_ids = frozenset(ids)
-        return ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret))
+        secret = self._gpg.list_keys(secret=True)
+        encrypting = {key_id for key in self._gpg.list_keys() for key_id, usage in _usages(key) if "e" in usage}
+        parts = tuple(replace(part, encrypts=part.key_id in encrypting) for part in packets.parts)
+        packets = replace(packets, parts=parts if encrypting else packets.parts)
+        refuse_key(KeySaid(packets, read_message(raw), result.stderr, len(secret)))
+        self._key = ImportedKey(str(secret[0]["fingerprint"]), self._protected(), _key_warnings(secret), packets.parts)
+        return self._key
 
     def _protected(self) -> bool:
         listing = self._ask_agent("KEYINFO --list")
@@ -117,11 +159,13 @@ class Keyring:
                 f"gpg-agent failed: {error}", hint="Install it: apt-get install gnupg"
             ) from None
 
-    def require_recipient(self, beginning: bytes) -> None:
-        """Raise WrongKeyError when a message that begins so names other keys only: no passphrase is needed for that."""
-        recipients = armor.recipients(beginning)
-        if recipients and not self._own_key_ids & {*recipients} and HIDDEN_RECIPIENT not in recipients:
-            raise _wrong_key(recipients, self._own_key_ids)
+    def refuse_unopenable(self, head: bytes, size: int) -> None:
+        """Refuse a message that the imported key does not open, as far as its first bytes tell without a passphrase.
+
+        :param size: of the whole message.
+        :raises DecryptionError: with the reason.
+        """
+        self._refuse(armor.message_in(head)[:HEAD], whole=size == len(head))
 
     def forget_private(self) -> None:
         """Delete the private keys."""
@@ -134,8 +178,8 @@ class Keyring:
         :raises DecryptionError: when they do not open it.
         """
         result = self._decrypt(io.BytesIO(beginning), passphrase, lambda _: None, len(beginning))
-        if not any(name == "DECRYPTION_INFO" for name, _ in result.events):
-            check_decryption(result.events, result.returncode, self._own_key_ids)
+        if not any(name == "DECRYPTION_KEY" for name, _ in result.events):
+            self._refuse(result.head, whole=False, result=result)
 
     def decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> None:
         """Decrypt a message to ``sink``; the content is authenticated only when this method returns.
@@ -147,17 +191,25 @@ class Keyring:
         result = self._decrypt(message, passphrase, sink, limit)
         if result.received > limit:
             raise errors.TooLargeError(limit)
-        check_decryption(result.events, result.returncode, self._own_key_ids)
+        self._refuse(result.head, whole=result.size == len(result.head), result=result)
         if result.failure:
             raise result.failure
 
+    def _refuse(self, head: bytes, *, whole: bool, result: Any = None) -> None:
+        """Raise the reason why a message was not opened, or will not be; ``whole``: the head is all of it."""
+        key = self._key or ImportedKey("", protected=False, warnings=())
+        said = Said(read_message(head, all_of_it=whole), key.parts, key.protected)
+        if result is not None:
+            said = replace(said, events=result.events, returncode=result.returncode, tried=True, log=result.stderr)
+        refuse_message(said)
+
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""
-        text = passphrase_text(passphrase)
-        taken = received = 0
+        text = passphrase_text(passphrase) or _UNASKED
+        received, reader = 0, _Reader(armor.Unwrapped(message))
 
         def seconds() -> int:
-            return GPG_SECONDS + taken // 1_000_000
+            return GPG_SECONDS + reader.size // 1_000_000
 
         def count(data: bytes) -> None:
             nonlocal received
@@ -168,9 +220,7 @@ class Keyring:
                 self._gpg.process.kill()
 
         def read(size: int) -> bytes:
-            nonlocal taken
-            data = message.read(size)
-            taken += len(data)
+            data = reader.read(size)
             gpg = self._gpg.process.pid
             with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or the host has a lower limit
                 _, most = resource.prlimit(gpg, resource.RLIMIT_CPU)
@@ -181,7 +231,7 @@ class Keyring:
             result = self._stream(
                 count,
                 lambda: self._gpg.decrypt_file(
-                    armor.Unwrapped(SimpleNamespace(read=read)),
+                    SimpleNamespace(read=read),
                     passphrase=text,
                     always_trust=True,
                     # signatures are not checked: their keys are not in this keyring
@@ -194,19 +244,20 @@ class Keyring:
             ) from None
         if result.returncode == -signal.SIGXCPU:
             raise errors.DecryptionTimeoutError(
-                f"gpg was ended after computing for {seconds()} s, much longer than {megabytes(taken)} take; it found "
-                f"{megabytes(received)} of content",
+                f"gpg was ended after computing for {seconds()} s, much longer than {megabytes(reader.size)} take; it "
+                f"found {megabytes(received)} of content",
                 hint=errors.choose_another_backup_hint(),
             )
-        result.received = received
+        result.received, result.head, result.size = received, reader.head, reader.size
         return result
 
-    def encrypt(self, content: Readable, fingerprint: str, sink: Callable[[bytes], None]) -> None:
-        """Encrypt to one public key, without compressing again; BackupFailedError when gpg fails, with its reason."""
+    def encrypt(self, content: Readable, recipients: Sequence[Recipient], sink: Callable[[bytes], None]) -> None:
+        """Encrypt to public keys, without compressing again; BackupFailedError when gpg fails, with its reason."""
+        fingerprints = [recipient.fingerprint for recipient in recipients]
         result = self._stream(
             sink,
             lambda: self._gpg.encrypt_file(
-                content, [fingerprint], always_trust=True, armor=False, extra_args=["-z", "0", "--no-auto-key-locate"]
+                content, fingerprints, always_trust=True, armor=False, extra_args=["-z", "0", "--no-auto-key-locate"]
             ),
         )
         if result.failure:
@@ -275,6 +326,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
         def __init__(self, gpg: Any) -> None:
             super().__init__(gpg)
             self.events: list[tuple[str, str]] = []
+            self.stderr = ""
             gpg.result = self  # for when writing to gpg fails
 
         def handle_status(self, key: str, value: str) -> None:
@@ -306,65 +358,31 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "GNUPGHOME": str(home)}
     try:
         # latin-1: bytes pass unchanged, of passphrases and of user IDs, which need not be UTF-8
-        return Gpg(gnupghome=str(home), env=env, encoding="latin-1")
+        return Gpg(gnupghome=str(home), env=env, encoding="latin-1", options=_OPTIONS)
     except (OSError, ValueError) as error:
         raise errors.MissingProgramError(f"cannot run gpg: {error}", hint="Install it: apt-get install gnupg") from None
 
 
-def check_decryption(events: list[tuple[str, str]], returncode: int, own_key_ids: frozenset[str]) -> None:
-    """Raise unless gpg's status lines say that one complete, encrypted and authenticated message was read.
-
-    gpg may output content, and exit with 0 or say DECRYPTION_OKAY, for messages that are not authenticated or not even
-    encrypted. Status lines: https://github.com/gpg/gnupg/blob/master/doc/DETAILS.
-
-    :raises DecryptionError: saying which of the many cases it is.
-    """
-    seen = {name for name, _ in events}
-    recipients = [value.split()[0] for name, value in events if name == "ENC_TO"]
-    # "pkdecrypt_failed 67108875", "proc_pkt.plaintext 89_X"
-    codes = [re.match(r"\S+ (\d+)", value) for name, value in events if name == "ERROR"]
-    bad_passphrase = any(code and int(code[1]) & 0xFFFF == GPG_ERR_BAD_PASSPHRASE for code in codes)
-    info = next((value.split() for name, value in events if name == "DECRYPTION_INFO"), [])
-    aead = len(info) > 2 and info[2] != "0"  # fields of DECRYPTION_INFO: MDC method, cipher, AEAD algorithm
-    authentic = "GOODMDC" in seen or aead
-    again = "Copy the backup file again, then compare it: sha256sum -c FILE.sha256"
-    if "DECRYPTION_OKAY" in seen and authentic and returncode == 0:
+def _refuse_unusable(key: Any, *, broken: bool) -> None:
+    """Refuse a public key that gpg would not encrypt to, by its listing; ``broken``: its own signature is."""
+    if "E" in key["cap"] and not broken:  # in upper case: the whole key, as it is today
         return
-    if "DECRYPTION_INFO" not in seen:  # gpg did not reach the content
-        if "MISSING_PASSPHRASE" in seen or bad_passphrase:
-            raise errors.WrongPassphraseError("wrong passphrase for the private key", hint=WRONG_KEY_HINT)
-        if HIDDEN_RECIPIENT in recipients and "NO_SECKEY" in seen:  # gpg does not tell the two cases apart
-            raise errors.WrongPassphraseError(
-                "wrong passphrase, or the backup is encrypted to another key (its recipient is hidden)",
-                hint="Try again with the right passphrase, or with the other key.",
-            )
-        if recipients and not own_key_ids & {*recipients}:
-            raise _wrong_key(recipients, own_key_ids)
-        if "NEED_PASSPHRASE_SYM" in seen:
-            raise errors.NotEncryptedError(
-                "the backup is encrypted with a passphrase only, not to a key",
-                hint="Such backups are not supported. Decrypt it manually, in a RAM folder: gpg -d",
-            )
-        if seen & {"PLAINTEXT", "SIG_ID", "GOODSIG", "ERRSIG", "ONEPASS"}:
-            raise errors.NotEncryptedError(
-                "the message is not encrypted: anybody could have made it",
-                hint="Restore a backup that was encrypted to your key.",
-            )
-        raise errors.DamagedMessageError("the encrypted backup is corrupted: gpg cannot read its beginning", hint=again)
-    if not authentic and (info[:1] == ["0"] or "DECRYPTION_OKAY" in seen):
-        raise errors.UnauthenticatedMessageError(
-            "the encrypted backup is not authenticated (no MDC): anybody could have changed its content",
-            hint="Restore another backup.",
-        )
-    raise errors.DamagedMessageError("the encrypted backup is corrupted or truncated", hint=again)
+    parts = [key, *key.get("subkey_info", {}).values()]
+    dates = [int(part["expires"]) for part in parts if part["expires"].isdigit() and "e" in part["cap"].lower()]
+    if broken:
+        what = "is corrupted: its own signature does not match it"
+    elif key["trust"] == "r":
+        what = "is revoked"
+    elif key["trust"] == "e" or any(date < time.time() for date in dates):
+        what = f"has expired ({time.strftime('%Y-%m-%d', time.gmtime(max(dates)))})" if dates else "has expired"
+    else:
+        what = "has no part that encrypts"
+    raise errors.UnusablePublicKeyError(f"key {key['keyid']} in PGP_PUBLIC_KEY_BASE64 {what}")
 
 
-def _wrong_key(recipients: list[str], own_key_ids: frozenset[str]) -> errors.WrongKeyError:
-    return errors.WrongKeyError(
-        f"wrong private key: the backup is encrypted to key ID {', '.join(recipients)}, the key given has "
-        f"{', '.join(sorted(own_key_ids))}",
-        hint="Use the private key with that ID (gpg --list-secret-keys --keyid-format long).",
-    )
+def _usages(key: Any) -> list[tuple[str, str]]:
+    """Return the IDs of a listed key's parts, each with the letters of what it can do."""
+    return [(key["keyid"], key["cap"]), *((key_id, info["cap"]) for key_id, info in key.get("subkey_info", {}).items())]
 
 
 def _key_warnings(keys: Any) -> tuple[str, ...]:

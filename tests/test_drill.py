@@ -253,7 +253,7 @@ SABOTAGES = {
     ),
     "ciphertext that is not authentic is believed": (
         "backuplib/openpgp.py",
-        "check_decryption = lambda *_: None",
+        "refuse_message = lambda *_: None",
         "SQLite: one flipped bit",
         "exit code 0",
     ),

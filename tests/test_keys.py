@@ -16,7 +16,6 @@ import pytest
 
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.containers import call
-from tests.support.gpg import gpg_24_says_otherwise
 from tests.support.keys import IN_2020, PASSPHRASE, GpgHome, Key, Keys, gpg_home
 from tests.support.needs import require
 from tests.support.shop import Completed, Shop, filled_pipe
@@ -323,9 +322,7 @@ BAD: dict[str, bytes | Callable[[Keys], bytes]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=gpg_24_says_otherwise if what == "damaged binary" else ()) for what in BAD]
-)
+@pytest.mark.parametrize("what", BAD)
 def test_what_is_no_usable_key_is_refused(plain_shop: Shop, keys: Keys, backup: Path, what: str) -> None:
     made = BAD[what]
     error = "key-has-no-secret-part" if what.startswith("public key") else "unusable-key"

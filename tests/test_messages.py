@@ -22,7 +22,6 @@ from backuplib.errors import DecryptionTimeoutError
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 from tests.conftest import MakeShop
-from tests.support.gpg import gpg_24_says_otherwise
 from tests.support.keys import ECC, IN_2020, GpgHome, Key, Keys, with_system_settings
 from tests.support.needs import require
 from tests.support.shop import Completed, Shop, everything
@@ -121,7 +120,7 @@ WAYS = (
     "several recipients",
     "hidden recipient",
     "hidden among others",
-    pytest.param("recipient and passphrase", marks=gpg_24_says_otherwise),
+    "recipient and passphrase",
     "one packet of known length",
 )
 
@@ -162,7 +161,7 @@ def test_all_recipients_are_named_when_the_key_is_none_of_them(gpg: GpgHome, key
 
 def test_hidden_recipient_that_is_another_one(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
     message = gpg.encrypt(packed(plain_shop), "--hidden-recipient", keys.other.fingerprint)
-    done = refused(plain_shop, message, keys.open, error="wrong-passphrase")  # or another key: gpg says the same
+    done = refused(plain_shop, message, keys.open, error="wrong-key")  # it has no passphrase that could be wrong
     assert "damaged" not in done.text
     assert "0000000000000000" not in done.text  # no key has that ID: it would send the operator searching for it
 
@@ -179,7 +178,7 @@ def test_hidden_recipient_with_a_wrong_passphrase(gpg: GpgHome, keys: Keys, plai
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--passphrase", "x", "--symmetric"), marks=gpg_24_says_otherwise),
+        ("--passphrase", "x", "--symmetric"),
         ("--sign",),
         ("--store",),
         ("--store", "-z", "0"),
@@ -551,7 +550,7 @@ def gzip_damages(content: bytes) -> dict[str, bytes]:
         "only a header": content[:10],
         "zlib, not gzip": zlib.compress(gzip.decompress(content)),
         "header and zlib": b"\x1f\x8b" + zlib.compress(gzip.decompress(content)),
-        "twice gzipped": gzip.compress(content),
+        "four times gzipped": gzip.compress(gzip.compress(gzip.compress(content))),
         "second member truncated": content + gzip.compress(b"more" * 100)[:-5],
     }
 
@@ -561,7 +560,7 @@ OTHER_DAMAGES = {
     "empty": "empty-backup",
     "one byte": "not-a-database",
     "zlib, not gzip": "not-a-database",
-    "twice gzipped": "not-a-database",
+    "four times gzipped": "not-a-database",
 }
 """What is told of those that do not look like gzip, or are sound gzip."""
 
@@ -579,6 +578,26 @@ def test_gzip_of_several_members_and_with_padding_restores(gpg: GpgHome, keys: K
     database = gzip.decompress(packed(plain_shop))
     content = gzip.compress(database[:5000]) + gzip.compress(database[5000:]) + bytes(512)
     restored(plain_shop, gpg.encrypt(content, "--recipient", keys.open.fingerprint), keys.open)
+
+
+@pytest.mark.parametrize("inside", ["gzip twice", "three times", "a second message", "an armored one, gzipped"])
+def test_layer_inside_is_opened(gpg: GpgHome, keys: Keys, plain_shop: Shop, inside: str) -> None:
+    content, to = packed(plain_shop), ("--recipient", keys.open.fingerprint)
+    made = {
+        "gzip twice": lambda: gzip.compress(content),
+        "three times": lambda: gzip.compress(gzip.compress(content)),
+        "a second message": lambda: gpg.encrypt(content, *to),
+        "an armored one, gzipped": lambda: gzip.compress(gpg.encrypt(content, "--armor", *to)),
+    }
+    restored(plain_shop, gpg.encrypt(made[inside](), *to), keys.open)
+
+
+def test_third_message_inside_is_not_opened(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:
+    message = packed(plain_shop)
+    for _ in range(3):
+        message = gpg.encrypt(message, "--recipient", keys.open.fingerprint)
+    done = refused(plain_shop, message, keys.open, UNSOUND, "not-a-database")
+    assert "OpenPGP" in done.error["message"]
 
 
 def test_database_without_gzip_in_a_message_restores(gpg: GpgHome, keys: Keys, plain_shop: Shop) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def nobody() -> Terminal:
 
 def test_table_has_a_heading_and_a_line_for_each(backups: list[BackupInfo]) -> None:
     heading, *lines = backup_table(backups, ["none", "ok"])
-    assert heading.split() == ["age", "size", "content", "checksum", "name"]
+    assert heading.split() == ["age", "size", "key", "ID", "checksum", "name"]
     assert [line.split()[-1] for line in lines] == [item.path.name for item in backups]
     assert [line.split()[-2] for line in lines] == ["none", "ok"]
     assert lines[1].split()[-3] != lines[0].split()[-3]  # what is not encrypted stands out
@@ -55,8 +56,22 @@ def test_table_has_a_heading_and_a_line_for_each(backups: list[BackupInfo]) -> N
 def test_table_fits_beside_a_number(tmp_path: Path) -> None:
     path = tmp_path / "db_backup_20250130_120000.db.gz.gpg"
     made = datetime.now().astimezone() - timedelta(days=999.5)
-    info = BackupInfo(path, made, 999_000_000_000, encrypted=True)
-    assert max(map(len, backup_table([info], ["unreadable"]))) <= 80 - len("10 ")
+    info = BackupInfo(path, made, 999_000_000_000, encrypted=True, key_ids=("A" * 16, "B" * 16))
+    assert max(map(len, backup_table([info]))) <= 80 - len("10 ")
+    assert max(map(len, backup_table([info], ["MISMATCH"]))) <= 80
+    assert max(map(len, backup_table([replace(info, key_ids=())], ["unreadable"]))) <= 80
+
+
+def test_keys_that_open_a_backup_are_shown(report: Report, screen: io.StringIO, tmp_path: Path) -> None:
+    def info(*key_ids: str) -> BackupInfo:
+        return BackupInfo(tmp_path / "x.gpg", datetime.now().astimezone(), 1, encrypted=True, key_ids=key_ids)
+
+    assert info("A" * 16).opened_by == "A" * 16
+    assert info("0" * 16).opened_by == "hidden"
+    assert info().opened_by == "encrypted"
+    assert info("A" * 16, "B" * 16).opened_by == f"{'A' * 16}+1"
+    show_backups(report.console, [info("A" * 16, "B" * 16)], tmp_path)
+    assert "B" * 16 in screen.getvalue()
 
 
 def test_states_of_checksums_are_in_the_order_of_the_backups(report: Report, backups: list[BackupInfo]) -> None:
@@ -71,6 +86,7 @@ def test_backups_are_returned_as_json_shows_them(report: Report, backups: list[B
         "created": backups[1].created.isoformat(),
         "bytes": backups[1].size,
         "encrypted": False,
+        "key_ids": [],
         "checksum": "ok",
     }
     assert show_backups(report.console, [], tmp_path) == []
