@@ -28,7 +28,7 @@ from backuplib import errors, files
 from backuplib.armor import Readable
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
 from backuplib.console import Console, Report
-from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars
+from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars, size_of_files
 from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.listing import show_backups, who_opens
@@ -98,7 +98,7 @@ class DatabaseBackup:
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
             raise errors.UnreadableDatabaseError(f"{self.db_path} is empty")
         refuse_irregular(sidecars(self.db_path))
-        need = sum(path.stat().st_size for path in database_files(self.db_path))
+        need = size_of_files(self.db_path)
         with self._no_restore_meanwhile(), RamFolder(need + files.CHUNK) as ram:
             copy = ram.path / "copy.db"
             try:

@@ -32,7 +32,7 @@ from backuplib.comparison import Contents, differing, read_live, row_comparison,
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
-from backuplib.database import Engine, database_files
+from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
 from backuplib.formatting import age, aligned, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
@@ -259,7 +259,7 @@ class Restorer:
 
     def check_memory(self, target: Target, backup: BackupFile) -> None:
         """Refuse early when the restored database, or the safety backup's copy of the live one, would not fit."""
-        live = 0 if self.options.skip_backup else sum(path.stat().st_size for path in database_files(target.path))
+        live = 0 if self.options.skip_backup else size_of_files(target.path)
         need, what = max((live, "the safety backup"), (backup.size, "the restored database"))
         if need > (free := available_memory()):
             raise errors.NoMemoryError(
@@ -594,7 +594,7 @@ class Restorer:
         """
         backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience)
         try:
-            with self.console.step(label, sum(path.stat().st_size for path in database_files(database))) as step:
+            with self.console.step(label, size_of_files(database)) as step:
                 backups.progress, backups.say = step.progress, step.say
                 try:
                     path = backups.create_backup()

@@ -15,6 +15,7 @@ from backuplib.database import (
     find_all,
     mode_for_reading,
     sidecars,
+    size_of_files,
 )
 from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnreadableDatabaseError, UnsoundBackupError, explain
 from backuplib.files import drop
@@ -137,7 +138,7 @@ def read_live(
     :param listen: raises what a signal asks for.
     :raises OperatorError: when it cannot be read, or not in time.
     """
-    if not database.exists() or not (size := sum(path.stat().st_size for path in database_files(database))):
+    if not database.exists() or not (size := size_of_files(database)):
         return None
     with contextlib.suppress(OSError):
         engine.prepare(database)
@@ -158,7 +159,7 @@ def _read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents:
     holders, hidden = find_holders(database_files(database))
     if beside and not holders and (not hidden or has_capability(CAP_SYS_PTRACE)):
         # Its user was killed: opening it would roll it back or fold it, so a copy is opened.
-        ram.require(sum(file.stat().st_size for file in [database, *beside]), "look at a copy of the live database")
+        ram.require(size_of_files(database), "look at a copy of the live database")
         path = ram.path / "live.db"
         for file in [database, *beside]:
             shutil.copyfile(file, path.with_name(path.name + file.name[len(database.name) :]))
@@ -239,7 +240,7 @@ def look_at_live(engine: Engine, database: Path) -> Look:
     :raises UnsoundBackupError: when it is not sound.
     :raises CheckTimeoutError, CheckFailedError: when it could not be looked at.
     """
-    size = sum(path.stat().st_size for path in database_files(database))
+    size = size_of_files(database)
     engine.prepare(database)
 
     def work(_: object) -> dict[str, Any]:

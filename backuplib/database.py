@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
+from backuplib.files import stat_or_none
 from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
 from backuplib.formatting import plural, quoted
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
@@ -38,6 +39,12 @@ def sidecars(database: Path) -> list[Path]:
 def database_files(database: Path) -> list[Path]:
     """Return the existing files of a database: itself and its sidecars."""
     return [path for path in [database, *sidecars(database)] if path.exists()]
+
+
+def size_of_files(database: Path) -> int:
+    """Return the bytes of a database and its sidecars, which come and go while it is in use."""
+    found = (stat_or_none(path) for path in [database, *sidecars(database)])
+    return sum(status.st_size for status in found if status)
 
 
 def refuse_irregular(files: list[Path]) -> None:
