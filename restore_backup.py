@@ -205,7 +205,7 @@ class Restorer:
             )
         configured = is_configured(target.path, self.settings)
         self.check_encryption(target)
-        if not (self.options.verify_only or self.options.skip_backup) and database_files(target.path):
+        if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
         backup = self.open_backup()
         if not self.options.verify_only:
