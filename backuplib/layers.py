@@ -9,6 +9,10 @@ from backuplib.packets import read_message
 
 HEAD = 4096  # bytes that tell
 
+# RFC 9580, sections 5.1, 5.3 and 5.13, and GnuPG's own: a SQLCipher database is noise, and may begin like one of these.
+_VERSIONS = (3, 4, 5, 6)  # of the packets that lead to the session key
+_CONTAINERS = ((18, 1), (18, 2), (20, 1))  # packet and version
+
 _UNPACK = "Unpack it in a RAM folder, and restore the database that comes out, without a wrapping or compressed by gzip"
 _DOWNLOAD = "Probably a download that failed: fetch it again"
 
@@ -35,7 +39,8 @@ _KINDS = [
 
 def begins_like_message(head: bytes) -> bool:
     """Whether content that begins so is an encrypted message, armored or not, and no noise that happens to look so."""
-    return read_message(message_in(head) if head.lstrip().startswith(b"-----BEGIN PGP") else head).encrypted
+    found = read_message(message_in(head) if head.lstrip().startswith(b"-----BEGIN PGP") else head)
+    return found.encrypted and found.newest in _VERSIONS and found.container in _CONTAINERS
 
 
 def refuse_other_content(head: bytes) -> None:

@@ -137,7 +137,7 @@ def _recipient(body: bytes) -> str:
     """Return the key ID that a session key packet is encrypted to."""
     if body[:1] == b"\3" and len(body) > 9:
         return body[1:9].hex().upper()
-    if body[:1] == b"\6" and len(body) > 2 + body[1]:
+    if body[:1] == b"\6" and len(body) > 2 and len(body) > 2 + body[1]:
         fingerprint = body[3 : 2 + body[1]]
         key_id = fingerprint[-8:] if body[2] == 4 else fingerprint[:8]
         return key_id.hex().upper() if key_id else HIDDEN_RECIPIENT

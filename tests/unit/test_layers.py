@@ -71,6 +71,19 @@ def test_what_may_be_a_database_or_dump_is_not_refused(head: bytes) -> None:
     refuse_other_content(head)
 
 
+@pytest.mark.parametrize(
+    "salt",
+    [
+        "c31af9913efd165f62919d05e4265392b07ea325c9913efd165f62919dc94d",  # a passphrase's packet and one of content
+        "c30a84f520a97fb796a37d46d2435d3927c20b9d",
+        "8c19182351a064dfaff2b076a942013f02193c49",
+        "c1010600",
+    ],
+)
+def test_salt_that_looks_like_packets_is_not_taken_for_a_message(salt: str) -> None:
+    refuse_other_content(bytes.fromhex(salt).ljust(100, b"\0"))
+
+
 def test_noise_which_may_be_sqlcipher_is_not_refused() -> None:
     for _ in range(2000):
         refuse_other_content(os.urandom(64))
