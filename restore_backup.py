@@ -503,9 +503,10 @@ class Restorer:
         :raises UnsoundBackupError: saying what is wrong with it.
         """
         with self.report.phase("check"), self.console.step("🔎 Integrity check...") as step:
-            found, *_ = [look.result(self.signals.check) for look in check]
-            contents = Contents.from_json(found)
+            contents = Contents.from_json(check[0].result(self.signals.check))
             contents.refuse_unsound()
+            for look in check[1:]:
+                look.result(self.signals.check)
             step.done(f"ok, {plural(contents.tables, 'table')}")
         for finding in contents.findings[:MOST_FINDINGS]:
             self.report.warn(finding.text)

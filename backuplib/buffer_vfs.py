@@ -26,7 +26,8 @@ class _File:
         if offset or amount < JOURNAL_BYTES.stop:
             return piece
         # A database with the WAL flag needs a -wal and a -shm: it is not set in what SQLite reads.
-        return piece[: JOURNAL_BYTES.start] + b"\1\1" + piece[JOURNAL_BYTES.stop :]
+        flags = piece[JOURNAL_BYTES].replace(b"\2", b"\1")
+        return piece[: JOURNAL_BYTES.start] + flags + piece[JOURNAL_BYTES.stop :]
 
     def xFileSize(self) -> int:
         return len(self._view)

@@ -246,6 +246,8 @@ def look_at_live(engine: Engine, database: Path) -> Look:
     def work(_: object) -> dict[str, Any]:
         try:
             return asdict(_look_at_live(engine, database))
+        except engine.out_of_memory:
+            raise MemoryError from None
         except engine.errors as error:
             raise (DatabaseInUseError if is_locked(error) else UnsoundBackupError)(explain(error)) from None
 

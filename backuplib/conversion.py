@@ -376,8 +376,8 @@ def _restore_rowids(connection: Any, tables: list[tuple[str, str, list[str]]]) -
     The new database's triggers do not fire yet: sqlcipher_export writes them into its schema as text.
     """
     for table, rowid, columns in tables:
-        span = f"SELECT min({rowid}), max({rowid}), count(*) FROM {{}}.{table}"
-        before, after = (connection.execute(span.format(schema)).fetchone() for schema in ("main", "converted"))
+        span = f"SELECT min({rowid}), max({rowid}), count(*) FROM "
+        before, after = (connection.execute(f"{span}{name}.{table}").fetchone() for name in ("main", "converted"))
         if before != after:
             names = ", ".join((rowid, *columns))
             connection.execute(f"DELETE FROM converted.{table}")

@@ -105,6 +105,13 @@ class Engine:
 
         return (self._module.Error, NewestSQLite.Error, UnicodeDecodeError, MemoryError)
 
+    @property
+    def out_of_memory(self) -> tuple[type[Exception], ...]:
+        """What says nothing about a database. With SQLCipher there is no such error: a damaged page has the same."""
+        from backuplib.newest import NewestSQLite
+
+        return () if self.db_pass else (MemoryError, NewestSQLite.NoMemoryError)
+
     def connect(
         self,
         path: Path | str,
@@ -235,6 +242,8 @@ def check_database(engine: Engine, path: Path) -> tuple[str, list[str]]:
                 connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # a database in WAL mode gets no -shm then
                 tables, findings = check_integrity(engine, connection, size, newer=may_be_newer(engine, path))
                 return tables, [finding.text for finding in findings]
+        except engine.out_of_memory:
+            raise MemoryError from None
         except engine.errors as error:
             raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
 

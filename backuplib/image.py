@@ -20,6 +20,7 @@ from backuplib.database import (
     written_by_newer,
 )
 from backuplib.files import CHUNK, create_file, write_all
+from backuplib.formatting import megabytes
 from backuplib.gzip_stream import MOST_LAYERS, Unzipper
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.layers import HEAD, begins_like_message, refuse_other_content
@@ -78,8 +79,13 @@ class DatabaseImage:
                     write_all(file, data)
             else:
                 self.buffer.write(data)
-        except (MemoryError, OSError):  # the folder is full
+        except MemoryError:
             raise errors.TooLargeError(self.size - len(data)) from None
+        except OSError as error:
+            raise errors.NoMemoryError(
+                f"the RAM folder is full: {error.strerror} after {megabytes(self.size - len(data))} of the database",
+                hint="Enlarge it (as root: mount -o remount,size=90% /dev/shm), or use a machine with more memory.",
+            ) from None
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[io.FileIO | io.BytesIO]:
@@ -220,6 +226,8 @@ def examined(image: DatabaseImage, engine: Engine, _: object = None) -> dict[str
     try:
         with opened_image(image, engine) as connection:
             return asdict(examine(engine, connection, image.size, newer=newer))
+    except engine.out_of_memory:
+        raise MemoryError from None
     except engine.errors as error:
         raise explain_unreadable(image, engine, error) from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backuplib import errors
-from backuplib.processes import lock_memory
+from backuplib.processes import CAP_IPC_LOCK, lock_memory
 
 # How long looking at a database may take, and a second more for each MB: a hundred times what is usual.
 PATIENCE_SECONDS = 60.0
@@ -30,7 +30,8 @@ ROOM = 512_000_000  # bytes that looking at a database may take beside it
 POLL_SECONDS = 0.1  # how often the parent listens for signals
 
 _NOBODY = 65534
-_CLONE_NEWNET, _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 0x40000000, 1, 38  # linux/sched.h, linux/prctl.h
+_CLONE_NEWNET, _CAPABILITY_VERSION_3 = 0x40000000, 0x20080522  # linux/sched.h, linux/capability.h
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38  # linux/prctl.h
 
 
 class Inspection:
@@ -182,6 +183,16 @@ def _give_up_rights(limits: _Limits, *, unprivileged: bool) -> None:
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)  # no network
         if unprivileged:
-            os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            _become_nobody(libc)
+
+
+def _become_nobody(libc: ctypes.CDLL) -> None:
+    """Keep of root's rights the one to lock memory, without which no more could be allocated: see mlockall(2)."""
+    libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    with contextlib.suppress(PermissionError):  # root without that capability
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    lock = 1 << CAP_IPC_LOCK
+    # Effective, permitted and inheritable capabilities, the lower half of each first.
+    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)(lock, lock, 0, 0, 0, 0))

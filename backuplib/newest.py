@@ -14,6 +14,7 @@ class NewestSQLite(apsw.Connection):
     """A connection under the names that sqlite3 and sqlcipher3 have for what is used of it here."""
 
     Error: ClassVar = apsw.Error
+    NoMemoryError: ClassVar = apsw.NoMemError
     Warning: ClassVar = apsw.ExecTraceAbort  # a second statement in one text, as sqlite3 tells it, too
 
     def __init__(self, name: str, *, isolation_level: None = None, cached_statements: int = 100) -> None:

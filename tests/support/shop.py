@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -379,9 +379,17 @@ def filled_pipe(data: bytes) -> int:
 
 
 def cpu_time(pid: int) -> float:
-    """Seconds of CPU time that a process has taken so far."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Seconds of CPU time that a process and its children have taken so far."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:15]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") + sum(cpu_time_or_none(int(child)) for child in children)
+
+
+def cpu_time_or_none(pid: int) -> float:
+    """The same of a process that may have ended."""
+    with suppress(OSError):
+        return cpu_time(pid)
+    return 0
 
 
 def open_way_to_python() -> None:

@@ -92,7 +92,7 @@ def read_log(log: Path) -> list[Call]:
         match = LINE.match(line)
         if match:
             thread, name, arguments = match.groups()
-            found = [PATH.search(arguments)] if "write" in name else PATH.finditer(arguments)
+            found = [PATH.search(arguments)] if "write" in name or name == "sendfile" else PATH.finditer(arguments)
             paths = tuple(one[1] or one[2] for one in found if one)
             calls.append(Call(int(thread), name, paths, "O_CREAT" in arguments, "(INJECTED)" in line))
     return calls

@@ -10,15 +10,17 @@ import pytest
 
 from backuplib.database import Engine
 from backuplib.errors import (
+    CheckFailedError,
     DamagedDatabaseError,
     DamagedGzipError,
     EmptyBackupError,
+    NoMemoryError,
     NotADatabaseError,
     TooLargeError,
     UnsoundBackupError,
 )
 from backuplib.files import create_file
-from backuplib.image import DatabaseImage, explain_unreadable, opened_image
+from backuplib.image import DatabaseImage, begun_check, explain_unreadable, opened_image
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
 
@@ -120,10 +122,10 @@ def test_image_in_the_ram_folder_is_the_same(content: bytes, tmp_path: Path) -> 
 
 
 @pytest.mark.needs("root", "mount")
-def test_full_ram_folder_is_told_as_a_backup_that_is_too_large(content: bytes, tmp_path: Path) -> None:
+def test_full_ram_folder_is_told_as_such(content: bytes, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=True)
     try:
-        with pytest.raises(TooLargeError):
+        with pytest.raises(NoMemoryError):
             image_of(content, bytes(2 << 20), folder=tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
@@ -189,6 +191,19 @@ def test_wiped_image_lets_go_of_its_memory(content: bytes) -> None:
     image = image_of(content)
     image.wipe()
     assert image.buffer.closed
+
+
+def test_check_that_takes_too_much_memory_says_nothing_about_the_database(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "PRAGMA ignore_check_constraints=ON; CREATE TABLE t (a CHECK (length(hex(zeroblob(499000000))) > a));"
+            "INSERT INTO t VALUES (1)"
+        )
+    image = image_of(path.read_bytes())
+    with begun_check(image, Engine(None)) as (check,), pytest.raises(CheckFailedError) as raised:
+        check.result()
+    assert "memory" in str(raised.value)
 
 
 def test_what_is_no_database_is_told_from_a_damaged_one(content: bytes) -> None:

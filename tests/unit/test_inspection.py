@@ -157,3 +157,31 @@ def test_child_has_no_network_and_no_rights(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         assert inspect(work, unprivileged=True) == ["refused", "refused"]
         assert inspect(work) == ["refused", "allowed"]
+
+
+@pytest.mark.needs("root")
+def test_nobody_may_lock_what_memory_it_takes_and_has_no_other_right() -> None:
+    """What is locked counts against a limit, usually 8 MB, for all others."""
+
+    def work() -> object:
+        taken = bytearray(100 * MB)
+        rights = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if "\t" in line)
+        return [rights["CapEff"], rights["CapPrm"], rights["Uid"].split()[0], len(taken)]
+
+    assert inspect(work, unprivileged=True) == ["0000000000004000", "0000000000004000", "65534", 100 * MB]
+
+
+@pytest.mark.needs("root")
+def test_root_without_capabilities_has_none_to_give_up() -> None:
+    script = (
+        "from backuplib.inspection import Inspection; "
+        "print(Inspection(lambda _: 1, seconds=9, memory=2**28, unprivileged=True).result())"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
