@@ -371,13 +371,17 @@ class Restorer:
         beginning = backup.beginning()
         right: list[Secret | None] = []
 
+        def compare_checksum() -> None:  # one that does not match says more than any other error
+            if backup.verify():
+                self.console.line("✅ Checksum verified")
+
         def use(secret: Secret) -> ImportedKey:
             key = keyring.import_private(secret)
             secret.wipe()
             try:
                 keyring.refuse_unopenable(beginning, backup.size)
             except errors.DecryptionError:
-                backup.verify()  # a checksum that does not match says more
+                compare_checksum()
                 keyring.forget_private()
                 raise
             return key
@@ -388,7 +392,7 @@ class Restorer:
             except errors.WrongPassphraseError:
                 raise
             except errors.DecryptionError:
-                backup.verify()
+                compare_checksum()
                 raise
             right.append(passphrase)
 

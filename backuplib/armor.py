@@ -24,6 +24,7 @@ _KEY_TAGS = frozenset({SECRET_KEY, PUBLIC_KEY, 2, 7, 12, 13, 14, 17, 21})  # of 
 
 PIECE = 1 << 16  # bytes; what tells how something is wrapped must be in the first piece
 MOST_LAYERS = 6
+MOST_NOTES = 8  # long words before base64, which could be its beginning
 LARGEST_KEY = 1 << 24  # bytes, unwrapped
 SHORTEST_KEY = 100  # characters; of what is shorter, which may be a passphrase, no character is named
 
@@ -49,7 +50,7 @@ _OTHERS = {
     r"age-encryption\.org/|AGE-SECRET-KEY-|age1[0-9a-z]{50}": "is of age, not of OpenPGP",
     r"(ssh|ecdsa|sk-ssh)-[\w@.-]+ AAAA|openssh-key-v1|PuTTY-User-Key-File": "is an SSH key, not an OpenPGP key",
     r"(0x)?([0-9A-Fa-f]{4} {0,2}){4,16}$": "is a key ID or fingerprint, not the key itself",
-    r"(~|\.{0,2}/)?[\w./ ~-]*(/|\.(asc|gpg|pgp|key|txt|b64|base64)$)": "is the path of a file, not what is in it",
+    r"((~|\.{1,2})?/[^\n]{1,99}|[\w./ -]{1,99}\.(asc|gpg|pgp|key|txt|b64|base64))$": "is the path of a file",
 }
 
 
@@ -184,7 +185,7 @@ def _from_text(text: Iterator[str], *, of_key: bool) -> Iterator[bytes]:
         if not begin[1].startswith(("PGP ", "CERTIFICATE")):  # the latter is what certutil -encode writes
             raise ArmorError(f"is {begin[1]}, not OpenPGP")
         return _dearmored(head, text, of_key=of_key)
-    starts = [run.start() for run in _RUN.finditer(head)]
+    starts = [run.start() for run in itertools.islice(_RUN.finditer(head), MOST_NOTES)]
     if not _ODD.search(head[: starts[0] if starts else None]):
         starts.insert(0, 0)  # all of it, perhaps wrapped in short lines
     start = next((start for start in starts if _is_wrapping(head[start:])), None)

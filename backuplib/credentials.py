@@ -153,7 +153,8 @@ def _command_output(command: str) -> bytes:
 
 
 def _first_line(data: bytes) -> Secret:
-    return Secret(plain_text(data).partition("\n")[0].removesuffix("\r"))
+    line = plain_text(data).partition("\n")[0].removesuffix("\r")
+    return Secret(line.encode(errors="surrogateescape"))
 
 
 def _try_spellings(passphrase: Secret, attempt: Callable[[Secret | None], None]) -> None:
@@ -162,9 +163,10 @@ def _try_spellings(passphrase: Secret, attempt: Callable[[Secret | None], None])
     :raises WrongPassphraseError: when none is right.
     """
     text = passphrase.reveal_bytes().decode(errors="surrogateescape")
-    *others, last = dict.fromkeys([text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)])
-    for spelling in others:
+    spellings = dict.fromkeys([text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)])
+    *others, last = (Secret(spelling.encode(errors="surrogateescape")) for spelling in spellings)
+    for other in others:
         with contextlib.suppress(WrongPassphraseError):
-            attempt(Secret(spelling))
+            attempt(other)
             return
-    attempt(Secret(last))
+    attempt(last)

@@ -7,7 +7,7 @@ class Secret:
     __slots__ = ("_bytes",)
 
     def __init__(self, value: str | bytes | bytearray) -> None:
-        self._bytes = bytearray(value.encode(errors="surrogateescape") if isinstance(value, str) else value)
+        self._bytes = bytearray(value.encode() if isinstance(value, str) else value)
 
     def reveal(self) -> str:
         """Return the secret as text (UTF-8)."""

@@ -151,9 +151,23 @@ def test_key_that_does_not_fit_is_refused_before_a_passphrase_is_asked_for(
 ) -> None:
     shop, backup = ready(keys.open)
     at = terminal(shop, backup, "--json")
-    type_secret(at, PASTE, keys.other.private_b64 + "\n")
+    for _ in range(2):
+        type_secret(at, PASTE, keys.other.private_b64 + "\n")
     assert at.ended == (4, "wrong-key"), at.output
     assert not shop.is_restored()
+
+
+def test_other_key_than_the_backups_may_be_corrected_before_a_passphrase_is_asked_for(
+    ready: Ready, terminal: StartTerminal, keys: Keys
+) -> None:
+    shop, backup = ready(keys.open)
+    at = terminal(shop, backup, "--force")
+    type_secret(at, PASTE, keys.rsa.private_b64 + "\n")  # which has a passphrase
+    type_secret(at, "wrong private key[^\n]*\r\n.*" + PASTE, keys.open.private_b64 + "\n")
+    assert at.wait() == 0, at.output
+    assert shop.is_restored()
+    assert "2 keys" not in at.output
+    assert f"key {keys.open.fingerprint[:4]}" in at.output
 
 
 # --- the passphrase --------------------------------------------------------------------------------------------------

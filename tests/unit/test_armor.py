@@ -4,16 +4,23 @@ No gpg is run here.
 """
 
 import base64
+import contextlib
 import gzip
+import io
 import random
 import re
+from collections.abc import Callable
 
 import pytest
 
 from backuplib.armor import (
+    ArmorError,
+    Unwrapped,
     _crc24,
     begins_like_key,
     begins_like_message,
+    leads_to_message,
+    recipients,
     unwrap,
 )
 from backuplib.errors import UnusableKeyError
@@ -238,6 +245,7 @@ ODD = {
         LONG_ARMOR[:100] + "é".encode() + LONG_ARMOR[100:],
         "character 101 is U\\+00E9 LATIN",
     ),
+    "base64 without its beginning": (lines(CODE, 76)[77:], "does not begin like OpenPGP"),
     "cut": (CODE[:-40], "ends within a packet"),
     "cut armor": (LONG_ARMOR[:-100], "no END line"),
     "a character lost": (CODE[:80] + CODE[81:], "a character is missing"),
@@ -260,9 +268,99 @@ def test_what_is_no_key_is_refused_saying_what_is_odd(given: bytes, says: str) -
     assert raised.value.__cause__ is None
 
 
+@pytest.mark.parametrize("given", [*WRAPPINGS.values(), KEY], ids=[*WRAPPINGS, "a key that is open"])
+def test_mutated_wrappings_are_read_or_refused_without_a_secret(given: bytes) -> None:
+    """170 mutations of each, 10,000 in all."""
+    luck = random.Random(given)
+    for _ in range(170):
+        mutated = bytearray(given)
+        for _ in range(luck.randint(1, 3)):
+            at, other = sorted(luck.choices(range(len(mutated) + 1), k=2))
+            piece = luck.choice([b"", luck.randbytes(luck.randint(1, 4)), luck.choice(PIECES), mutated[at:other]])
+            mutated[at : luck.choice([at, at, at + 1, other])] = piece
+        raw = bytes(mutated)
+        refusal = None
+        try:
+            decode_private_key(Secret(raw))
+        except UnusableKeyError as error:
+            refusal = error
+        assert refusal is None or not tells(raw, refusal), refusal
+        with contextlib.suppress(ArmorError):
+            message_read(raw)
+
+
+PIECES = [
+    b"\n",
+    b"\r",
+    b"-----",
+    b"=",
+    b"\\n",
+    b"%",
+    b"\x00",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"-----BEGIN PGP ",
+    b": ",
+    b" ",
+]
+
+
 def tells(given: bytes, error: UnusableKeyError) -> bool:
     """Whether five characters in a row that could be secret stand in an error."""
     said = f"{error} {error.hint}"
-    known = "-----BEGIN OPENSSH PRIVATE KEY-----"
-    text = given.decode("latin-1").replace(known, "")
-    return any(text[i : i + 5] in said for i in range(len(text) - 4) if re.fullmatch(r"[\w+/=]{5}", text[i : i + 5]))
+    runs = re.findall(r"[\w+/=]{20,}", given.decode("latin-1"))
+    return any(run[i : i + 5] in said for run in runs for i in range(len(run) - 4))
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+MESSAGE = bytes.fromhex(HEADS["RSA"]) + random.Random(4).randbytes(70_000)
+
+
+def message_read(given: bytes) -> bytes:
+    """Through the stream, in pieces that fit nothing."""
+    stream = Unwrapped(io.BytesIO(given))
+    return b"".join(iter(lambda: stream.read(10_007), b""))
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: data,
+        lambda data: armored(data, "MESSAGE"),
+        lambda data: without_checksum(armored(data, "MESSAGE", headers="Version: GnuPG v2", end="\r\n")),
+        lambda data: b"From: a@example.org\n\n" + armored(data, "MESSAGE") + b"\n-- \nJoe",
+        lambda data: armored(data, "MESSAGE", end="\\n"),
+        lambda data: armored(data, "MESSAGE", end="\r"),
+        lambda data: armored(data, "MESSAGE").decode().encode("utf-16"),
+        lambda data: re.sub(rb"(?m)^", b"> ", armored(data, "MESSAGE")),
+        lambda data: armored(data, "MESSAGE").replace(b"--", "\u2014".encode()),
+        base64.encodebytes,
+        lambda data: base64.b64encode(armored(data, "MESSAGE")),
+    ],
+    ids=["binary", "armor", "CRLF", "mail", "literal \\n", "CR", "UTF-16", "quoted", "dashes", "base64", "twice"],
+)
+def test_message_is_read_in_pieces_whatever_it_is_wrapped_in(wrap: Callable[[bytes], bytes], extra: int) -> None:
+    data = MESSAGE + bytes(extra)
+    assert message_read(wrap(data)) == data
+    assert leads_to_message(wrap(data)[:5000]) == (wrap(data) != data)
+    assert recipients(wrap(data)[:5000]) == ["FBCF2CAAF1012106"]
+
+
+def test_odd_character_in_a_message_is_told_with_its_place() -> None:
+    armor = armored(MESSAGE, "MESSAGE")
+    with pytest.raises(ArmorError, match=r"character 80001 is '\$'"):
+        message_read(armor[:80_000] + b"$" + armor[80_000:])
+
+
+def test_beginning_of_a_message_is_read_as_far_as_it_goes() -> None:
+    armor = armored(MESSAGE, "MESSAGE")
+    for size in range(1000, 1010):
+        assert MESSAGE.startswith(message_read(armor[:size]))
+
+
+def test_key_or_database_is_no_message_in_a_wrapping() -> None:
+    for head in (KEY, ARMOR, MESSAGE, b"SQLite format 3\0" + bytes(4000), random.Random(5).randbytes(4096)):
+        assert not leads_to_message(head)
+    assert recipients(bytes.fromhex(OTHER_HEADS["passphrase"])) == []

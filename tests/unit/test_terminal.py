@@ -38,7 +38,7 @@ PUBLIC_ARMOR = ARMOR.replace(b"PRIVATE", b"PUBLIC").replace(WRAPPED, base64.b64e
         (ARMOR[:-30], None),
         (PUBLIC_ARMOR + b"\n", None),
         (PUBLIC_ARMOR + b"\n" + ARMOR + b"\n", PUBLIC_ARMOR + b"\n" + ARMOR + b"\n"),
-        (ARMOR + b"\n" + PUBLIC_ARMOR[:90], ARMOR + b"\n"),
+        (ARMOR + b"\n" + PUBLIC_ARMOR[:20], ARMOR + b"\n"),
         (b"the key of the shop:\n" + ARMOR + b"\n", b"the key of the shop:\n" + ARMOR + b"\n"),
         (LINE + b"\nrm -rf $HOME\nls", LINE + b"\n"),
         (b"\x1b[200~" + LINE.replace(b"\n", b"\r") + b"\x1b[201~\r", LINE + b"\n"),
