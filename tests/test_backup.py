@@ -1,5 +1,6 @@
 """Backups: consistent while the bot writes, readable with standard tools, encrypted on every way they take."""
 
+import base64
 import gzip
 import os
 import re
@@ -215,7 +216,8 @@ def test_command_prints_the_path_alone_and_files_are_0600_under_any_umask(shop: 
 def test_output_that_nobody_gets_does_not_change_how_a_command_ends(shop: Shop, to: str) -> None:
     silent = ("bash", "-c", f'"$@" {to}; exit ${{PIPESTATUS[0]}}', "bash")
     done = shop.run("database_backup.py", "create", wrapper=silent)
-    assert (done.code, done.text) == (0, "")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.count("\n") == 1  # who can open it
     assert len(list(shop.backups.glob("*.sha256"))) == 1
     assert shop.run("database_backup.py", "list", wrapper=silent).code == 0
     assert shop.run("database_backup.py", "verify", "no-such-file", wrapper=silent).code == 3
@@ -388,20 +390,6 @@ def test_missing_data_folder_is_refused_by_name(shop: Shop) -> None:
     assert "DATA_DIR" in said
 
 
-def test_expired_public_key_is_refused_by_name(make_shop: MakeShop, gpg: GpgHome) -> None:
-    shop = make_shop("sqlite")
-    expired = gpg.generate(ECC, "expired-for-backup", None, "Expire-Date: 30d\n", IN_2020)
-    said = refused(create(shop, PGP_PUBLIC_KEY_BASE64=expired.public_b64), shop)
-    assert "expired" in said
-    assert "PGP_PUBLIC_KEY_BASE64" in said
-
-
-def test_public_key_that_cannot_encrypt_is_refused_by_name(make_shop: MakeShop, gpg: GpgHome) -> None:
-    shop = make_shop("sqlite")
-    key = gpg.generate("Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign\n", "signs-only", None)
-    assert "PGP_PUBLIC_KEY_BASE64" in refused(create(shop, PGP_PUBLIC_KEY_BASE64=key.public_b64), shop)
-
-
 def test_what_is_no_public_key_is_refused_by_name(make_shop: MakeShop, keys: Keys) -> None:
     shop = make_shop("sqlite")
     for value in (keys.open.private_b64, "bm90IGEga2V5"):
@@ -434,12 +422,47 @@ def test_list_shows_newest_first_with_size_encryption_and_checksum(shop: Shop) -
     done = shop.run("database_backup.py", "list")
     assert done.code == 0
     _, heading, *lines = done.out.splitlines()
-    assert heading.split() == ["age", "size", "content", "checksum", "name"]
+    assert heading.split() == ["age", "size", "key", "ID", "checksum", "name"]
     for path, line in zip((bare, damaged, encrypted, plain), lines, strict=True):
         assert line.endswith(path.name)
     assert ["PLAIN" in line for line in lines] == [False, False, False, True]
     assert [line.split()[-2] for line in lines] == ["none", "MISMATCH", "ok", "ok"]
     assert all(re.search(r"\d (kB|bytes)", line) for line in lines)
+
+
+def test_create_names_who_can_open_it_and_the_list_shows_that(shop: Shop, gpg: GpgHome, keys: Keys) -> None:
+    both = gpg.run("--export", keys.rsa.fingerprint, keys.other.fingerprint)
+    done = create(shop, PGP_PUBLIC_KEY_BASE64=base64.b64encode(both).decode())
+    ids = re.findall(r"key ID ([0-9A-F]{16}): (\w+)", done.err)
+    assert [name for _, name in ids] == ["shop", "other"]
+    copy = shop.backups / "from the bot's host.asc"
+    copy.write_bytes(gpg.encrypt(b"x", "--armor", "--recipient", keys.open.fingerprint))
+    listed = {
+        Path(item["path"]).name: item for item in shop.run("restore_backup.py", "--list", "--json").report["backups"]
+    }
+    assert listed[Path(done.out.strip()).name]["key_ids"] == [key_id for key_id, _ in ids]
+    assert listed[copy.name]["encrypted"]
+    assert len(listed[copy.name]["key_ids"]) == 1
+
+
+@pytest.mark.parametrize("state", ["expired", "revoked", "cannot encrypt"])
+def test_public_key_that_cannot_encrypt_is_refused_by_name(shop: Shop, state: str) -> None:
+    with gpg_home() as home:
+        if state == "expired":
+            key = home.generate(ECC, "gone", None, "Expire-Date: 30d\n", IN_2020)
+        elif state == "revoked":
+            key = home.generate(ECC, "gone", None)
+            revocation = (home.path / f"openpgp-revocs.d/{key.fingerprint}.rev").read_text()
+            home.run("--import", stdin=revocation.replace(":-----BEGIN", "-----BEGIN").encode())
+            key = home.export("gone", None)
+        else:
+            key = home.generate("Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign\n", "gone", None)
+    before = shop.snapshot()
+    done = create(shop, PGP_PUBLIC_KEY_BASE64=key.public_b64)
+    assert done.code == 3, done.text
+    assert key.fingerprint[-16:] in done.err
+    assert {"cannot encrypt": "no part that encrypts"}.get(state, state) in done.err
+    assert shop.snapshot() == before
 
 
 def test_verify_says_how_far_it_went(shop: Shop) -> None:

@@ -20,10 +20,12 @@ from backuplib.armor import (
     begins_like_key,
     begins_like_message,
     leads_to_message,
+    message_in,
     unwrap,
 )
 from backuplib.errors import UnusableKeyError
 from backuplib.openpgp import decode_private_key
+from backuplib.packets import read_message
 from backuplib.secret import Secret
 
 # --- beginnings ------------------------------------------------------------------------------------------------------
@@ -344,6 +346,7 @@ def test_message_is_read_in_pieces_whatever_it_is_wrapped_in(wrap: Callable[[byt
     data = MESSAGE + bytes(extra)
     assert message_read(wrap(data)) == data
     assert leads_to_message(wrap(data)[:5000]) == (wrap(data) != data)
+    assert read_message(message_in(wrap(data)[:5000])).recipients == ("FBCF2CAAF1012106",)
 
 
 def test_odd_character_in_a_message_is_told_with_its_place() -> None:
@@ -361,3 +364,4 @@ def test_beginning_of_a_message_is_read_as_far_as_it_goes() -> None:
 def test_key_or_database_is_no_message_in_a_wrapping() -> None:
     for head in (KEY, ARMOR, MESSAGE, b"SQLite format 3\0" + bytes(4000), random.Random(5).randbytes(4096)):
         assert not leads_to_message(head)
+    assert message_in(b"no message") == b""
