@@ -130,7 +130,7 @@ class _Values:
             return armor.unwrap(value.encode(errors="surrogateescape"))
         except armor.ArmorError as error:
             raise WrongSettingError(
-                f"PGP_PUBLIC_KEY_BASE64, {value.strip()[:12]!r}…, {error}",
+                f"PGP_PUBLIC_KEY_BASE64 {error}",
                 hint="Set it to the output of: gpg --armor --export KEY-ID | base64 -w0",
             ) from None
 

@@ -410,6 +410,7 @@ def _command_line() -> argparse.ArgumentParser:
     create = commands.add_parser("create", help="make a backup and print its path")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
+    create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
         "file", type=Path
@@ -443,8 +444,9 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         enter_private_mounts()
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
-        for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
-            console.line(line)
+        if not arguments.quiet:
+            for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
+                console.line(line)
         console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")

@@ -217,7 +217,7 @@ def test_output_that_nobody_gets_does_not_change_how_a_command_ends(shop: Shop, 
     silent = ("bash", "-c", f'"$@" {to}; exit ${{PIPESTATUS[0]}}', "bash")
     done = shop.run("database_backup.py", "create", wrapper=silent)
     assert (done.code, done.out) == (0, "")
-    assert done.err.count("\n") == 1  # who can open it
+    assert done.err.count("\n") == (not to.startswith("2"))  # who can open it
     assert len(list(shop.backups.glob("*.sha256"))) == 1
     assert shop.run("database_backup.py", "list", wrapper=silent).code == 0
     assert shop.run("database_backup.py", "verify", "no-such-file", wrapper=silent).code == 3

@@ -289,12 +289,14 @@ def test_database_that_cannot_be_looked_at_is_not_taken_for_an_exchanged_one(mak
         killed(stage, *kill)
         hit = Hit("newfstatat", when, "error=EIO", (str(stage.shop.db_path),))
         done = stage.shop.restore("--recover", wrapper=strace(stage.log, [hit], LOOKING))
-        assert "(INJECTED)" in stage.log.read_text(errors="replace")
+        if "(INJECTED)" not in stage.log.read_text(errors="replace"):
+            break
         assert done.code in {0, 3, 20}, done.text
         assert done.code == 0 or "shop.db: Input/output error" in done.error["message"], done.text
         codes.add(done.code)
         assert stage.plain_recover().code == 0
         assert stage.outcome()
+    assert when > 4
     assert codes > {0}
 
 

@@ -194,6 +194,7 @@ def test_block_on_a_terminal(host: Host, ssh_terminal: SshTerminal) -> None:
     client.send("y\n")
     client.expect("Database restored successfully")
     client.expect("to undo")
+    client.expect(r"[#$] ")  # what is typed before is thrown away
     client.send("exit\n")
     client.wait()
     assert host.is_restored()
