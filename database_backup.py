@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import logging
@@ -28,9 +29,18 @@ from backuplib import errors, files
 from backuplib.armor import Readable
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
 from backuplib.console import Console, Report
-from backuplib.database import Engine, check_database, database_files, refuse_irregular, sidecars, size_of_files
+from backuplib.database import (
+    Engine,
+    begun_check_of,
+    check_database,
+    database_files,
+    refuse_irregular,
+    sidecars,
+    size_of_files,
+)
 from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
+from backuplib.inspection import Inspection
 from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Recipient
@@ -109,8 +119,9 @@ class DatabaseBackup:
                     f"cannot read {self.db_path} as a {self._engine.name} database: {error}",
                     hint="Check DB_ENCRYPTION and DB_PASS in .env.",
                 ) from None
-            self._check_copy(copy)
-            return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt)
+            with contextlib.closing(begun_check_of(self._engine, copy)) as check:  # beside compression and encryption
+                prove = functools.partial(self._say_or_refuse, check)
+                return self._store(copy, ".db", ram, compress=compress, encrypt=encrypt, prove=prove)
 
     def recipients(self) -> list[Recipient]:
         """Return the public keys that backups are encrypted to.
@@ -279,10 +290,10 @@ class DatabaseBackup:
             connection.execute("PRAGMA schema_version").fetchone()
         return True
 
-    def _check_copy(self, copy: Path) -> None:
-        """Check a copy as a restore would; what takes something that only the bot has is said, and is no damage."""
+    def _say_or_refuse(self, check: Inspection) -> None:
+        """Wait for the check of a copy, which is that of a restore, and say what it found; refuse what is damaged."""
         try:
-            _, found = check_database(self._engine, copy)
+            _, found = check.result()
         except errors.UnsoundBackupError as error:
             raise errors.DatabaseUnsoundError(
                 f"{self.db_path}: {shortened(str(error), 200)}",
@@ -302,8 +313,20 @@ class DatabaseBackup:
                     tar.add(path, arcname=path.name, recursive=False)
         return True
 
-    def _store(self, copy: Path, kind: str, ram: RamFolder, *, compress: bool = True, encrypt: bool = True) -> Path:
-        """Compress, encrypt and write a file in the RAM folder as a new backup."""
+    def _store(
+        self,
+        copy: Path,
+        kind: str,
+        ram: RamFolder,
+        *,
+        compress: bool = True,
+        encrypt: bool = True,
+        prove: Callable[[], object] = lambda: None,
+    ) -> Path:
+        """Compress, encrypt and write a file in the RAM folder as a new backup.
+
+        :param prove: raises what keeps it from being a backup; called before it gets its name.
+        """
         key = self._settings.public_key if encrypt else None
         if encrypt and not key:
             logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
@@ -314,6 +337,7 @@ class DatabaseBackup:
             with self._temporary() as target, self._temporary() as checksum:
                 digest = self._write(copy, target, ram, compress=compress, key=key)
                 os.fsync(target.fileno())
+                prove()
                 return self._publish(target, checksum, suffix, digest)
         except OSError as error:
             raise errors.BackupFailedError(

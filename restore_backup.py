@@ -503,10 +503,10 @@ class Restorer:
         :raises UnsoundBackupError: saying what is wrong with it.
         """
         with self.report.phase("check"), self.console.step("🔎 Integrity check...") as step:
-            contents = Contents.from_json(check[0].result(self.signals.check))
+            whole, beside = check
+            contents = Contents.from_json(whole.result(self.signals.check))
             contents.refuse_unsound()
-            for look in check[1:]:
-                look.result(self.signals.check)
+            contents = contents.with_findings(beside.result(self.signals.check))
             step.done(f"ok, {plural(contents.tables, 'table')}")
         for finding in contents.findings[:MOST_FINDINGS]:
             self.report.warn(finding.text)

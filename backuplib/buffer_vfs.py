@@ -21,13 +21,13 @@ class _File:
     def __init__(self, view: memoryview) -> None:
         self._view = view
 
-    def xRead(self, amount: int, offset: int) -> bytes:
-        piece = bytes(self._view[offset : offset + amount])
+    def xRead(self, amount: int, offset: int) -> bytes | memoryview:
+        piece = self._view[offset : offset + amount]
         if offset or amount < JOURNAL_BYTES.stop:
             return piece
         # A database with the WAL flag needs a -wal and a -shm: it is not set in what SQLite reads.
-        flags = piece[JOURNAL_BYTES].replace(b"\2", b"\1")
-        return piece[: JOURNAL_BYTES.start] + flags + piece[JOURNAL_BYTES.stop :]
+        flags = bytes(piece[JOURNAL_BYTES]).replace(b"\2", b"\1")
+        return bytes(piece[: JOURNAL_BYTES.start]) + flags + bytes(piece[JOURNAL_BYTES.stop :])
 
     def xFileSize(self) -> int:
         return len(self._view)

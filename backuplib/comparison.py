@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class Contents:
         """Make it of what :func:`dataclasses.asdict` made of one in another process."""
         return cls(**data | {"findings": tuple(Finding(**finding) for finding in data["findings"])})
 
+    def with_findings(self, more: Iterable[dict[str, Any]]) -> Contents:
+        """Return the same with more findings, as JSON holds them."""
+        return replace(self, findings=(*self.findings, *(Finding(**finding) for finding in more)))
+
     def refuse_unsound(self) -> None:
         """Refuse, with UnsoundBackupError, what was found to be damaged, or has no table."""
         refuse_damaged(self.findings)
@@ -62,7 +66,13 @@ def only_counting(action: int, _first: str | None, name: str | None, _database: 
 
 
 def examine(
-    engine: Engine, connection: Any, size: int | None, *, newer: bool = False, in_slices: bool = False
+    engine: Engine,
+    connection: Any,
+    size: int | None,
+    *,
+    newer: bool = False,
+    foreign_keys: bool = True,
+    in_slices: bool = False,
 ) -> Contents:
     """Check a database that is open, and return what it holds with what was found; no rows where it is damaged.
 
@@ -71,7 +81,8 @@ def examine(
     :param newer: its schema may take a newer SQLite than ours.
     :raises: the errors of the engine, when it is so damaged that it cannot be opened, or is locked.
     """
-    tables, findings = find_all(connection, size, encrypted=engine.db_pass is not None, newer=newer)
+    encrypted = engine.db_pass is not None
+    tables, findings = find_all(connection, size, encrypted=encrypted, newer=newer, foreign_keys=foreign_keys)
     if is_damaged(findings):
         return Contents({}, {}, 0, tables, tuple(findings))
     contents = read_contents(connection, engine.errors, in_slices=in_slices)
@@ -260,7 +271,7 @@ def _look_at_live(engine: Engine, database: Path) -> Look:
         connection.execute("PRAGMA schema_version").fetchall()
         wal = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"  # its readers hold nobody up
         if wal or database.stat().st_size <= CHECKED_AT_ONCE:
-            contents = examine(engine, connection, None, newer=True, in_slices=not wal)
+            contents = examine(engine, connection, None, newer=True, foreign_keys=False, in_slices=not wal)
             contents.refuse_unsound()
             checked = "ok"
         else:

@@ -233,6 +233,12 @@ def check_database(engine: Engine, path: Path) -> tuple[str, list[str]]:
 
     :raises UnsoundBackupError: when it is not sound, or could not be checked.
     """
+    tables, found = begun_check_of(engine, path).result()
+    return f"database ok, {plural(tables, 'table')}", found
+
+
+def begun_check_of(engine: Engine, path: Path) -> Inspection:
+    """Begin what :func:`check_database` does; the result is the number of tables, and what else was found."""
     size = path.stat().st_size
     engine.prepare(path)
 
@@ -247,8 +253,7 @@ def check_database(engine: Engine, path: Path) -> tuple[str, list[str]]:
         except engine.errors as error:
             raise UnsoundBackupError(f"not a sound {engine.name} database: {error}") from None
 
-    tables, found = Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM).result()
-    return f"database ok, {plural(tables, 'table')}", found
+    return Inspection(work, seconds=PATIENCE_SECONDS + size / 1e6, memory=size + ROOM)
 
 
 def check_integrity(
@@ -277,11 +282,12 @@ def find_all(
     *,
     encrypted: bool,
     newer: bool = False,
+    foreign_keys: bool = True,
     placeholders: Placeholders | None = None,
 ) -> tuple[int, list[Finding]]:
     """Look at size, structure and content of an open database; return the number of its tables, and what was found.
 
-    :param size: bytes of its file; None while somebody may write to it, whose foreign keys are not looked at either.
+    :param size: bytes of its file; None while somebody may write to it.
     :returns: no tables when it is damaged.
     """
     connection.execute("PRAGMA writable_schema = ON")  # else nothing can be asked where the schema cannot be read
@@ -295,7 +301,7 @@ def find_all(
         missing = (pages * page_size - size) / page_size
         what = missing_pages_text(missing) if missing > 0 else f"it is {plural(-missing, 'page')} too long"
         return 0, [Finding(STRUCTURE, what)]
-    findings = find(connection, newer=newer, content=size is not None, placeholders=placeholders)
+    findings = find(connection, newer=newer, content=foreign_keys, placeholders=placeholders)
     if is_damaged(findings):
         return 0, findings
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()

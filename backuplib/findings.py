@@ -158,6 +158,11 @@ def find(
         return [Finding(STRUCTURE, "a page cannot be decrypted, or there is too little memory")]
 
 
+def find_foreign_keys(connection: Any, *, newer: bool = False) -> list[Finding]:
+    """Return which tables of a sound database refer to rows that are not there; see :func:`find`."""
+    return _Check(connection, Placeholders(connection), newer=newer).foreign_keys()
+
+
 # --- the check -------------------------------------------------------------------------------------------------------
 
 

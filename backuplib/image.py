@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from backuplib.database import (
     written_by_newer,
 )
 from backuplib.files import CHUNK, create_file, write_all
+from backuplib.findings import find_foreign_keys
 from backuplib.formatting import megabytes
 from backuplib.gzip_stream import MOST_LAYERS, Unzipper
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
@@ -178,8 +180,15 @@ class DatabaseImage:
 
 
 @contextlib.contextmanager
-def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
-    """Open a database image for checking, where it lies: SQLite in the buffer, SQLCipher in the RAM folder."""
+def opened_image(image: DatabaseImage, engine: Engine, *, beside: bool = False) -> Iterator[Any]:
+    """Open a database image for checking, where it lies: SQLite in the buffer, SQLCipher in the RAM folder.
+
+    :param beside: another connection may check it at the same time; CHECK constraints are for that one.
+    """
+    if image.path and beside:
+        with contextlib.closing(engine.look(image.path, immutable=True)) as connection:
+            yield connection
+        return
     if image.path:
         # not as read-only: see opened_buffer
         with contextlib.closing(engine.look(image.path, mode="rw")) as connection:
@@ -194,9 +203,7 @@ def opened_image(image: DatabaseImage, engine: Engine) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspection]]:
-    """Check an image in a child, or in two with SQLCipher; to be called before any thread starts.
-
-    The first one's result is what :func:`examined` returns.
+    """Check an image in two children, with :func:`examined` and :func:`examined_beside`, before any thread starts.
 
     :raises UnsoundBackupError: when the image is not whole.
     """
@@ -207,7 +214,7 @@ def begun_check(image: DatabaseImage, engine: Engine) -> Iterator[list[Inspectio
 
     with contextlib.ExitStack() as running:
         begun = []
-        for work in (examined, check_image_pages)[: 2 if image.path else 1]:
+        for work in (examined, examined_beside):
             look = functools.partial(work, image, engine)
             largest = 16 * image.size if image.path else 0  # of the probe
             begun.append(
@@ -222,20 +229,33 @@ def examined(image: DatabaseImage, engine: Engine, _: object = None) -> dict[str
 
     :raises UnsoundBackupError: saying what is wrong with it.
     """
-    newer = image.path is not None or written_by_newer(image.header)
+    with _explained(image, engine), opened_image(image, engine) as connection:
+        return asdict(examine(engine, connection, image.size, newer=_may_be_newer(image), foreign_keys=False))
+
+
+def examined_beside(image: DatabaseImage, engine: Engine, _: object = None) -> list[dict[str, Any]]:
+    """Return the findings about foreign keys; SQLCipher's pages are checked, too.
+
+    :raises UnsoundBackupError: when one is not authentic; what is wrong otherwise is told by :func:`examined`.
+    """
+    with _explained(image, engine), opened_image(image, engine, beside=True) as connection:
+        if image.path:
+            check_pages(connection)
+        return [asdict(finding) for finding in find_foreign_keys(connection, newer=_may_be_newer(image))]
+
+
+def _may_be_newer(image: DatabaseImage) -> bool:
+    return image.path is not None or written_by_newer(image.header)
+
+
+@contextlib.contextmanager
+def _explained(image: DatabaseImage, engine: Engine) -> Iterator[None]:
     try:
-        with opened_image(image, engine) as connection:
-            return asdict(examine(engine, connection, image.size, newer=newer))
+        yield
     except engine.out_of_memory:
         raise MemoryError from None
     except engine.errors as error:
         raise explain_unreadable(image, engine, error) from None
-
-
-def check_image_pages(image: DatabaseImage, engine: Engine, _: object = None) -> None:
-    """Check the pages of a SQLCipher image, over a connection of its own; the other check tells what cannot be read."""
-    with contextlib.suppress(*engine.errors), opened_image(image, engine) as connection:
-        check_pages(connection)
 
 
 def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -> errors.UnsoundBackupError:
@@ -250,7 +270,7 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     if not image.path:
         return errors.DamagedDatabaseError(f"the database is corrupted: {error}")
     with (
-        image.probe(image.path.with_suffix(".probe")) as probe,
+        image.probe(image.path.with_suffix(f".{os.getpid()}")) as probe,
         contextlib.suppress(*engine.errors),
         contextlib.closing(engine.connect(probe, mode="ro", immutable=True)) as connection,
     ):
