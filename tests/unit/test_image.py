@@ -167,6 +167,27 @@ def test_journal_mode_is_set_in_the_first_page_alone(content: bytes, engine: Eng
                 assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_pages_that_nothing_refers_to_are_checked_beside(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    path.touch()
+    with closing(CIPHER.connect(path)) as connection:
+        connection.executescript(
+            f"PRAGMA journal_mode={mode}; CREATE TABLE t (a); CREATE TABLE u (a);"
+            "INSERT INTO u VALUES (randomblob(40000)); DROP TABLE u"
+        )
+    content = path.read_bytes()
+    free = len(content) - 4096 + 100
+    damaged = content[:free] + bytes([content[free] ^ 1]) + content[free + 1 :]
+    with RamFolder() as ram:
+        with begun_check(image_of(content, folder=ram.path), CIPHER) as (whole, beside):
+            assert (whole.result()["tables"], beside.result()) == (1, [])
+        with begun_check(image_of(damaged, folder=ram.path), CIPHER) as (whole, beside):
+            assert whole.result()["tables"] == 1
+            with pytest.raises(UnsoundBackupError):
+                beside.result()
+
+
 def written(image: DatabaseImage, path: Path) -> bytes:
     """What is written of it, and proved."""
     with create_file(path) as file:
@@ -201,7 +222,7 @@ def test_check_that_takes_too_much_memory_says_nothing_about_the_database(tmp_pa
             "INSERT INTO t VALUES (1)"
         )
     image = image_of(path.read_bytes())
-    with begun_check(image, Engine(None)) as (check,), pytest.raises(CheckFailedError) as raised:
+    with begun_check(image, Engine(None)) as (check, _), pytest.raises(CheckFailedError) as raised:
         check.result()
     assert "memory" in str(raised.value)
 
