@@ -116,23 +116,24 @@ def spare_half_a_matrix(items: list[pytest.Item]) -> None:
 
 
 def spare_a_mode(items: list[pytest.Item]) -> None:
-    """A case of both modes runs in one of them every day, a third of the cases in SQLCipher; in the other it is deep.
+    """A case of both modes runs in one of them every day, a third of the cases in SQLCipher.
 
+    In the other it is deep, or, for half of the cases, long.
     SQLCipher makes a key of the passphrase whenever it opens a database, which is most of what such a run takes.
     """
     cases: dict[tuple[str, str], dict[str, pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            others = dict(item.callspec.params)
-            if mode := others.pop("mode", None):
-                cases.setdefault((item.nodeid.partition("[")[0], repr(others)), {})[str(mode)] = item
+            params = dict(item.callspec.params)
+            if mode := params.pop("mode", None):
+                cases.setdefault((item.nodeid.partition("[")[0], repr(params)), {})[str(mode)] = item
     turns: Counter[str] = Counter()
     for (test, _), in_mode in cases.items():
         if len(in_mode) == 2:
             turns[test] += 1
             every_day = "sqlcipher" if (crc32(test.encode()) + turns[test]) % 3 == 0 else "sqlite"
             for mode in in_mode.keys() - {every_day}:
-                in_mode[mode].add_marker("deep")
+                in_mode[mode].add_marker("deep" if turns[test] % 2 else "long")
 
 
 # A skip is a failure in CI.

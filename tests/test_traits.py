@@ -384,8 +384,14 @@ def test_other_cipher_settings_are_told_as_that_and_never_as_no_encryption(setti
 
 
 DAILY = {"WAL", "STRICT", "FTS5", "NULL against NOT NULL", "collation of the bot", "1_000"}
+LONG = {("10,000 tables", "sqlcipher"), ("10,000 tables", "dump")}
 CASES = [
-    pytest.param(name, form, id=f"{name}, {form}", marks=[] if name in DAILY else [pytest.mark.deep])
+    pytest.param(
+        name,
+        form,
+        id=f"{name}, {form}",
+        marks=[] if name in DAILY else [pytest.mark.long if (name, form) in LONG else pytest.mark.deep],
+    )
     for name, trait in TRAITS.items()
     for form in trait.forms
 ]
