@@ -189,8 +189,6 @@ WRONG = [
     ("DB_BACKUP_RETENTION_DAYS", "-1", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "1.5", "number"),
     ("DB_BACKUP_RETENTION_DAYS", "٣", "number"),
-    ("PGP_PUBLIC_KEY_BASE64", "not*base64", "gpg --armor --export"),
-    ("PGP_PUBLIC_KEY_BASE64", "Schlüssel", "gpg --armor --export"),
 ]
 
 
@@ -202,6 +200,15 @@ def test_wrong_setting_is_named_with_its_value_and_what_would_be_right(
     assert name in said
     assert value in said
     assert right in said
+
+
+@pytest.mark.parametrize("value", ["not*base64", "Schlüssel"])
+def test_wrong_public_key_is_named_without_its_value(tmp_path: Path, value: str) -> None:
+    """Somebody may have put a private one there, or a passphrase."""
+    said = refused(tmp_path, PGP_PUBLIC_KEY_BASE64=value)
+    assert "PGP_PUBLIC_KEY_BASE64" in said
+    assert "gpg --armor --export" in said
+    assert value not in said
 
 
 @pytest.mark.parametrize("environ", [{}, {"DB_PASS": ""}])

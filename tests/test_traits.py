@@ -316,10 +316,22 @@ def database(trait: Trait, folder: Path, passphrase: str | None) -> bytes:
     return trait.edit(path.read_bytes())
 
 
+class _Dumped:
+    """A connection, and its cursor, as Python's dump wants them."""
+
+    row_factory = None
+
+    def __init__(self, connection: Any) -> None:
+        self.execute = connection.execute
+
+    def cursor(self) -> Any:
+        return self
+
+
 def dump(trait: Trait, folder: Path) -> bytes:
     """As Python writes it, from the schema as it is before ``then``; that is put in as text."""
     with made(Trait(trait.sql), folder / "dumped.db", None) as connection:
-        text = "\n".join(_iterdump(connection))
+        text = "\n".join(_iterdump(_Dumped(connection)))
         for name, sql in trait.then.items():
             (old,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
             in_literal = sql.startswith("CREATE VIRTUAL")

@@ -269,6 +269,7 @@ def test_what_is_no_key_is_refused_saying_what_is_odd(given: bytes, says: str) -
     assert raised.value.__cause__ is None
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("given", [*WRAPPINGS.values(), KEY], ids=[*WRAPPINGS, "a key that is open"])
 def test_mutated_wrappings_are_read_or_refused_without_a_secret(given: bytes) -> None:
     """170 mutations of each, 10,000 in all."""
