@@ -246,7 +246,11 @@ def saved_files(backup: Path) -> Files:
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     ("mode", "spoil", "look"),
-    [("sqlite", noise, main_file), ("sqlite", emptied_beside_wal, files), ("sqlcipher", other_passphrase, other_rows)],
+    [
+        pytest.param("sqlite", noise, main_file, marks=pytest.mark.long),
+        ("sqlite", emptied_beside_wal, files),
+        ("sqlcipher", other_passphrase, other_rows),
+    ],
     ids=["noise", "emptied beside WAL", "other passphrase"],
 )
 @pytest.mark.parametrize("count", [6, pytest.param(None, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
