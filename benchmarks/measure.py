@@ -135,5 +135,7 @@ def _tmpfs_use(pid: int) -> int:
                 device, status = os.stat(path).st_dev, os.statvfs(path)
             except OSError:
                 continue
+            if f"{os.major(device)}:{os.minor(device)}" != fields.split()[2]:  # unmounted meanwhile
+                continue
             used[device] = (status.f_blocks - status.f_bfree) * status.f_frsize
     return sum(used.values())
