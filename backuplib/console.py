@@ -167,7 +167,7 @@ class Console:
             columns += [rich.TimeRemainingColumn(compact=True)]
         else:
             columns += [rich.TimeElapsedColumn()]
-        console = RichConsole(file=self._stream)  # type: ignore[arg-type]
+        console = RichConsole(file=self._stream)  # type: ignore[arg-type]  # it has what rich calls
         with rich.Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
             task = progress.add_task(step.label, total=total)
             step.progress = lambda done: progress.update(task, completed=done)

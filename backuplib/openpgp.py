@@ -320,7 +320,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     """
     import gnupg
 
-    class Crypt(gnupg.Crypt):  # type: ignore[misc]
+    class Crypt(gnupg.Crypt):  # type: ignore[misc]  # it has no types
         """Keeps every status line: python-gnupg drops those about authentication."""
 
         def __init__(self, gpg: Any) -> None:
@@ -334,7 +334,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
             with contextlib.suppress(ValueError, LookupError):  # it fails on status lines of corrupted messages
                 super().handle_status(key, value)
 
-    class Gpg(gnupg.GPG):  # type: ignore[misc]
+    class Gpg(gnupg.GPG):  # type: ignore[misc]  # it has no types
         buffer_size = 1 << 16  # larger pieces make isal slower
         result_map = gnupg.GPG.result_map | {"crypt": Crypt}
         process: Popen[bytes] | None = None

@@ -221,7 +221,7 @@ def _secret_state(secret: bytes, version: int) -> str:
 
 
 def _key_id(public: bytes, version: int) -> str:
-    if version == 4:
+    if version == 4:  # RFC 9580, section 5.5.4.2: a name, no protection
         return hashlib.sha1(b"\x99" + len(public).to_bytes(2) + public).digest()[-8:].hex().upper()  # noqa: S324
     if version in (5, 6):
         prefix = b"\x9a" if version == 5 else b"\x9b"

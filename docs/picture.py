@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rich.cells import chop_cells  # noqa: E402
+from rich.cells import chop_cells  # noqa: E402 - beside the others, after the path is set
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
 

@@ -514,6 +514,13 @@ def test_verify_only_works_without_a_live_database(shop: Shop, keys: Keys) -> No
     assert list(shop.db_path.parent.iterdir()) == []
 
 
+def test_rows_that_refer_to_nothing_are_told_and_no_reason_to_refuse(shop: Shop, keys: Keys) -> None:
+    shop.change_data()  # without the items of the orders that it removes
+    done = shop.restore(shop.create_backup(), "--verify-only", key=keys.rsa)
+    assert done.code == 0, done.text
+    assert "table items: 126 rows with a foreign key to no row of orders" in done.report["warnings"]
+
+
 def test_operator_sees_what_will_be_lost(shop: Shop, keys: Keys) -> None:
     backup = shop.create_backup()
     shop.change_data()
