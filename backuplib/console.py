@@ -109,7 +109,8 @@ class Console:
             folder.mkdir(parents=True, exist_ok=True)
             self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
         except OSError as error:
-            self.line(f"⚠️  No log file: {path}: {error.strerror}")
+            hint = errors.writing_hint(error, folder, "")
+            self.line(f"⚠️  No log file: {path}: {error.strerror}{'. ' if hint else ''}{hint}")
             return None
         return path
 

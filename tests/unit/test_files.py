@@ -21,12 +21,14 @@ from backuplib.files import (
     file_identity,
     fit_into_folder,
     flock,
+    mount_point,
     name_without_replacing,
     open_folder,
     open_regular,
     replacing,
     same_file,
     stat_or_none,
+    unescaped,
     write_all,
 )
 
@@ -386,3 +388,15 @@ def test_lock_is_had_once(tmp_path: Path) -> None:
     finally:
         os.close(one)
         os.close(other)
+
+
+# --- mounts ----------------------------------------------------------------------------------------------------------
+
+
+def test_place_where_a_filesystem_is_mounted_is_known(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self")
+    assert mount_point(Path("/proc")) == Path("/proc")
+    assert mount_point(tmp_path / "link" / "status") == Path("/proc")
+    assert mount_point(Path("/proc/no/such/file")) == Path("/proc")
+    assert tmp_path.is_relative_to(mount_point(tmp_path / "x"))
+    assert unescaped(r"/srv/a\040b\134c") == r"/srv/a b\c"
