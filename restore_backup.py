@@ -216,12 +216,10 @@ class Restorer:
             refuse_unanswered(self.questions(target, unseen), self.options)
         if not unseen:
             return
-        self.warn_unseen(f"{unseen}; as root it can: {errors.same_command(root=True)}")
+        self.warn_unseen(f"{unseen}. {errors.inspecting_hint()}")
         question = "⚠️  Go on without knowing?"
         if self.terminal.present and not self.terminal.confirm(question):
-            raise errors.DeclinedError(
-                "not gone on without root's rights", hint=f"With them: {errors.same_command(root=True)}"
-            )
+            raise errors.DeclinedError("not gone on without that", hint=errors.inspecting_hint())
 
     def questions(self, target: Target, unseen: str) -> Questions:
         """Return what will be asked, as far as that can be known before anything is done."""

@@ -127,6 +127,15 @@ def same_command(*more: str, backup: str = "", without: Collection[str] = (), ro
     return typed.joined([*python, shown(FOLDER / "restore_backup.py"), *named, *had, *more])
 
 
+def inspecting_hint() -> str:
+    """Return what this run would take to see all processes, with the command where that is another user's."""
+    if os.geteuid() == 0:
+        return (
+            "It takes the capability CAP_SYS_PTRACE, which root lacks here, as in a container: run it outside of that."
+        )
+    return f"As root it can: {same_command(root=True)}"
+
+
 def _python() -> str:
     """Return the Python that runs this, as it is typed."""
     found, own = shutil.which("python"), sys.executable

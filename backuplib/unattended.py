@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def refuse_unanswered(asked: Questions, options: Asked) -> None:
         *(word for item in missing for word in item.words),
         backup="" if options.backup_file else "BACKUP",
         without=["backup_db_pass"],
-        root=bool(asked.unseen) and not options.force,
+        root=bool(asked.unseen) and not options.force and os.geteuid() != 0,
     )
     hint = f"One command that has all of it: {command}"
     if asked.encrypted and options.passphrase_command is None and options.passphrase_fd is None:
@@ -92,7 +93,9 @@ def unanswered(asked: Questions, options: Asked) -> Iterator[Missing]:
 def beside(asked: Questions, options: Asked) -> Iterator[Missing]:
     """Return what has a refusal of its own where it is missing alone, so that it is not the next one."""
     if asked.unseen and not options.force:
-        yield Missing(f"root's rights (sudo): {asked.unseen}")
+        yield Missing(
+            f"the rights to look at all processes ({'sudo' if os.geteuid() else 'CAP_SYS_PTRACE'}): {asked.unseen}"
+        )
     if asked.compose_file:
         yield Missing(
             f"the compose file, as {asked.compose_file} (--compose-file FILE, or --no-restart to stop nothing)",

@@ -46,7 +46,6 @@ def test_all_is_named_at_once() -> None:
     words = command(error)
     assert words[0] == "BACKUP"
     assert [option for option in ANSWERS if option not in words] == []
-    assert "sudo " in error.hint
     assert "--list" in error.hint
 
 
@@ -94,12 +93,17 @@ def test_terminal_is_proposed_but_never_beside_a_piped_key() -> None:
     assert "ssh -t" not in refused(ALL, "b.gpg", "--key-stdin").hint
 
 
-def test_force_is_no_answer_to_who_has_it_open() -> None:
+def test_force_is_no_answer_to_who_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Given, it is the last word of a run that cannot ask; not given, root is proposed beside it."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     error = refused(ALL, "b.gpg", "--key-stdin")
-    assert "root's rights (sudo)" in str(error)
+    assert "look at all processes (sudo): cannot tell" in str(error)
     assert re.search(r"sudo \S*python\S* \S*restore_backup.py b.gpg ", error.hint)
     assert "sudo" not in refused(ALL, "b.gpg", "--force").hint
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    error = refused(ALL, "b.gpg", "--key-stdin")
+    assert "CAP_SYS_PTRACE" in str(error)  # sudo would not help
+    assert "sudo" not in str(error) + error.hint
 
 
 def test_passphrase_of_the_database_is_read_where_it_cannot_be_asked_for() -> None:
