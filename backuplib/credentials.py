@@ -90,8 +90,8 @@ class Credentials:
         elif not self._terminal.present:
             raise NoTerminalError(
                 "the private key has a passphrase, and there is no terminal to ask for it",
-                hint=f"Let a command print it: {same_command()} --passphrase-command 'CMD', or a file descriptor: "
-                "--passphrase-fd 3 3< <(CMD)",
+                hint="Read it from a file descriptor (--passphrase-fd 3 3< <(CMD)), or let a command print it: "
+                f"{same_command()} --passphrase-command 'CMD'",
             )
         else:
             self._ask_until_right(attempt)

@@ -121,7 +121,7 @@ def same_command(*more: str, backup: str = "", without: Collection[str] = (), ro
     """
     had = typed.given(without={*without, *(typed.DESCRIPTORS if root else ())})
     if root and typed.given(["passphrase_fd"]):
-        more = (*more, "--passphrase-command", typed.HIDDEN)
+        more = (*more, "--passphrase-command", "CMD")
     python = ["sudo", shown(Path(sys.executable))] if root else [_python()]
     named = [backup] if backup else typed.backup_file()
     return typed.joined([*python, shown(FOLDER / "restore_backup.py"), *named, *had, *more])

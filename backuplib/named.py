@@ -88,8 +88,8 @@ def _not_there(file: Path, backup_dir: Path, listed: Callable[[], Sequence[Backu
     newest = None
     with contextlib.suppress(OperatorError):  # the folder cannot be read
         newest = next(iter(listed()), None)
-    propose = f"The newest one here is {quoted(shown(newest.path))}. " if newest else ""
-    see = f"{propose}To see all: {restore_command('--list')}"
+    propose = f"The newest one here is {quoted(shown(newest.path))}; to see all" if newest else "To see the backups"
+    see = f"{propose}: {restore_command('--list')}"
     if ELSEWHERE.match(shown(file)):
         return BackupNotFoundError(
             f"there is no file {file}: a backup is read from this machine only, not from another one",

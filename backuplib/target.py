@@ -150,13 +150,13 @@ class Target:
                 raise errors.EncryptionDiffersError(
                     f"{self.path} is an unencrypted SQLite database, but DB_ENCRYPTION is true",
                     hint="If the bot does not use encryption, set DB_ENCRYPTION=false in .env. To replace this file "
-                    "by an encrypted database, add --convert.",
+                    f"by an encrypted database, add --convert: {errors.same_command('--convert')}",
                 )
             if not encrypted and looks_encrypted(self.path):
                 raise errors.EncryptionDiffersError(
                     f"{self.path} looks encrypted, as by SQLCipher, but DB_ENCRYPTION is not true",
                     hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. To replace this file "
-                    "by a database WITHOUT encryption, add --convert.",
+                    f"by a database WITHOUT encryption, add --convert: {errors.same_command('--convert')}",
                 )
 
     def refuse_unreplaceable(self, size: int) -> None:

@@ -64,14 +64,16 @@ def refuse_unanswered(asked: Questions, options: Asked) -> None:
         without=["backup_db_pass"],
         root=bool(asked.unseen) and not options.force and os.geteuid() != 0,
     )
-    hint = f"One command that has all of it: {command}"
+    hint = ""
+    if not options.backup_file:
+        hint += f"BACKUP is one of those that `{restore_command('--list')}` shows. "
     if asked.encrypted and options.passphrase_command is None and options.passphrase_fd is None:
         missing.append(Missing("the passphrase, if the key has one (--passphrase-command or --passphrase-fd)"))
-        hint += " --passphrase-command 'CMD' (or --passphrase-fd 3 3< <(CMD); CMD prints it)"
-    if not options.backup_file:
-        hint += f". To see the backups: {restore_command('--list')}"
-    if not options.key_stdin:  # never beside it: a terminal on a pipe would show the key
-        hint += ". Or connect with a terminal, which asks for all of it: ssh -t"
+        command += " --passphrase-command 'CMD'"
+        hint += "CMD prints the passphrase, or: --passphrase-fd 3 3< <(CMD). "
+    # never beside --key-stdin: a terminal on a pipe would show the key
+    hint += "Type" if options.key_stdin else "Connect with a terminal (ssh -t), which asks for all of it, or type"
+    hint += f" one command that has all of it: {command}"
     raise NoTerminalError(
         f"there is no terminal to ask on, and the command line lacks {'; '.join(item.what for item in missing)}",
         hint=hint,

@@ -48,6 +48,11 @@ def secret_of(shop: Shop, key: Key) -> str:
     return "cat passphrase"
 
 
+def proposed(refused: Completed) -> str:
+    """The command at the end of a hint."""
+    return refused.error["hint"].rpartition(": ")[2]
+
+
 @pytest.mark.parametrize("options", [(), ("--key-stdin",)], ids=["nothing given", "key piped"])
 def test_command_that_is_proposed_restores(shop: Shop, keys: Keys, options: tuple[str, ...]) -> None:
     before = shop.snapshot()
@@ -55,7 +60,7 @@ def test_command_that_is_proposed_restores(shop: Shop, keys: Keys, options: tupl
     assert refused.ended == (3, "no-terminal"), refused.text
     assert "Checksum" not in refused.err
     assert shop.snapshot() == before
-    command = re.split(r" \(or ", refused.error["hint"].partition(": ")[2])[0].replace("CMD", secret_of(shop, keys.rsa))
+    command = proposed(refused).replace("CMD", secret_of(shop, keys.rsa))
     assert "--no-restart" in command
     done = typed(shop, command, keys.rsa.private_b64.encode())
     assert done.code == 0, f"{command}: {done.text}"
@@ -67,7 +72,7 @@ def test_passphrase_that_turns_out_to_be_missing_is_told_with_the_whole_command(
     refused = shop.restore(BACKUP, "--key-stdin", "--force", stdin=piped)
     assert refused.ended == (3, "no-terminal"), refused.text
     assert "ssh -t" not in refused.error["hint"]
-    command = refused.error["hint"].partition(": ")[2].partition(", or")[0].replace("CMD", secret_of(shop, keys.rsa))
+    command = proposed(refused).replace("CMD", secret_of(shop, keys.rsa))
     done = typed(shop, command, piped)
     assert done.code == 0, f"{command}: {done.text}"
 

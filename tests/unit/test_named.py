@@ -49,7 +49,7 @@ def test_backup_in_the_other_folder_is_found(folder: Path) -> None:
 def test_what_is_not_there_is_told_with_the_newest_one(folder: Path, named: str) -> None:
     error = refusal(named, folder)
     assert str(error) == f"there is no file {folder.parent / named}"
-    assert f"newest one here is backups/{NAME}" in error.hint
+    assert f"newest one here is backups/{NAME};" in error.hint
     assert "--list" in error.hint
 
 

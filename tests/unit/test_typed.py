@@ -90,7 +90,7 @@ def test_sudo_gets_the_python_by_its_path_and_no_descriptor() -> None:
     parse([BACKUP, *KEY])
     sudo, python, _, *rest = shlex.split(same_command(root=True))
     assert (sudo, Path(python).absolute()) == ("sudo", Path(sys.executable))
-    assert rest == [BACKUP, "--key-stdin", "--passphrase-command", "…"]
+    assert rest == [BACKUP, "--key-stdin", "--passphrase-command", "CMD"]
 
 
 @pytest.mark.parametrize("secret", [["--passphrase-command", "echo hunter2"], ["--passphrase-command=echo\nhunter2"]])

@@ -34,8 +34,7 @@ def refused(asked: Questions, *argv: str) -> NoTerminalError:
 
 def command(error: NoTerminalError) -> list[str]:
     """The arguments of the command that the hint proposes."""
-    line = re.split(r"one command[^:]*: |has all of it: ", error.hint)[1]
-    line = re.split(r"\. (?:To see|Or connect)| \(or --", line)[0]
+    line = error.hint.partition("one command that has all of it: ")[2]
     return shlex.split(line.partition("restore_backup.py ")[2])
 
 
