@@ -225,7 +225,7 @@ class Restorer:
         """Return what will be asked, as far as that can be known before anything is done."""
         options, configured = self.options, is_configured(target.path, self.settings)
         encrypted, swappable, problem = True, False, ""
-        if options.backup_file:
+        if options.backup_file and not options.key_stdin:
             with contextlib.closing(BackupFile(options.backup_file)) as backup:
                 encrypted = backup.layer == "openpgp"
         if not options.allow_swap and swap_on_disk():
