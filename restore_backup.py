@@ -213,7 +213,11 @@ class Restorer:
         hidden = 0 if self.options.verify_only else target.hidden_from_us()
         unseen = target.unseen(hidden) if hidden else ""
         if not self.terminal.present:
-            refuse_unanswered(self.questions(target, unseen), self.options)
+            try:
+                refuse_unanswered(self.questions(target, unseen), self.options)
+            except errors.NoTerminalError:
+                self.check_encryption(target)  # where that is refused, answers are for nothing
+                raise
         if not unseen:
             return
         self.warn_unseen(f"{unseen}. {errors.inspecting_hint()}")
