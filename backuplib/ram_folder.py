@@ -127,7 +127,7 @@ class RamFolder:
 
     @staticmethod
     def _unfit(folder: Path, need: int) -> str:
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             return "is not a writable directory"
         if filesystem_type(folder) not in ("tmpfs", "ramfs"):
             return "is not in RAM"
