@@ -19,7 +19,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -718,7 +718,10 @@ class Restorer:
         target = self.resolve_target()
         with target.lock():
             switch = self.interrupted(target)
-            if switch:
+            pending = switch and switch.journal.containers and self.options.no_restart
+            if switch and pending:
+                self.settle(switch)
+            elif switch:
                 switch.resume()
             try:
                 target.clear_leftovers()
@@ -728,7 +731,14 @@ class Restorer:
                 self.backups_of(target.path).remove_leftovers()
             if not switch:
                 self.console.line("✅ Nothing to recover: no restore was interrupted")
-        self.report.outcome = "recovered"
+        self.report.outcome = "services pending" if pending else "recovered"
+
+    def settle(self, switch: Switch) -> None:
+        """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
+        switch.settle_files()
+        options = target_options(switch.journal.target, self.settings, replace(self.options, no_restart=False))
+        self.console.line(f"✅ {switch.journal.what_is_live}, and whole")
+        self.console.line(f"⏳ To finish, with the services: {errors.restore_command('--recover', *options)}")
 
     def recover_first(self, target: Target) -> tuple[str, ...]:
         """Recover before a restore; return the services that did not come up again.

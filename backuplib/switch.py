@@ -201,22 +201,26 @@ class Switch:
         if self.journal.state == "begun":
             self.report.console.line("✅ The database was not touched")
         else:
-            self.journal.state = "rolling back"
-            try:
-                with contextlib.suppress(OSError):
-                    self.journal.write()
-                if self.journal.disputed:
-                    raise errors.UnfinishedRestoreError("somebody has replaced the database meanwhile")
-                if self.journal.new_is_live:
-                    self._refuse_users_of_new()
-                put_back(self.engine, self.journal)
-            except (OSError, errors.OperatorError) as error:
-                raise self._stuck(f"the old database could not be put back: {errors.explain(error)}") from None
-            self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
-            self.journal.new_inode = None  # it is free, and a database that comes here later may get it
+            self._put_old_back()
+        self.start_services()
+
+    def _put_old_back(self) -> None:
+        """Make the old database live again; the journal stays, and says so. RollbackFailedError when that fails."""
+        self.journal.state = "rolling back"
+        try:
             with contextlib.suppress(OSError):
                 self.journal.write()
-        self.start_services()
+            if self.journal.disputed:
+                raise errors.UnfinishedRestoreError("somebody has replaced the database meanwhile")
+            if self.journal.new_is_live:
+                self._refuse_users_of_new()
+            put_back(self.engine, self.journal)
+        except (OSError, errors.OperatorError) as error:
+            raise self._stuck(f"the old database could not be put back: {errors.explain(error)}") from None
+        self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
+        self.journal.new_inode = None  # it is free, and a database that comes here later may get it
+        with contextlib.suppress(OSError):
+            self.journal.write()
 
     def _refuse_users_of_new(self) -> None:
         """Stop the services, and make sure that nobody else has the new database open."""
@@ -253,6 +257,18 @@ class Switch:
         except OSError as error:
             raise self._stuck(f"the recovery cannot go on: {errors.explain(error)}") from None
         self.clear_away()
+
+    def settle_files(self) -> None:
+        """Do the part of :meth:`resume` that needs no services, such as at boot before Docker starts any of them.
+
+        The old database is put back where it is to be live. A new one that is live stays: whether it is kept is decided
+        when the services come up with it, by :meth:`resume`, for which the journal stays, too.
+
+        :raises RollbackFailedError: manual intervention required.
+        """
+        journal = self.journal
+        if journal.state == "rolling back" or (journal.state == "switching" and not journal.new_is_live):
+            self._put_old_back()
 
     def _finish_or_undo(self) -> None:
         try:

@@ -572,6 +572,23 @@ def test_services_that_come_up_later_end_it(unstartable: Scene) -> None:
     assert unstartable.names == ["shop.db"]
 
 
+@pytest.mark.parametrize("stage", [*TO_OLD, *TO_NEW])
+def test_files_are_settled_before_the_services_can_be_looked_at(with_bot: Scene, stage: Stage) -> None:
+    """At boot, before Docker starts any of them; the run that starts them is the one that ends it."""
+    stage(with_bot)
+    bot, with_bot.bot = with_bot.bot, None
+    for _ in range(2):
+        with_bot.next_run().settle_files()
+        assert Journal.load(with_bot.target)
+        assert with_bot.live == (OLD if stage in TO_OLD else NEW)
+    assert bool(database_files(with_bot.next_run().journal.set_aside)) == (stage in TO_NEW)
+    with_bot.bot = bot
+    with_bot.recover()
+    assert with_bot.live == (OLD if stage in TO_OLD else NEW)
+    assert with_bot.names == ["shop.db"]
+    assert with_bot.kept == ([] if stage in TO_OLD else [OLD])
+
+
 def test_inode_of_a_restore_taken_back_is_forgotten(unstartable: Scene) -> None:
     """The file system may give it to a database that comes later, which must not be taken for the new one."""
     rolling_back(unstartable)
