@@ -798,8 +798,9 @@ examples:
       choose a backup from a menu; asks for key and passphrase
   restore_backup.py --verify-only FILE
       prove that a backup can be restored; touch nothing
-  cat key.b64 | ssh host 'cd shopbot && python restore_backup.py FILE --force \\
-      --key-stdin --passphrase-command "cat /run/secrets/passphrase"'
+  cat key.b64 | ssh host 'cd shopbot && PATH=.venv/bin:$PATH python \\
+      restore_backup.py FILE --force --key-stdin \\
+      --passphrase-command "cat /run/secrets/passphrase"'
       without a terminal
 
 exit codes:

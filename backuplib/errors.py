@@ -87,7 +87,9 @@ def restore_command(*arguments: str, script: str = "restore_backup.py") -> str:
     """Return a command line for a script of this tool, to be copied into a shell as it is."""
     found, own = shutil.which("python"), sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
-    on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    same = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    # By way of a relative folder it was found by PATH=.venv/bin:$PATH, which the shell had for one command only.
+    on_path = found and same and os.path.isabs(found)
     python = "python" if on_path else shown(Path(own))
     return shlex.join([python, shown(Path(__file__).parents[1] / script), *arguments])
 

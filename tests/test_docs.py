@@ -72,6 +72,22 @@ def test_every_option_in_a_command_of_the_documents_exists(readme: str) -> None:
     assert {option for line in lines for option in OPTION.findall(line)} <= options()
 
 
+BARE_PYTHON = re.compile(r"(?<![\w/.])(?<!PATH=\.venv/bin:\$PATH )python (?=\S*\.py)")
+
+
+def test_every_command_of_the_documents_finds_its_python_on_a_plain_debian(readme: str) -> None:
+    """Which has no `python`: .venv/bin/python on the host; over SSH the same by way of PATH, for that command alone."""
+    text = "\n".join([readme, (ROOT / "RUNBOOK.md").read_text(encoding="utf-8"), printed_help("restore_backup.py")])
+    lines = [line for line in text.replace(" \\\n", " ").splitlines() if "_backup.py" in line and "<Tab>" not in line]
+    assert BARE_PYTHON.search("cd shopbot && python restore_backup.py")
+    assert [line for line in lines if BARE_PYTHON.search(line)] == []
+
+
+def test_env_example_says_what_keeps_two_folders_of_one_name_apart() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert re.search(r"^#COMPOSE_PROJECT_NAME=\S+$", text, re.MULTILINE)
+
+
 def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
     shown = printed_help("database_backup.py")
     commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))

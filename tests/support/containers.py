@@ -190,7 +190,7 @@ class BotShop(Shop):
 
     @property
     def project(self) -> str:
-        return self.bot.project or self.path.name
+        return self.bot.project or self.settings.get("COMPOSE_PROJECT_NAME") or self.path.name
 
     def write_compose_file(self) -> None:
         """The compose file and the bot's orders; also after `bot` was changed."""
