@@ -183,9 +183,12 @@ _IDENTITY = ("Uid:", "Gid:", "Groups:")
 
 
 def _compose_file(folder: Path, name: str) -> Path:
-    """Return the path of a compose file from its label, which Compose v1 writes relative to where it was called."""
+    """Return the path of a compose file from its label, which Compose v1 writes relative to where it was called.
+
+    Of another project it may be anything, in a folder that we may not look into.
+    """
     path = folder / name
-    return (path if path.is_file() else folder / path.name).resolve()
+    return Path(os.path.realpath(path if os.path.isfile(path) else folder / path.name))
 
 
 def list_containers(*options: str) -> list[str]:

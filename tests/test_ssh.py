@@ -20,7 +20,7 @@ pytestmark = pytest.mark.deep
 WITH_COMMAND = f"""cat key.b64 | ssh host '{RESTORE} --key-stdin --force --passphrase-command "cat {{passphrase}}"'"""
 
 WITH_DESCRIPTOR = f"""\
-{{ cat passphrase; cat key.b64; }} | ssh host 'IFS= read -r p && {RESTORE} \
+{{ cat passphrase; echo; cat key.b64; }} | ssh host 'IFS= read -r p && {RESTORE} \
     --key-stdin --force --passphrase-fd 3 3< <(printf "%s\\n" "$p")'"""
 
 
@@ -93,7 +93,7 @@ def test_without_a_terminal_it_is_refused_with_the_option_named(host: Host, pipe
 
 
 def test_without_a_terminal_and_without_a_file_it_is_refused(host: Host) -> None:
-    done = host.type("ssh host 'cd shopbot && python restore_backup.py --json'")
+    done = host.type(f"ssh host '{MENU} --json'")
     assert done.ended == (3, "no-terminal"), done.text
     assert "--list" in done.error["hint"]
 

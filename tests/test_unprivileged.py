@@ -1,23 +1,32 @@
-"""A user without any rights runs everything on files of its own: what works, works; what needs root is said."""
+"""A user without any rights runs everything on files of its own: what works, works; what needs root is said.
+
+So does the shop's user of RUNBOOK.md: in the group `docker`, the owner of data and backups, which the bot runs as, too.
+"""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ONE_MODE, MakeShop
-from tests.support.containers import wait_until
+from tests.conftest import ONE_MODE, MakeBotShop, MakeHost, MakeShop
+from tests.support.containers import Bot, BotShop, Compose, wait_until
+from tests.support.documents import blocks_for, ssh_blocks_of_the_readme
 from tests.support.keys import Key, Keys, with_system_settings
-from tests.support.shop import Completed, Shop, open_way_to_python
+from tests.support.needs import skip
+from tests.support.shop import ROOT, Completed, Shop, open_way_to_python
+from tests.support.ssh import Host
 
 UID = 50000 + os.getpid() % 10000
 """Of nobody: no name, no home, no group that has files; and no other test process has it."""
@@ -267,3 +276,81 @@ def test_small_limit_of_locked_memory_does_no_harm(user_shop: Shop, keys: Keys) 
         wrapper = ["prlimit", f"--memlock={limit}:{limit}", *AS_USER]
         done = user_shop.restore(backup, "--verify-only", "--allow-swap", key=keys.rsa, wrapper=wrapper)
         assert done.code == 0, f"{limit}: {done.text}"
+
+
+# --- the shop's user, with a bot -------------------------------------------------------------------------------------
+
+
+@dataclass
+class UsersHost:
+    """A host whose logins become the shop's user; the bot runs as that user, too."""
+
+    host: Host
+    shop: BotShop
+
+
+@pytest.fixture
+def users_host(make_bot_shop: MakeBotShop, compose: Compose, make_host: MakeHost) -> UsersHost:
+    """Its bot is up; the key's passphrase is in a file of the user's, too."""
+    socket = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")).stat()
+    if socket.st_mode & 0o060 != 0o060:
+        skip("a socket of Docker that its group may use")
+    shop = make_bot_shop("sqlite", compose, Bot(health=True))
+    shop.change_services(bot={"user": f"{UID}:{UID}"})
+    host = make_host(shop)
+    shutil.copy(host.folder / "away/passphrase", host.folder / "home")
+    for path in (shop.path, *shop.path.rglob("*"), host.folder / "home", host.folder / "home/passphrase"):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", f"--groups={socket.st_gid}", "--no-new-privs"]
+    host.log_in_as(*with_reachable_python(host.folder / "reachable"), *user)
+    shop.up()
+    shop.wait_rows()
+    shop.wait_health("healthy")
+    return UsersHost(host, shop)
+
+
+def with_reachable_python(folder: Path) -> list[str]:
+    """The beginning of a command that finds the Python of the tests, which may be in a folder closed to others."""
+    script = []
+    needed = [Path(sys.base_prefix), Path(sysconfig.get_paths()["purelib"])]
+    closed = [next((top for top in reversed(path.parents) if not top.stat().st_mode & 0o001), None) for path in needed]
+    for top in filter(None, dict.fromkeys(closed)):
+        for path in [path for path in needed if path.is_relative_to(top)]:
+            place = folder / top.name / path.relative_to(top)
+            place.mkdir(parents=True)
+            script.append(shlex.join(["mount", "--bind", str(path), str(place)]))
+        script.append(shlex.join(["mount", "--rbind", str(folder / top.name), str(top)]))
+    return ["unshare", "--mount", "sh", "-ec", "\n".join([*script, 'exec "$@"']), "sh"]
+
+
+def accept_swap(code: str) -> str:
+    """Swap of this machine is not the matter here."""
+    return re.sub(r"(restore_backup\.py) (?=backups/|\"\$newest)", r"\1 --allow-swap ", code)
+
+
+@pytest.mark.docker
+@pytest.mark.needs("mount")
+@pytest.mark.parametrize("compose", ["v2"], indirect=True)
+def test_blocks_of_the_documents_as_the_user_of_the_shop(users_host: UsersHost) -> None:
+    """Word for word; the bot goes on, on what was restored."""
+    host, shop = users_host.host, users_host.shop
+    assert host.on_host("id -u").out.strip() == str(UID)
+    assert host.on_host("command -v python").code
+    assert host.on_host(".venv/bin/python database_backup.py create").code == 0
+    script = host.folder / "away/verify-newest.sh"
+    script.write_text(accept_swap((ROOT / "examples/verify-newest.sh").read_text()))
+    script.chmod(0o755)
+    for block in dict.fromkeys([*ssh_blocks_of_the_readme(), *blocks_for("at home"), *blocks_for("host")]):
+        if "ssh -t" in block:  # test_ssh.py, on a terminal
+            continue
+        code = accept_swap(block).replace("/run/secrets/passphrase", str(host.folder / "home/passphrase"))
+        began = shop.state().started_at
+        done = host.on_host(code) if block in blocks_for("host") else host.type(code)
+        assert done.code == 0, f"{block}\n{done.text}"
+        assert shop.state().running
+        assert (shop.state().started_at > began) == ("--force" in block)
+        if "--force" in block:
+            assert len(shop.rows_in_place()["orders"]) == 300
+            assert shop.db_path.stat().st_uid == UID
+            with closing(shop.connect()) as connection:
+                connection.execute("DELETE FROM orders WHERE id % 7 = 0")

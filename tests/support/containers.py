@@ -197,7 +197,7 @@ class BotShop(Shop):
         control = self.path / "ctl"
         control.mkdir(exist_ok=True)
         # As of this start: a container that is started again keeps its files.
-        self.set_health('test "$(cat /healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
+        self.set_health('test "$(cat /dev/shm/healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
         orders = {
             "role": "bot",
             "db": f"/app/data/{self.db_path.name}",
