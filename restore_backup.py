@@ -932,6 +932,7 @@ def run(options: Options, report: Report) -> None:
 def show_list(report: Report) -> None:
     """Show the backups, and how the last restore ended."""
     settings = load_settings()
+    report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
     report.backups = show_backups(report.console, backups, settings.backup_dir)
     show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
@@ -941,6 +942,7 @@ def show_list(report: Report) -> None:
 def restore(options: Options, report: Report, terminal: Terminal, credentials: Credentials) -> None:
     """Restore, only verify, or only recover."""
     console, settings = report.console, load_settings()
+    report.warn(*settings.warnings)
     enter_private_mounts()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:

@@ -261,10 +261,11 @@ class Report:
             seconds = time.monotonic() - began
             self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
 
-    def warn(self, text: str) -> None:
+    def warn(self, *texts: str) -> None:
         """Say something that the operator should know, and note it."""
-        self.warnings.append(text)
-        self.console.line(f"⚠️  {printable(text)}")
+        for text in texts:
+            self.warnings.append(text)
+            self.console.line(f"⚠️  {printable(text)}")
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
