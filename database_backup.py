@@ -91,7 +91,7 @@ class DatabaseBackup:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
         It is copied under SQLite's own lock, and the copy is checked before it is stored. No plaintext of an encrypted
-        backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
+        backup is written to a disk. The file, of mode 0600 and the folder's owner's, appears when it is complete.
 
         :param encrypt: False: not even where a public key is configured.
         :raises UnusablePublicKeyError: when a public key has expired, is revoked, or cannot encrypt.
@@ -336,6 +336,8 @@ class DatabaseBackup:
             self.remove_leftovers()
             with self._temporary() as target, self._temporary() as checksum:
                 digest = self._write(copy, target, ram, compress=compress, key=key)
+                for file in (target, checksum):
+                    files.give_to_owner_of(self.backup_dir, file.fileno())
                 os.fsync(target.fileno())
                 prove()
                 return self._publish(target, checksum, suffix, digest)

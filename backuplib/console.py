@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib import errors
-from backuplib.files import open_regular
+from backuplib.files import give_to_owner_of, open_regular
 from backuplib.formatting import printable
 from backuplib.processes import Interrupted, Signals
 
@@ -107,7 +107,12 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            try:
+                self._log = open_regular(path, flags | os.O_EXCL)
+                give_to_owner_of(folder, self._log.fileno())
+            except FileExistsError:
+                self._log = open_regular(path, flags)
         except OSError as error:
             self.line(f"⚠️  No log file: {path}: {error.strerror}")
             return None
