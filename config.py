@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from backuplib import armor
-from backuplib.errors import WrongSettingError
+from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError
 from backuplib.formatting import printable
 from backuplib.secret import Secret
 
@@ -63,6 +63,7 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
     :param base_dir: folder of ``.env`` and relative paths; by default this file's.
     :param environ: by default ``os.environ``.
     :raises WrongSettingError: naming the setting, its value (except secrets) and what it must be.
+    :raises MissingPackageError: without python-dotenv.
     """
     settings, wrong = survey_settings(base_dir, environ)
     for error in wrong.values():
@@ -73,14 +74,20 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
 
 def survey_settings(
     base_dir: Path | None = None, environ: Mapping[str, str] | None = None
-) -> tuple[Settings, dict[str, WrongSettingError]]:
+) -> tuple[Settings, dict[str, RefusedError]]:
     """Read the settings as far as they are right; those that are wrong are returned by field, and have their default.
 
-    :raises WrongSettingError: when ``.env`` cannot be read at all.
+    "env_file" among them: ``.env`` cannot be read, so that only the environment counts.
     """
     base = (base_dir or Path(__file__).parent).absolute()
-    values = _Values(base, os.environ if environ is None else environ)
-    wrong: dict[str, WrongSettingError] = {}
+    values = _Values(os.environ if environ is None else environ)
+    wrong: dict[str, RefusedError] = {}
+    try:
+        values.read(base / ".env")
+    except ModuleNotFoundError as error:
+        wrong["env_file"] = MissingPackageError(error.name)
+    except RefusedError as error:
+        wrong["env_file"] = error
 
     def valid(name: str, read: Callable[[], Value], otherwise: Value) -> Value:
         try:
@@ -110,20 +117,23 @@ def survey_settings(
 class _Values:
     """Raw values by name, the environment before ``.env``; empty means not set."""
 
-    def __init__(self, base: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self._asked: set[str] = set()
         self._of_file: list[str] = []
-        self._values = {**self._read(base / ".env"), **environ}
+        self._values = dict(environ)
 
-    def _read(self, env_file: Path) -> dict[str, str]:
-        """Return what stands in the file, and note what is odd about it; a file that is not there is empty."""
+    def read(self, env_file: Path) -> None:
+        """Add what stands in the file, and note what is odd about it; a file that is not there is empty.
+
+        :raises WrongSettingError: when it cannot be read.
+        """
         from dotenv.parser import parse_stream  # not needed for --help, so not imported with the module
 
         try:
             if not env_file.is_file():
                 if os.path.lexists(env_file):
                     self._of_file.append(f"{env_file} is not a file, or a link to none: no setting is read from it")
-                return {}
+                return
             with env_file.open(encoding="utf-8") as file:
                 mode = os.fstat(file.fileno()).st_mode & 0o7777
                 bindings = list(parse_stream(file))  # which, unlike dotenv_values, leaves ${…} in a passphrase alone
@@ -145,7 +155,7 @@ class _Values:
             self._of_file.append(
                 f"{env_file}, {lines}: cannot be parsed, and is not read; it must be NAME='value', with \\' for a quote"
             )
-        return {binding.key: binding.value or "" for binding in bindings if binding.key is not None}
+        self._values = {b.key: b.value or "" for b in bindings if b.key is not None} | self._values
 
     def warnings(self) -> Iterator[str]:
         """Say what is odd: about the file, names that are almost those of settings, placeholders."""

@@ -242,6 +242,7 @@ class Report:
     log: str | None = None
     backups: list[dict[str, Any]] = field(default_factory=list)
     drill: dict[str, object] = field(default_factory=dict)
+    checks: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     error: dict[str, str] | None = None
