@@ -1,4 +1,4 @@
-"""restore_backup.py --drill: proves what it says and no more, fails when that does not hold, leaves and touches nothing."""
+"""restore_backup.py --drill: proves what it says, fails when that does not hold, leaves and touches nothing of others."""
 
 import json
 import os
