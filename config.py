@@ -131,8 +131,6 @@ class _Values:
 
         try:
             if not env_file.is_file():
-                if os.path.lexists(env_file):
-                    self._of_file.append(f"{env_file} is not a file, or a link to none: no setting is read from it")
                 return
             with env_file.open(encoding="utf-8") as file:
                 mode = os.fstat(file.fileno()).st_mode & 0o7777

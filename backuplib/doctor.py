@@ -200,7 +200,11 @@ class Checkup:
             yield OK, "a restore does not touch Docker"
         elif not bot.seen:
             what = f"whether the bot has {shown(bot.folder)}, and its settings, are not known"
-            yield UNKNOWN, f"{bot.file} has no containers here: {what}", "Has the bot been started with another file?"
+            yield (
+                UNKNOWN,
+                f"{bot.file} has no containers here: {what}",
+                "Name the file that it was started with: --compose-file. Those that run: docker compose ls",
+            )
         else:
             self.bot = bot
             states = sorted(f"{item} {item.health or item.status}" for item in bot.seen)
@@ -309,7 +313,8 @@ class Checkup:
         journal = Journal.load(self.target)
         recover = f"To finish or undo it: {errors.restore_command('--recover')}"
         if journal and journal.disputed:
-            yield PROBLEM, f"a restore was interrupted, and {self.target.path} was replaced since", recover
+            decide = "Section 7 of RUNBOOK.md says how to decide which one is to stay."
+            yield PROBLEM, f"a restore was interrupted, and {self.target.path} was replaced since", decide
         elif journal:
             yield WARNING, f"a restore begun at {journal.started} was interrupted; the next one recovers first", recover
         else:
@@ -322,7 +327,15 @@ class Checkup:
         if not self.subject.public_key:
             yield WARNING, "PGP_PUBLIC_KEY_BASE64 is not set: new backups are not encrypted", EXPORT_KEY
             return
-        self.recipients = self.subject.recipients()
+        try:
+            self.recipients = self.subject.recipients()
+        except errors.OperatorError as error:
+            if (
+                size_of_files(self.target.path) and not self.subject.skip_backup
+            ):  # then there is a safety backup to make
+                raise
+            yield WARNING, f"{error}: no backup can be made", error.hint
+            return
         for recipient in self.recipients:
             text, left = f"backups are encrypted to {_owner(recipient)}", 0.0
             if recipient.expires:
@@ -342,9 +355,8 @@ class Checkup:
                 found = [BackupInfo.of(self.subject.backup_file)]
         else:
             found = [item for item in self.subject.list_backups() if ".raw.tar" not in item.path.name]
-        backup = next(iter(found), None)
+        backup, create = next(iter(found), None), errors.restore_command("create", script="database_backup.py")
         if not backup:
-            create = errors.restore_command("create", script="database_backup.py")
             raise errors.BackupNotFoundError(
                 f"there is no backup in {self.subject.backup_file or self.subject.backup_dir}",
                 hint=f"To make one: {create}. Or check DB_BACKUP_PATH.",
@@ -353,8 +365,11 @@ class Checkup:
         made, path = self.backup.created, shown(self.backup.path)
         late = not self.subject.backup_file and time.time() - made.timestamp() > BACKUP_HOURS * 3600
         text = f"{path}, {megabytes(self.backup.size)}, of {made:%Y-%m-%d %H:%M:%S %z}, {age(made.timestamp())}"
-        hint = f"Whether it restores with your key, only this proves: {errors.restore_command('--verify-only', path)}"
-        yield WARNING if late else OK, text, hint
+        if late:
+            yield WARNING, text, f"Why has none been made since? To make one: {create}"
+        else:
+            prove = errors.restore_command("--verify-only", path)
+            yield OK, text, f"Whether it restores with your key, only this proves: {prove}"
 
     def checksum(self) -> Said:
         """Whether that backup is the file that its checksum was made of."""
@@ -390,25 +405,25 @@ class Checkup:
 
     def room(self) -> Said:
         """Whether memory and the disks hold what is coming, as far as its size is known."""
-        live, free = size_of_files(self.target.path), available_memory()
-        if (least := max(live, self.backup.size)) > free:
-            what = f"at least {megabytes(least)} are needed, and {megabytes(free)} are free"
-            yield PROBLEM, f"too little memory: {what}", "Stop other programs, or use a machine with more memory."
-            return
+        live, packed = size_of_files(self.target.path), self.backup.size
         size, how, exact = self._size_unpacked(live)
         folder, backups = self.target.path.parent, self.subject.backup_dir
+        kept = 0 if self.subject.skip_backup else live
+        # Where, what it takes at the least, what it takes as far as that is known, and what is free
         places = (
-            ("memory", size, self.subject.memory_limit),
-            (shown(folder), size, shutil.disk_usage(folder).free),
-            (shown(backups), self.backup.size, shutil.disk_usage(_existing(backups)).free),
+            ("memory", packed, size, self.subject.memory_limit),
+            ("memory", kept, kept, available_memory()),
+            (shown(folder), packed, size, shutil.disk_usage(folder).free),
+            (shown(backups), 0, packed, shutil.disk_usage(_existing(backups)).free),
         )
         text = f"{self.backup.path.name} unpacked: {megabytes(size)}, {how}"
-        if tight := [f"{where} has room for {megabytes(has)}" for where, needs, has in places if needs > has]:
+        if tight := [f"{where} has room for {megabytes(has)}" for where, _, needs, has in places if needs > has]:
+            certain = exact or any(least > has for _, least, _, has in places)
             hint = f"Make room (df -h), stop other programs, or see MAX_DATABASE_MB in {shown(self.subject.env_file)}."
-            yield PROBLEM if exact else WARNING, f"{text}; {', '.join(tight)}", hint
+            yield PROBLEM if certain else WARNING, f"{text}; {', '.join(dict.fromkeys(tight))}", hint
         else:
-            has = ", ".join(f"{where} {megabytes(has)}" for where, _, has in places)
-            yield OK if exact or live else UNKNOWN, f"{text}; there is room for it: {has}"
+            free = f"memory {megabytes(places[0][3])}, {shown(folder)} {megabytes(places[2][3])}"
+            yield OK if exact or live else UNKNOWN, f"{text}; there is room for it: {free}"
 
     def _size_unpacked(self, live: int) -> tuple[int, str, bool]:
         """Return the size of the database in the backup, how that is known, and whether it is more than a guess."""

@@ -343,11 +343,6 @@ def test_passphrase_that_is_a_real_one_is_no_placeholder(tmp_path: Path, value: 
     assert warnings_of(tmp_path, f"DB_PASS='{value}'\nDB_ENCRYPTION=true") == []
 
 
-def test_link_to_an_env_file_that_is_gone_is_told(tmp_path: Path) -> None:
-    (tmp_path / ".env").symlink_to("gone")
-    assert [".env is not a file" in text for text in load(tmp_path).warnings] == [True]
-
-
 def test_all_wrong_settings_are_found_at_once_and_the_others_are_read(tmp_path: Path) -> None:
     environ = {"RUNTIME_ENVIRONMENT": "STAGING", "DB_ENCRYPTION": "yes", "MAX_DATABASE_MB": "x", "DB_BACKUP_PATH": "b"}
     settings, wrong = survey_settings(tmp_path, environ | {"PGP_PUBLIC_KEY_BASE64": "?", "DB_NAME": "/"})

@@ -1,4 +1,4 @@
-"""restore_backup.py --drill: proves what it says, fails when that does not hold, leaves and touches nothing of others."""
+"""restore_backup.py --drill: proves what it says, fails when that does not hold, leaves nothing and touches nothing."""
 
 import json
 import os

@@ -338,6 +338,7 @@ def test_public_key_that_cannot_encrypt_is_a_problem(subject: Subject) -> None:
         raise UnusablePublicKeyError("key A1 has expired")
 
     assert statuses(subject, "public-key", recipients=expired) == [PROBLEM]
+    assert statuses(subject, "public-key", recipients=expired, skip_backup=True) == [WARNING]  # a restore would go on
 
 
 def test_newest_backup_is_told_with_its_instant(subject: Subject, tmp_path: Path) -> None:
@@ -395,7 +396,8 @@ def test_room_is_told_with_how_the_size_is_known(subject: Subject, tmp_path: Pat
     options: dict[str, Any] = {"list_backups": lambda: [message]}
     (told,) = found(subject, "room", **options)
     assert (told.status, "estimated by the live database" in told.text) == (OK, True)
-    assert statuses(subject, "room", memory_limit=100, **options) == [WARNING]
+    assert statuses(subject, "room", memory_limit=message.size, **options) == [WARNING]
+    assert statuses(subject, "room", memory_limit=message.size - 1, **options) == [PROBLEM]  # that is certain
     subject.target.unlink()
     (told,) = found(subject, "room", **options)
     assert (told.status, "only the key tells" in told.text) == (UNKNOWN, True)
