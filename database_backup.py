@@ -79,19 +79,19 @@ class DatabaseBackup:
     ) -> None:
         self.db_path = Path(db_path).absolute()
         self.backup_dir = Path(backup_dir).absolute()
-        self._settings = settings or load_settings()
+        self._settings = settings or _load_settings()
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
         self._quiet = quiet
         self._patience = patience
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
-        self.say: Callable[[str], object] = logger.warning  # is told what is waited for
+        self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
 
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
         It is copied under SQLite's own lock, and the copy is checked before it is stored. No plaintext of an encrypted
-        backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
+        backup is written to a disk. The file, of mode 0600 and the folder's owner's, appears when it is complete.
 
         :param encrypt: False: not even where a public key is configured.
         :raises UnusablePublicKeyError: when a public key has expired, is revoked, or cannot encrypt.
@@ -329,13 +329,15 @@ class DatabaseBackup:
         """
         key = self._settings.public_key if encrypt else None
         if encrypt and not key:
-            logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
+            self.say("⚠️  PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
         suffix = kind + (".gz" if compress else "") + (".gpg" if key else "")
         try:
             self.backup_dir.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             with self._temporary() as target, self._temporary() as checksum:
                 digest = self._write(copy, target, ram, compress=compress, key=key)
+                for file in (target, checksum):
+                    files.give_to_owner_of(self.backup_dir, file.fileno())
                 os.fsync(target.fileno())
                 prove()
                 return self._publish(target, checksum, suffix, digest)
@@ -421,8 +423,16 @@ def get_backup_handler() -> DatabaseBackup:
 
     :raises WrongSettingError: when a setting is missing or wrong.
     """
-    settings = load_settings()
+    settings = _load_settings()
     return DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+
+
+def _load_settings() -> Settings:
+    """Read the settings for a program that has this as a library: what is odd about them goes to its log."""
+    settings = load_settings()
+    for text in settings.warnings:
+        logger.warning(text)
+    return settings
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -463,6 +473,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:
     console, settings = report.console, load_settings()
+    report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         enter_private_mounts()

@@ -48,7 +48,7 @@ from backuplib.storage import journal_mode
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
-from config import Environment, Settings, load_settings
+from config import Environment, Settings, load_settings, survey_settings
 from database_backup import DatabaseBackup
 
 MOST_FINDINGS = 20  # warnings about what a sound database holds
@@ -84,6 +84,7 @@ class Options:
     backup_db_pass_fd: int | None = None
     list: bool = False
     drill: bool = False
+    check: bool = False
     json: bool = False
 
 
@@ -872,9 +873,10 @@ def command_line() -> CommandLine:
     )
     add = parser.add_argument_group("instead of a restore").add_mutually_exclusive_group().add_argument
     add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
+    add("--check", action="store_true", help="look at what a restore needs, without the key; touch nothing")
     add("--recover", action="store_true", help="only finish or undo a restore that was interrupted")
     add("--list", action="store_true", help="show the backups, and how the last restore ended")
-    add("--drill", action="store_true", help="prove on this machine that a restore works; touches nothing of yours")
+    add("--drill", action="store_true", help="prove with sample data that the tool works here; touch nothing of yours")
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print one JSON object on standard output at the end")
     return parser
@@ -927,6 +929,9 @@ def run(options: Options, report: Report) -> None:
     if options.list:
         show_list(report)
         return
+    if options.check:
+        check(options, report)
+        return
     terminal = Terminal()
     credentials = Credentials(
         terminal,
@@ -940,9 +945,43 @@ def run(options: Options, report: Report) -> None:
         restore(options, report, terminal, credentials)
 
 
+def check(options: Options, report: Report) -> None:
+    """Look at what a restore with these options would need, without the key; nothing is asked, nothing touched."""
+    from backuplib import doctor
+
+    settings, wrong = survey_settings()
+    enter_private_mounts()
+    terminal = Terminal()
+    asking_nothing = replace(options, verify_only=True)
+    restorer = Restorer(settings, asking_nothing, terminal=terminal, credentials=Credentials(terminal), report=report)
+    target = Path(os.path.realpath(options.target_path or settings.db_path))
+    backups = restorer.backups_of(target)
+    subject = doctor.Subject(
+        env_file=settings.base_dir / ".env",
+        warnings=settings.warnings,
+        wrong=wrong,
+        target=target,
+        db_pass=settings.db_pass,
+        backup_dir=settings.backup_dir,
+        backup_file=options.backup_file,
+        public_key=settings.public_key,
+        services=options.service,
+        force=options.force,
+        skip_backup=options.skip_backup,
+        allow_swap=options.allow_swap,
+        convert=options.convert,
+        memory_limit=restorer.image_limit(),
+        find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
+        list_backups=backups.list_backups,
+        recipients=backups.recipients,
+    )
+    doctor.run(subject, report)
+
+
 def show_list(report: Report) -> None:
     """Show the backups, and how the last restore ended."""
     settings = load_settings()
+    report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
     report.backups = show_backups(report.console, backups, settings.backup_dir)
     show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
@@ -952,6 +991,7 @@ def show_list(report: Report) -> None:
 def restore(options: Options, report: Report, terminal: Terminal, credentials: Credentials) -> None:
     """Restore, only verify, or only recover."""
     console, settings = report.console, load_settings()
+    report.warn(*settings.warnings)
     enter_private_mounts()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:

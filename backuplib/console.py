@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib import errors
-from backuplib.files import open_regular
+from backuplib.files import give_to_owner_of, open_regular
 from backuplib.formatting import printable
 from backuplib.processes import Interrupted, Signals
 
@@ -107,7 +107,12 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            try:
+                self._log = open_regular(path, flags | os.O_EXCL)
+                give_to_owner_of(folder, self._log.fileno())
+            except FileExistsError:
+                self._log = open_regular(path, flags)
         except OSError as error:
             self.line(f"⚠️  No log file: {path}: {error.strerror}")
             return None
@@ -244,6 +249,7 @@ class Report:
     log: str | None = None
     backups: list[dict[str, Any]] = field(default_factory=list)
     drill: dict[str, object] = field(default_factory=dict)
+    checks: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     error: dict[str, str] | None = None
@@ -286,10 +292,11 @@ class Report:
             seconds = time.monotonic() - began
             self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
 
-    def warn(self, text: str) -> None:
+    def warn(self, *texts: str) -> None:
         """Say something that the operator should know, and note it."""
-        self.warnings.append(text)
-        self.console.line(f"⚠️  {printable(text)}")
+        for text in texts:
+            self.warnings.append(text)
+            self.console.line(f"⚠️  {printable(text)}")
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:

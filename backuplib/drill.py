@@ -1,4 +1,4 @@
-"""Proves on this machine that a restore works, without touching the operator's data: `restore_backup.py --drill`.
+"""Proves that the tool works on this machine, without touching the operator's data: `restore_backup.py --drill`.
 
 In a RAM folder, with throwaway keys and a sample shop, plain and encrypted: the real scripts back it up while it is
 being written to, restore it after changes, undo that, and must refuse a corrupted backup, another key's, and a wrong
@@ -26,7 +26,7 @@ from pathlib import Path
 from backuplib.backup_file import checksum_path
 from backuplib.console import Console
 from backuplib.database import Engine, check_database
-from backuplib.errors import ExitCode, OperatorError
+from backuplib.errors import ExitCode, OperatorError, restore_command
 from backuplib.files import create_file
 from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder, enter_private_mounts
@@ -85,7 +85,9 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
             drill.prove_mode(Shop(ram.path, db_pass, own), foreign)
     require(not ram.path.exists(), f"the RAM folder {ram.path} still exists")
     seconds = round(time.monotonic() - began, 1)
-    console.result(f"✅ Drill passed in {seconds} s: on this machine a restore works, for SQLite and for SQLCipher")
+    console.result(f"✅ Drill passed in {seconds} s, for SQLite and for SQLCipher")
+    console.result("   Proved: backup, restore, undo and refusals work here, with throwaway keys and sample data")
+    console.result(f"   Your Docker, your key and your .env were not tried: {restore_command('--check')}")
     return {"seconds": seconds, "proved": drill.proved}
 
 

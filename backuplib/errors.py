@@ -175,6 +175,10 @@ class UnusablePublicKeyError(WrongSettingError):
         )
 
 
+class CheckFoundProblemsError(RefusedError):
+    """--check has found what a restore would be refused for."""
+
+
 class NoTerminalError(RefusedError):
     """Something has to be asked for, and there is no terminal."""
 

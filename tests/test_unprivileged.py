@@ -130,11 +130,29 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
 
 
 @ONE_MODE
+def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys: Keys) -> None:
+    """Backups, the safety backup among them, each with its checksum, and the log: the user works with all of them."""
+    backup = user_shop.create_backup()
+    user_shop.change_data()
+    changed = user_shop.rows()
+    done = user_shop.restore(backup, "--force", key=keys.rsa)
+    assert done.code == 0, done.text
+    safety = Path(done.report["safety_backup"])
+    made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
+    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")} | {"restore.log"}
+    assert {(of.st_uid, of.st_gid, oct(of.st_mode & 0o7777)) for of in made.values()} == {(UID, UID, "0o600")}
+    undone = restore(user_shop, safety, "--force", key=keys.rsa)
+    assert undone.code == 0, undone.text
+    assert user_shop.rows() == changed
+
+
+@ONE_MODE
 def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
-    """Root restored; somebody else asks how it ended."""
+    """Root restored, with a version that kept the log for itself; somebody else asks how it ended."""
     backup_of(user_shop)
     assert "last restore" not in restore(user_shop, "--list").text
     assert user_shop.restore("--recover").code == 0
+    os.chown(user_shop.backups / "restore.log", 0, 0)
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
     assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.err
@@ -190,7 +208,7 @@ def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, k
 def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) -> None:
     """Root made the backup and handed over the backup alone."""
     backup = user_shop.create_backup()
-    os.chown(backup, UID, UID)
+    os.chown(f"{backup}.sha256", 0, 0)
     before = user_shop.snapshot()
     done = restore(user_shop, backup, "--force", key=keys.rsa)
     assert done.ended == (3, "checksum-unreadable"), done.text
