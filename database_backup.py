@@ -28,6 +28,7 @@ import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it 
 from backuplib import errors, files
 from backuplib.armor import Readable
 from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
+from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
     Engine,
@@ -344,7 +345,11 @@ class DatabaseBackup:
         except OSError as error:
             raise errors.BackupFailedError(
                 f"cannot write the backup in {self.backup_dir}: {error.strerror}",
-                hint=f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
+                hint=errors.writing_hint(
+                    error,
+                    self.backup_dir,
+                    f"Check space and permissions: df -h {quoted(self.backup_dir)}; ls -ld {quoted(self.backup_dir)}",
+                ),
             ) from None
 
     def _write(self, copy: Path, target: io.FileIO, ram: RamFolder, *, compress: bool, key: bytes | None) -> str:
@@ -438,8 +443,10 @@ def _load_settings() -> Settings:
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def _command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make, list, verify, remove and rescue backups of the bot's database.")
+def _command_line() -> CommandLine:
+    parser = CommandLine(
+        prog="database_backup.py", description="Make, list, verify, remove and rescue backups of the bot's database."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     create = commands.add_parser("create", help="make a backup and print its path")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
@@ -459,12 +466,12 @@ def _command_line() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     open_streams()
-    arguments = _command_line().parse_args(argv)
     logging.basicConfig(format="⚠️  %(message)s", level=logging.WARNING)
     signals = Signals()
     signals.install()
     report = Report(Console(), signals)
     with report.failures():
+        arguments = _command_line().parse_args(argv)
         harden_process()
         _run(arguments, report)
     close_streams()

@@ -22,12 +22,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
-from backuplib import __version__, errors
-from backuplib.backup_file import BackupFile
+from backuplib import __version__, errors, typed
+from backuplib.backup_file import BackupFile, BackupInfo
 from backuplib.bot import Bot
+from backuplib.command_line import CommandLine
 from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
@@ -38,16 +39,18 @@ from backuplib.formatting import age, aligned, megabytes, plural, printable, quo
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
-from backuplib.listing import choose_backup, named_backup, show_backups, show_last_restore
+from backuplib.listing import choose_backup, show_backups, show_last_restore
 from backuplib.locks import LOCK_SECONDS
+from backuplib.named import refuse_misnamed, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
-from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
+from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, swap_on_disk
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
+from backuplib.unattended import Questions, refuse_unanswered
 from config import Environment, Settings, load_settings, survey_settings
 from database_backup import DatabaseBackup
 
@@ -131,11 +134,13 @@ class Restorer:
         self.console = report.console
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
+        self.told_unseen = False
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
     def restore(self) -> None:
         """Restore the backup; an OperatorError has the exit code of what went wrong, and the state that leaves."""
         target = self.resolve_target()
+        self.settle_before(target)
         if self.terminal.present and "SSH_CONNECTION" in os.environ and not {"TMUX", "STY"} & set(os.environ):
             self.console.line("💡 A connection lost before the services stop ends this run; in tmux it would go on")
         pending: tuple[str, ...] = ()
@@ -193,25 +198,62 @@ class Restorer:
         self.report.target = str(target.path)
         return target
 
-    def preflight(self, target: Target, pending: Sequence[str]) -> Plan:
-        """Find out all that can be known before anything is touched.
+    def settle_before(self, target: Target) -> None:
+        """Settle what has to do with who calls this, and from where, before the menu and before a key is asked for.
 
-        :param pending: services that a restore before this one stopped, and that have not come up again.
-        :raises RefusedError: when something is missing or in the way.
+        :raises RefusedError: when a question will come that cannot be asked, or a key that would be shown.
+        :raises DeclinedError: when the operator would rather be root.
         """
         if self.options.key_stdin and sys.stdin.isatty():
             raise errors.RefusedError(
                 "--key-stdin was given, but standard input is a terminal, which would show the key and cut it",
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
+        if self.options.backup_file:
+            refuse_misnamed(self.options.backup_file, self.settings.backup_dir, target.path, self.list_backups)
+        hidden = 0 if self.options.verify_only else target.hidden_from_us()
+        unseen = target.unseen(hidden) if hidden else ""
+        if not self.terminal.present:
+            refuse_unanswered(self.questions(target, unseen), self.options)
+        if not unseen:
+            return
+        self.warn_unseen(f"{unseen}. {errors.inspecting_hint()}")
+        question = "⚠️  Go on without knowing?"
+        if self.terminal.present and not self.terminal.confirm(question):
+            raise errors.DeclinedError("not gone on without that", hint=errors.inspecting_hint())
+
+    def questions(self, target: Target, unseen: str) -> Questions:
+        """Return what will be asked, as far as that can be known before anything is done."""
+        options, configured = self.options, is_configured(target.path, self.settings)
+        encrypted, swappable, problem = True, False, ""
+        if options.backup_file:
+            with contextlib.closing(BackupFile(options.backup_file)) as backup:
+                encrypted = backup.layer == "openpgp"
+        if not options.allow_swap and swap_on_disk():
+            with RamFolder() as ram:
+                swappable = ram.swappable
+        if options.verify_only:
+            return Questions(encrypted, swap=swappable)
+        try:
+            self.compose_file(configured)
+        except errors.UnusableComposeFileError as error:
+            problem = str(error)
+        replaced = target.path if configured or target.exists else None
+        return Questions(encrypted, replaced, problem, swappable, unseen)
+
+    def preflight(self, target: Target, pending: Sequence[str]) -> Plan:
+        """Find out all that can be known before anything is touched.
+
+        :param pending: services that a restore before this one stopped, and that have not come up again.
+        :raises RefusedError: when something is missing or in the way.
+        """
         configured = is_configured(target.path, self.settings)
         self.check_encryption(target)
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
-        backup = self.open_backup()
+        backup = self.open_backup(target)
         if not self.options.verify_only:
             self.check_memory(target, backup)
-            self.check_confirmable(target, configured)
             target.refuse_unreplaceable(backup.size)
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
@@ -231,14 +273,15 @@ class Restorer:
             self.report.services = sorted({str(item) for item in stopping})
         return Plan(backup, target, configured, bot, stopping, user, outlook, self.credentials.backup_db_pass())
 
-    def open_backup(self) -> BackupFile:
+    def list_backups(self) -> list[BackupInfo]:
+        """Return the backups of the configured database, newest first."""
+        return self.backups_of(self.settings.db_path).list_backups()
+
+    def open_backup(self, target: Target) -> BackupFile:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
         folder = self.settings.backup_dir
-        if self.options.backup_file:
-            path = named_backup(self.options.backup_file, folder)
-        else:
-            backups = self.backups_of(self.settings.db_path).list_backups()
-            path = choose_backup(backups, folder, self.terminal)
+        path = self.options.backup_file or choose_backup(self.list_backups(), folder, self.terminal)
+        refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
         if backup.expected is None:
@@ -268,16 +311,11 @@ class Restorer:
                 hint="Stop other programs, or use a machine with more memory.",
             )
 
-    def check_confirmable(self, target: Target, configured: bool) -> None:
-        """Refuse early when the question that will come cannot be asked."""
-        if (configured or target.exists) and not self.options.force and not self.terminal.present:
-            raise errors.NoTerminalError(
-                f"this will replace {target.path}, and there is no terminal to confirm it",
-                hint="Add --force, or connect with a terminal: ssh -t",
-            )
+    def compose_file(self, configured: bool) -> Path | None:
+        """Return the compose file of the bot, or None when Docker is not to be touched.
 
-    def find_bot(self, configured: bool) -> Bot | None:
-        """Return the containers of the bot's compose file, or None when Docker is not to be touched."""
+        :raises UnusableComposeFileError: when it is not there, or cannot be told.
+        """
         if self.options.no_restart or not configured:
             return None
         file = self.options.compose_file
@@ -286,18 +324,27 @@ class Restorer:
             return None
         if file is None and environment is not None:
             file = self.settings.base_dir / environment.value
-        if file is None or not file.is_file():
-            env_file = self.settings.base_dir / ".env"
-            unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
-            problem = f"there is no compose file {file}" if file else unset
+        if file is not None and os.path.isfile(file):
+            return file
+        env_file = self.settings.base_dir / ".env"
+        unset = "RUNTIME_ENVIRONMENT is not set" if env_file.exists() else f"there is no {env_file}"
+        raise errors.UnusableComposeFileError(
+            f"there is no compose file {file}" if file else unset,
+            hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD "
+            "or DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be "
+            "stopped.",
+        )
+
+    def find_bot(self, configured: bool) -> Bot | None:
+        """Return the containers of the bot's compose file, or None when Docker is not to be touched."""
+        try:
+            file = self.compose_file(configured)
+        except errors.UnusableComposeFileError as error:
             if self.options.verify_only or not self.terminal.present:
                 raise errors.UnusableComposeFileError(
-                    f"{problem}, so the bot's services are not known",
-                    hint="Bring .env back with all its settings (.env.example shows them; RUNTIME_ENVIRONMENT is PROD "
-                    "or DEV), name the compose file with --compose-file, or use --no-restart when nothing is to be "
-                    "stopped.",
-                )
-            file = self.ask_compose_file(problem)
+                    f"{error}, so the bot's services are not known", hint=error.hint
+                ) from None
+            file = self.ask_compose_file(str(error))
             # as options, so that what is printed to be typed next names them, too
             self.options.compose_file, self.options.no_restart = file, file is None
         database = Path(os.path.realpath(self.settings.db_path))
@@ -342,9 +389,14 @@ class Restorer:
         """Refuse when the database is in use by anything but the containers that will be stopped, naming who it is."""
         if bot:
             bot.refuse_strangers(stopping)
-        unseen = target.refuse_holders([item.id for item in stopping], force=self.options.force)
-        if unseen and unseen not in self.report.warnings:
-            self.report.warn(unseen)
+        if hidden := target.refuse_holders([item.id for item in stopping]):
+            self.warn_unseen(target.unseen(hidden))
+
+    def warn_unseen(self, text: str) -> None:
+        """Say once that it cannot be told whether the database is in use."""
+        if not self.told_unseen:
+            self.report.warn(text)
+        self.told_unseen = True
 
     def ram_folder(self) -> RamFolder:
         """Make the RAM folder, and refuse one that could be swapped out to a disk."""
@@ -663,14 +715,13 @@ class Restorer:
 
     def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""
-        recover = errors.restore_command("--recover", *target_options(journal.target, self.settings, self.options))
         return Switch(
             journal,
             bot if journal.containers else None,
             self.engine,
             self.report,
             self.back_up,
-            recover_command=recover,
+            recover_command=errors.restore_command("--recover"),
         )
 
     def stop_services(self, plan: Plan, switch: Switch) -> None:
@@ -737,9 +788,8 @@ class Restorer:
     def settle(self, switch: Switch) -> None:
         """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
         switch.settle_files()
-        options = target_options(switch.journal.target, self.settings, replace(self.options, no_restart=False))
         self.console.line(f"✅ {switch.journal.what_is_live}, and whole")
-        self.console.line(f"⏳ To finish, with the services: {errors.restore_command('--recover', *options)}")
+        self.console.line(f"⏳ To finish, with the services: {errors.same_command(without={'no_restart'})}")
 
     def recover_first(self, target: Target) -> tuple[str, ...]:
         """Recover before a restore; return the services that did not come up again.
@@ -815,15 +865,6 @@ settings (from the environment, else from .env beside the script):
 """
 
 
-class CommandLine(argparse.ArgumentParser):
-    """A parser that leaves the end to :func:`main`, as all errors do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Show the usage; UsageError always."""
-        self.print_usage(sys.stderr)
-        raise errors.UsageError(message, hint=f"See: {errors.restore_command('--help')}")
-
-
 def absolute(path: str) -> Path:
     """Return a path on the command line, which is relative to the current folder."""
     return Path(path).absolute()
@@ -837,7 +878,6 @@ def command_line() -> CommandLine:
         description=DESCRIPTION,
         epilog=EXAMPLES.format(codes="\n".join(codes)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # nothing here is done on a guess
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
@@ -889,12 +929,13 @@ def parse(argv: list[str] | None) -> Options:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    options = parser.parse_args(argv, namespace=Options())
+    options: Options = parser.parse_args(argv, namespace=Options())
     readers = {"--key-stdin": 0 if options.key_stdin else None}
     readers |= {"--passphrase-fd": options.passphrase_fd, "--backup-db-pass-fd": options.backup_db_pass_fd}
     for one, other in itertools.combinations(readers, 2):
         if readers[one] is not None and readers[one] == readers[other]:
             parser.error(f"{one} and {other} both read file descriptor {readers[one]}")
+    typed.remember(options)
     return options
 
 
@@ -924,8 +965,9 @@ def run(options: Options, report: Report) -> None:
         report.drill = drill.run(report.console, Path(inspect.getfile(DatabaseBackup)))
         report.outcome = "drill passed"
         return
-    passphrase = read_descriptor(options.passphrase_fd, "--passphrase-fd")
-    db_pass = read_descriptor(options.backup_db_pass_fd, "--backup-db-pass-fd")
+    say = report.console.line
+    passphrase = read_descriptor(options.passphrase_fd, "--passphrase-fd", say)
+    db_pass = read_descriptor(options.backup_db_pass_fd, "--backup-db-pass-fd", say)
     if options.list:
         show_list(report)
         return
@@ -940,6 +982,7 @@ def run(options: Options, report: Report) -> None:
         passphrase_command=options.passphrase_command,
         db_pass=db_pass,
         ask_db_pass=options.backup_db_pass,
+        say=say,
     )
     with terminal.held(report.signals):
         restore(options, report, terminal, credentials)
@@ -1006,18 +1049,17 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     else:
         restorer.restore()
         console.result("✅ Database restored successfully")
-        for line in summary(report, settings, options, time.monotonic() - began):
+        for line in summary(report, time.monotonic() - began):
             console.result(f"   {line}")
     console.record(f"{OUTCOME}{report.outcome}")
 
 
-def summary(report: Report, settings: Settings, options: Options, seconds: float) -> list[str]:
+def summary(report: Report, seconds: float) -> list[str]:
     """Return the lines of the report at the end of a restore; the undo fits into 80 columns, so as to be copied."""
     rows, tables = sum(rows or 0 for rows in report.rows.values()), len(report.rows)
-    target = Path(report.target)
     facts = [
         ("backup", shown(Path(report.backup))),
-        ("into", f"{shown(target)}, in {seconds:.1f} s"),
+        ("into", f"{shown(Path(report.target))}, in {seconds:.1f} s"),
         ("rows", f"{rows:,} in {plural(tables, 'table')}"),
     ]
     if report.downtime_seconds is not None:
@@ -1028,7 +1070,7 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
         if ".raw.tar" in kept.name:
             facts.append(("to rescue", errors.rescue_command(kept)))
         else:
-            facts.append(("to undo", errors.restore_command(shown(kept), *target_options(target, settings, options))))
+            facts.append(("to undo", errors.restore_command(shown(kept))))
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
@@ -1037,14 +1079,6 @@ def summary(report: Report, settings: Settings, options: Options, seconds: float
 def is_configured(target: Path, settings: Settings) -> bool:
     """Whether a target, links resolved, is the configured database."""
     return target == Path(os.path.realpath(settings.db_path))
-
-
-def target_options(target: Path, settings: Settings, options: Options) -> list[str]:
-    """Return the options with which another run has the same target and the same services."""
-    words = [] if is_configured(target, settings) else ["--target-path", shown(target)]
-    words += ["--no-restart"] if options.no_restart else []
-    words += ["--compose-file", shown(options.compose_file)] if options.compose_file else []
-    return words + [word for name in options.service for word in ("--service", name)]
 
 
 if __name__ == "__main__":

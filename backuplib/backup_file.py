@@ -199,9 +199,12 @@ class BackupFile:
         try:
             self._file = open_regular(path)
         except OSError as error:
+            denied = f"Look who may read it: ls -l {quoted(path)}. As root: {errors.same_command(root=True)}"
             raise errors.BackupNotFoundError(
                 f"cannot read the backup {path}: {error.strerror}",
-                hint=f"See what is there: {errors.restore_command('--list')}",
+                hint=denied
+                if isinstance(error, PermissionError)
+                else f"See what is there: {errors.restore_command('--list')}",
             ) from None
         self.size = os.fstat(self._file.fileno()).st_size
         if self.size > limit:

@@ -114,7 +114,8 @@ class Console:
             except FileExistsError:
                 self._log = open_regular(path, flags)
         except OSError as error:
-            self.line(f"⚠️  No log file: {path}: {error.strerror}")
+            hint = errors.writing_hint(error, folder, "")
+            self.line(f"⚠️  No log file: {path}: {error.strerror}{'. ' if hint else ''}{hint}")
             return None
         return path
 

@@ -208,6 +208,16 @@ def inspect_containers(ids: Sequence[str]) -> list[Container]:
     return [Container.from_inspect(data) for data in described]
 
 
+def _more_rights() -> str:
+    """Return what lets another user than root reach Docker."""
+    if os.geteuid() == 0:
+        return ""
+    return (
+        ". Is it for root only? Join the group (sudo usermod -aG docker $USER, and log in again), or run this with "
+        f"sudo: {errors.same_command(root=True)}"
+    )
+
+
 def _docker(*arguments: str) -> str:
     try:
         return run_command(["docker", *arguments], timeout=30)
@@ -218,6 +228,5 @@ def _docker(*arguments: str) -> str:
             return error.output
         raise errors.DockerUnreachableError(
             f"Docker cannot be reached: {error}",
-            hint="Run this with sudo, or join the group: sudo usermod -aG docker $USER, and log in again. Is Docker "
-            f"running? systemctl status docker. {NOTHING_TO_STOP}",
+            hint=f"Is Docker running? systemctl status docker. {NOTHING_TO_STOP}{_more_rights()}",
         ) from None

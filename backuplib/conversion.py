@@ -23,7 +23,7 @@ from backuplib.database import (
     quoted_passphrase,
     sidecars,
 )
-from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError
+from backuplib.errors import CannotConvertError, ConvertRequiredError, TooLargeError, WrongDbPassError, same_command
 from backuplib.files import CHUNK, create_file
 from backuplib.findings import CONTENT
 from backuplib.formatting import quoted_identifier
@@ -178,18 +178,20 @@ def require_convert_option(source: Source, engine: Engine, *, convert: bool) -> 
     if not source.version:
         raise ConvertRequiredError(
             "the backup holds an unencrypted SQLite database, but DB_ENCRYPTION is true",
-            hint="To restore it encrypted with the current DB_PASS, add --convert. If the bot does not use encryption, "
-            "set DB_ENCRYPTION=false.",
+            hint="If the bot does not use encryption, set DB_ENCRYPTION=false. To restore it encrypted with the "
+            f"current DB_PASS, add --convert: {same_command('--convert')}",
         )
     if not engine.db_pass:
         raise ConvertRequiredError(
             f"the backup holds a {source.name} database, but DB_ENCRYPTION is false",
-            hint="To restore it WITHOUT encryption, add --convert; else set DB_ENCRYPTION=true and DB_PASS in .env.",
+            hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. To restore it WITHOUT "
+            f"encryption, add --convert: {same_command('--convert')}",
         )
     raise ConvertRequiredError(
         f"the backup holds a {source.name} database with pages of {source.page_size} bytes; the bot uses SQLCipher "
         f"{_BOTS_VERSION} with pages of {_BOTS_PAGES}",
-        hint="To restore it in the bot's format, add --convert. The backup file is not changed.",
+        hint="To restore it in the bot's format (the backup file is not changed), add --convert: "
+        f"{same_command('--convert')}",
     )
 
 

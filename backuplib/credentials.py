@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shlex
 import sys
 import unicodedata
@@ -16,6 +17,7 @@ from backuplib.errors import (
     WrongKeyError,
     WrongPassphraseError,
     explain,
+    same_command,
 )
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import command_output
@@ -23,6 +25,7 @@ from backuplib.secret import Secret
 from backuplib.terminal import Terminal
 
 PASSPHRASE_TRIES = 3
+WAITING_SECONDS = 1.0  # after which it is said what is waited for
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class Access:
 
 
 class Credentials:
-    """Supplies the private key, its passphrase, and ``db_pass``, the passphrase of the database in the backup."""
+    """Supplies the private key, its passphrase, and ``db_pass``, the passphrase of the database in the backup.
+
+    What is asked for takes a terminal: :mod:`backuplib.unattended` refuses a run without one before that. ``say`` is
+    told what is waited for.
+    """
 
     def __init__(
         self,
@@ -46,20 +53,17 @@ class Credentials:
         passphrase_command: str | None = None,
         db_pass: Secret | None = None,
         ask_db_pass: bool = False,
+        say: Callable[[str], object] = print,
     ) -> None:
-        self._terminal, self._key_stdin = terminal, key_stdin
+        self._terminal, self._key_stdin, self._say = terminal, key_stdin, say
         self._passphrase, self._passphrase_command = passphrase, passphrase_command
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
 
     def private_key(self) -> Secret:
-        """Read the private key; NoTerminalError when there is no way to ask for it."""
+        """Read the private key."""
         if self._key_stdin:
+            tell_waiting(sys.stdin.fileno(), "the private key on standard input", self._say)
             return decode_private_key(Secret(sys.stdin.buffer.read()))
-        if not self._terminal.present:
-            raise NoTerminalError(
-                "no terminal to paste the private key into",
-                hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
-            )
         return decode_private_key(self._terminal.private_key())
 
     def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
@@ -75,7 +79,7 @@ class Credentials:
     def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
         """Call ``attempt`` with the passphrase; on a terminal, ask again when it was wrong.
 
-        :raises NoTerminalError: when there is no way to ask for it.
+        :raises NoTerminalError: when there is no way to ask for it, which could not be known before.
         """
         if not key.protected:
             attempt(None)
@@ -86,7 +90,8 @@ class Credentials:
         elif not self._terminal.present:
             raise NoTerminalError(
                 "the private key has a passphrase, and there is no terminal to ask for it",
-                hint="Use --passphrase-fd N or --passphrase-command CMD, or connect with a terminal: ssh -t",
+                hint="Read it from a file descriptor (--passphrase-fd 3 3< <(CMD)), or let a command print it: "
+                f"{same_command()} --passphrase-command 'CMD'",
             )
         else:
             self._ask_until_right(attempt)
@@ -103,31 +108,34 @@ class Credentials:
                 return
 
     def backup_db_pass(self) -> Secret | None:
-        """Return the passphrase of the database in the backup; None when no option says that it differs from DB_PASS.
-
-        :raises NoTerminalError: when there is no way to ask for it.
-        """
+        """Return the passphrase of the database in the backup; None: no option says that it differs from DB_PASS."""
         if self._db_pass or not self._ask_db_pass:
             return self._db_pass
-        if not self._terminal.present:
-            raise NoTerminalError(
-                "no terminal to ask for the passphrase of --backup-db-pass",
-                hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
-            )
         return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
 
 
-def read_descriptor(number: int | None, option: str) -> Secret | None:
+def tell_waiting(descriptor: int, what: str, say: Callable[[str], object]) -> None:
+    """Wait until a file descriptor has something, or is at its end; after a second, say what is waited for."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(WAITING_SECONDS * 1000):
+        say(f"⏳ Waiting for {what}")
+        poll.poll()
+
+
+def read_descriptor(number: int | None, option: str, say: Callable[[str], object] = print) -> Secret | None:
     """Return the first line of a file descriptor; None when the option was not given.
 
     Call it before any file is opened, which could get the number of a closed descriptor.
 
+    :param say: is told what is waited for.
     :raises NoPassphraseError: when it cannot be read, naming the option.
     """
     if number is None:
         return None
     try:
         os.fstat(number)  # unlike fdopen, it refuses all that is not a descriptor with OSError or OverflowError
+        tell_waiting(number, f"file descriptor {number} ({option})", say)
         # Standard streams stay open: the next file to be opened would get their number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:
             return _first_line(file.read())

@@ -271,9 +271,9 @@ class Checkup:
 
     def in_use(self) -> Said:
         """Whether somebody else than the bot has the database open."""
-        unseen = self.target.refuse_holders([item.id for item in self.stopping], force=self.subject.force)
+        hidden = self.target.refuse_holders([item.id for item in self.stopping])
         but = ", but what a restore stops" if self.stopping else ""
-        yield (UNKNOWN, unseen) if unseen else (OK, f"nobody has the database open{but}")
+        yield (UNKNOWN, self.target.unseen(hidden)) if hidden else (OK, f"nobody has the database open{but}")
 
     def rights(self) -> Said:
         """Whether this user could replace the database and write backups: told by modes, nothing is written."""

@@ -1,16 +1,21 @@
 """What can go wrong, as it is told to the operator: each kind has an identity, an exit code, and a hint."""
 
+import errno
 import os
 import re
 import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Collection
 from enum import IntEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Self
 
-from backuplib.formatting import megabytes, printable, shown
+from backuplib import typed
+from backuplib.files import mount_point
+from backuplib.formatting import megabytes, printable, quoted, shown
 
 AS_BEFORE, RUNNING = "The database is as it was before", "the services that ran are running."
 
@@ -84,15 +89,61 @@ class EndedBySignalError(OperatorError):
 CHECK_DISK = "Check the disk: dmesg | tail"
 
 
+def writing_hint(error: OSError, folder: Path, otherwise: str) -> str:
+    """Return the hint for what cannot be written in a folder: its own one for a filesystem that is read-only."""
+    if error.errno != errno.EROFS:
+        return otherwise
+    place = mount_point(folder)
+    return (
+        f"{place} is mounted read-only. To make it writable, as root: mount -o remount,rw {quoted(place)}. Was it so "
+        "before? A failing disk becomes read-only by itself: dmesg | tail"
+    )
+
+
+FOLDER = Path(__file__).parents[1]  # the tool's, with its scripts
+
+
 def restore_command(*arguments: str, script: str = "restore_backup.py") -> str:
-    """Return a command line for a script of this tool, to be copied into a shell as it is."""
+    """Return a command line for a script of this tool, to be copied into a shell as it is.
+
+    One for a restore, or for what belongs to it, has the options of this run that are meant for that, too.
+    """
+    more = typed.carried(arguments) if script == "restore_backup.py" else []
+    return typed.joined([_python(), shown(FOLDER / script), *arguments, *more])
+
+
+def same_command(*more: str, backup: str = "", without: Collection[str] = (), root: bool = False) -> str:
+    """Return the command line of this restore, with more options, to be typed again.
+
+    :param backup: the backup file, instead of the one that was named.
+    :param without: names of options that are left out.
+    :param root: with sudo, which has another PATH, and closes the file descriptors that it is given.
+    """
+    had = typed.given(without={*without, *(typed.DESCRIPTORS if root else ())})
+    if root and typed.given(["passphrase_fd"]):
+        more = (*more, "--passphrase-command", "CMD")
+    python = ["sudo", shown(Path(sys.executable))] if root else [_python()]
+    named = [backup] if backup else typed.backup_file()
+    return typed.joined([*python, shown(FOLDER / "restore_backup.py"), *named, *had, *more])
+
+
+def inspecting_hint() -> str:
+    """Return what this run would take to see all processes, with the command where that is another user's."""
+    if os.geteuid() == 0:
+        return (
+            "It takes the capability CAP_SYS_PTRACE, which root lacks here, as in a container: run it outside of that."
+        )
+    return f"As root it can: {same_command(root=True)}"
+
+
+def _python() -> str:
+    """Return the Python that runs this, as it is typed."""
     found, own = shutil.which("python"), sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
     same = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
     # By way of a relative folder it was found by PATH=.venv/bin:$PATH, which the shell had for one command only.
     on_path = found and same and os.path.isabs(found)
-    python = "python" if on_path else shown(Path(own))
-    return shlex.join([python, shown(Path(__file__).parents[1] / script), *arguments])
+    return "python" if on_path else shown(Path(own))
 
 
 def rescue_command(backup: Path) -> str:
@@ -131,10 +182,13 @@ class RefusedError(OperatorError):
 
 
 class DiskFailureError(RefusedError):
-    """The disk fails at a place that has no words of its own for it."""
+    """The disk fails, or does not let us, at a place that has no words of its own for it."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(explain(error), hint=CHECK_DISK)
+        hint = writing_hint(error, Path(error.filename or "."), CHECK_DISK)
+        if isinstance(error, PermissionError):
+            hint = f"It needs other permissions: ls -ld {quoted(error.filename or '.')}; or run this as root."
+        super().__init__(explain(error), hint=hint)
 
 
 class MissingPackageError(RefusedError):
@@ -143,9 +197,22 @@ class MissingPackageError(RefusedError):
     def __init__(self, name: str | None) -> None:
         package = {"dotenv": "python-dotenv", "gnupg": "python-gnupg", "sqlcipher3": "sqlcipher3-binary"}
         super().__init__(
-            f"missing Python package {package.get(name or '', name)} in {sys.executable}",
-            hint="Use the Python that has it (. .venv/bin/activate), or install all: pip install -r requirements.txt",
+            f"missing Python package {package.get(name or '', name)} in {sys.executable}", hint=_packages_hint()
         )
+
+
+def _packages_hint() -> str:
+    """Return the commands with which the packages are there: system Pythons, such as Debian's, refuse `pip install`."""
+    venv = FOLDER / ".venv"
+    python = venv / "bin/python"
+    again = typed.joined([shown(python), *typed.without_secrets(sys.argv)])
+    if os.path.exists(python) and Path(sys.prefix).resolve() != venv.resolve():
+        return f"Use the Python of the virtual environment: {again}"
+    # A program of its own on Debian: `python3 -m venv` is there without it, and fails.
+    first = "" if find_spec("ensurepip") else "apt-get install python3-venv, as root, and then "
+    make = typed.joined(["python3", "-m", "venv", shown(venv)])
+    install = typed.joined([shown(venv / "bin/pip"), "install", "-q", "-r", shown(FOLDER / "requirements.txt")])
+    return f"Install it: {first}{make} && {install} && {again}"
 
 
 class ForeignConfigError(RefusedError):
@@ -181,6 +248,10 @@ class CheckFoundProblemsError(RefusedError):
 
 class NoTerminalError(RefusedError):
     """Something has to be asked for, and there is no terminal."""
+
+
+class NotABackupError(RefusedError):
+    """What was named as the backup is something else."""
 
 
 class NoPassphraseError(RefusedError):

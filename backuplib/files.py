@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -98,6 +99,19 @@ def stat_or_none(path: Path) -> os.stat_result | None:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def mount_point(path: Path) -> Path:
+    """Return where the filesystem of a path, links resolved, is mounted, bind mounts included."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    points = {unescaped(line.split()[4]) for line in lines}
+    place = Path(os.path.realpath(path))
+    return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
+
+
+def unescaped(name: str) -> str:
+    """Return a path of /proc/self/mountinfo, which has blanks and other signs as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
 
 
 @contextlib.contextmanager

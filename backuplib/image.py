@@ -265,7 +265,8 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
             "neither an unencrypted SQLite database nor anything else that is recognised; it may be encrypted with "
             "SQLCipher",
             hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. If only this backup does, add "
-            f"--convert --backup-db-pass, which asks for its passphrase. {errors.choose_another_backup_hint()}",
+            "--convert --backup-db-pass, which asks for its passphrase (without a terminal: --backup-db-pass-fd N). "
+            f"{errors.choose_another_backup_hint()}",
         )
     if not image.path:
         return errors.DamagedDatabaseError(f"the database is corrupted: {error}")
@@ -281,7 +282,8 @@ def explain_unreadable(image: DatabaseImage, engine: Engine, error: Exception) -
     return errors.WrongDbPassError(
         "DB_PASS does not open the database in the backup: it has another passphrase or other cipher settings than "
         "SQLCipher's defaults, or it is neither a SQLCipher database nor anything else that is recognised",
-        hint="If it was made with another passphrase, add --backup-db-pass, which asks for it. If the bot shall use "
-        "that passphrase again, set DB_PASS in .env. A bot with settings of its own (kdf_iter, cipher_use_hmac, "
+        hint="If it was made with another passphrase, add --backup-db-pass, which asks for it (without a terminal: "
+        "--backup-db-pass-fd N). If the bot shall use that passphrase again, set DB_PASS in .env. "
+        "A bot with settings of its own (kdf_iter, cipher_use_hmac, "
         "cipher_plaintext_header_size) is not supported.",
     )

@@ -7,40 +7,19 @@ from typing import Any
 
 from backuplib.backup_file import BackupInfo
 from backuplib.console import Console, last_outcome
-from backuplib.errors import BackupNotFoundError, DeclinedError, NoTerminalError, restore_command
+from backuplib.errors import BackupNotFoundError, DeclinedError, restore_command
 from backuplib.formatting import age, aligned, megabytes, plural, printable, shown
 from backuplib.openpgp import Recipient
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
 
-def named_backup(file: Path, backup_dir: Path) -> Path:
-    """Return the backup file that was named.
-
-    :raises BackupNotFoundError: when it is not there but in the backup folder: where it is.
-    """
-    elsewhere = backup_dir / file.name
-    if not file.exists() and elsewhere.is_file():
-        raise BackupNotFoundError(
-            f"there is no file {file}",
-            hint=f"It is in another folder, so name it: {restore_command(shown(elsewhere))} "
-            "(paths on the command line are relative to the current folder)",
-        )
-    return file
-
-
 def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Terminal) -> Path:
     """Let the operator choose a backup from a menu; its checksum is compared when it is opened.
 
-    :raises NoTerminalError: when there is none to choose on.
     :raises BackupNotFoundError: when there is no backup.
     :raises DeclinedError: when the operator leaves.
     """
-    if not terminal.present:
-        raise NoTerminalError(
-            "no backup file was named, and there is no terminal to choose one",
-            hint=f"Name one; to see them: {restore_command('--list')}",
-        )
     if not backups:
         raise BackupNotFoundError(f"there is no backup in {backup_dir}", hint="Name a file, or check DB_BACKUP_PATH.")
     heading, *lines = backup_table(backups)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import stat_or_none
@@ -282,12 +282,27 @@ def find_holders(paths: Sequence[Path]) -> tuple[list[Holder], int]:
 
 
 def _holds(process: Path, files: set[tuple[int, int]]) -> bool | None:
-    """Whether a process has one of the files open; None without permission to inspect it."""
+    """Whether a process has one of the files open; None when that cannot be told, such as without permission."""
     for _ in range(2):  # the kernel also denies access to a process that is just ending
-        with contextlib.suppress(PermissionError):
-            try:
-                opened = map(stat_or_none, (process / "fd").iterdir())  # None: closed since it was listed
-                return any(status and (status.st_dev, status.st_ino) in files for status in opened)
-            except (FileNotFoundError, ProcessLookupError):  # it has ended
-                return False
+        try:
+            opened = [_status(path) for path in (process / "fd").iterdir()]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return False
+        except OSError:
+            continue
+        if any((status.st_dev, status.st_ino) in files for status in opened if status):
+            return True
+        if None not in opened:
+            return False
     return None
+
+
+def _status(path: Path) -> os.stat_result | Literal[False] | None:
+    """Return the status of an open file; False when it was closed since it was listed, None when it has none for us.
+
+    Of a file in another user's FUSE filesystem, or in one whose server is gone, not even root gets it.
+    """
+    try:
+        return stat_or_none(path) or False
+    except OSError:
+        return None

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backuplib import errors, files
 from backuplib.backup_file import HEAD, outer_layer
+from backuplib.credentials import tell_waiting
 from backuplib.database import SIDECARS, SQLITE_MAGIC, Engine, check_database, sidecars
 from backuplib.formatting import aligned, plural, shortened, shown
 from backuplib.gzip_stream import GzipDecoder
@@ -43,7 +45,7 @@ def rescue(source: str, target: Path | None, db_pass: Secret | None, report: Rep
     target = target or result_in_ram()
     with RamFolder() as ram:
         try:
-            database = unpacked(source, ram)
+            database = unpacked(source, ram, report.console.line)
         except OSError as error:
             raise errors.BackupNotFoundError(f"cannot unpack {source}: {errors.explain(error)}") from None
         engine = opening_engine(database, db_pass)
@@ -110,11 +112,13 @@ def write_result(database: Path, target: Path) -> None:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-def unpacked(source: str, ram: RamFolder) -> Path:
+def unpacked(source: str, ram: RamFolder, say: Callable[[str], object]) -> Path:
     """Put the files of a database into the RAM folder, without layers, and return the main one."""
     given, database = ram.path / "given", ram.path / "damaged.db"
     if source == "-" and sys.stdin.isatty():
         raise errors.UsageError("standard input is a terminal", hint="Pipe the file in: gpg -d FILE | … rescue -")
+    if source == "-":
+        tell_waiting(sys.stdin.fileno(), "the file on standard input", say)
     with (
         io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else files.open_regular(Path(source)) as file,
         files.create_file(given) as copy,

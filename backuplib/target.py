@@ -7,7 +7,6 @@ import errno
 import fcntl
 import glob
 import os
-import re
 import shutil
 import stat
 import sys
@@ -112,11 +111,10 @@ class Target:
         finally:
             os.close(folder)
 
-    def refuse_holders(self, expected: Sequence[str] = (), *, force: bool) -> str:
+    def refuse_holders(self, expected: Sequence[str] = ()) -> int:
         """Refuse when a process has the database open, except those in the expected containers.
 
-        :param force: the operator says that nobody has it open where that cannot be inspected.
-        :returns: what could not be inspected, for a warning; else empty.
+        :returns: how many processes could not be inspected: one of them may have it open.
         :raises DatabaseInUseError: naming who.
         """
         holders, hidden = find_holders(database_files(self.path))
@@ -127,15 +125,16 @@ class Target:
                 f"{self.path} is in use by {', '.join(map(str, strangers))}",
                 hint=f"End it ({commands}); or, if a compose file runs it, name that with --compose-file.",
             )
-        if not hidden or not self.exists:
-            return ""
-        unseen = f"cannot tell whether {self.path} is in use: no permission to inspect {plural(hidden, 'process')}"
-        # Where even root may not look, there is no better way to run this: then it is only said.
-        if not force and not has_capability(CAP_SYS_PTRACE):
-            raise errors.DatabaseInUseError(
-                unseen, hint="Run this as root; or, if you know that nothing has it open, add --force."
-            )
-        return unseen
+        return hidden if self.exists else 0
+
+    def hidden_from_us(self) -> int:
+        """Return how many processes, of which one may have the database open, root could inspect and we cannot."""
+        # Where even root may not look, there is no better way to run this.
+        return 0 if has_capability(CAP_SYS_PTRACE) or not self.exists else find_holders(database_files(self.path))[1]
+
+    def unseen(self, hidden: int) -> str:
+        """Say what cannot be told of so many processes."""
+        return f"cannot tell whether {self.path} is in use: no permission to inspect {plural(hidden, 'process')}"
 
     def refuse_other_encryption(self, *, encrypted: bool) -> None:
         """Refuse when the database is encrypted and the new one would not be, or the reverse.
@@ -151,13 +150,13 @@ class Target:
                 raise errors.EncryptionDiffersError(
                     f"{self.path} is an unencrypted SQLite database, but DB_ENCRYPTION is true",
                     hint="If the bot does not use encryption, set DB_ENCRYPTION=false in .env. To replace this file "
-                    "by an encrypted database, add --convert.",
+                    f"by an encrypted database, add --convert: {errors.same_command('--convert')}",
                 )
             if not encrypted and looks_encrypted(self.path):
                 raise errors.EncryptionDiffersError(
                     f"{self.path} looks encrypted, as by SQLCipher, but DB_ENCRYPTION is not true",
                     hint="If the bot uses SQLCipher, set DB_ENCRYPTION=true and DB_PASS in .env. To replace this file "
-                    "by a database WITHOUT encryption, add --convert.",
+                    f"by a database WITHOUT encryption, add --convert: {errors.same_command('--convert')}",
                 )
 
     def refuse_unreplaceable(self, size: int) -> None:
@@ -187,8 +186,12 @@ class Target:
             if error.errno not in files.NO_HARD_LINKS or not second.parent.exists() or is_immutable(path):
                 raise errors.CannotWriteError(
                     f"the database cannot be replaced in {folder}: {error.strerror}",
-                    hint=f"Check: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It needs the permissions of the "
-                    "file's owner.",
+                    hint=errors.writing_hint(
+                        error,
+                        folder,
+                        f"Check: ls -ld {quoted(folder)}; lsattr {quoted(path)}. It needs the permissions of the "
+                        "file's owner.",
+                    ),
                 ) from None
         free = shutil.disk_usage(folder).free
         if free < size:
@@ -236,19 +239,18 @@ class Target:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (errors.NoSpaceError if full else errors.CannotWriteError)(
                 f"the new database cannot be written in {folder}: {error.strerror}",
-                hint=f"It needs {megabytes(image.size)} and the file owner's permissions: df -h {quoted(folder)}",
+                hint=errors.writing_hint(
+                    error,
+                    folder,
+                    f"It needs {megabytes(image.size)} and the file owner's permissions: df -h {quoted(folder)}",
+                ),
             ) from None
         return files.file_identity(path)
 
 
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted on a path, a single file included (os.path.ismount does not see those)."""
-    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return any(_unescape(line.split()[4]) == str(path) for line in mounts)
-
-
-def _unescape(name: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
+    return files.mount_point(path) == path
 
 
 def is_immutable(path: Path) -> bool:

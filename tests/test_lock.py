@@ -197,18 +197,39 @@ def unprivileged(shop: Shop, *args: object) -> tuple[int, str]:
 
 
 @pytest.mark.needs("root")
-def test_unprivileged_user_does_not_claim_that_nobody_has_it_open(nobodys_shop: tuple[Shop, Path]) -> None:
-    """--force also answers the question, so it is a terminal's user who is refused here."""
+@pytest.mark.parametrize(("answer", "code"), [("n", 10), ("y", 0)])
+def test_unprivileged_user_is_asked_before_the_menu_whether_to_go_on_without_root(
+    nobodys_shop: tuple[Shop, Path], answer: str, code: int
+) -> None:
+    """With the command for root. --force answers the other question."""
     shop, backup = nobodys_shop
     before = shop.snapshot()
     wrapper = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", "--json", str(backup)]
+    argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", "--no-restart", "--force"]
     started = Terminal(argv, cwd=shop.path, env=shop.environment({"PYTHONDONTWRITEBYTECODE": "1"}))
     try:
-        assert started.ended == (3, "database-in-use"), started.output
-        assert "--force" in started.output
+        started.expect(r"sudo \S+ restore_backup.py --no-restart --force --allow-swap")
+        started.expect(r"\[y/N\] ")
+        assert backup.name not in started.output
+        started.send(f"{answer}\n")
+        if not code:
+            started.expect("leave: ")
+            started.send("1\n")
+        assert started.wait() == code, started.output
+        assert started.output.count("cannot tell whether") == 1
     finally:
         started.end()
+    assert (shop.snapshot() == before) == bool(code)
+
+
+@pytest.mark.needs("root")
+def test_unprivileged_user_without_a_terminal_is_told_all_that_is_missing(nobodys_shop: tuple[Shop, Path]) -> None:
+    shop, backup = nobodys_shop
+    before = shop.snapshot()
+    code, text = unprivileged(shop, backup)
+    assert code == 3, text
+    for word in ("--force", "cannot tell whether", f"sudo {sys.executable} restore_backup.py backups/{backup.name} "):
+        assert word in text
     assert shop.snapshot() == before
 
 

@@ -51,6 +51,8 @@ def normalised(text: str, shop: Shop) -> str:
         (re.escape(shop.path.name), "shopbot"),
         (r"\b\d+ processes\b", "100 processes"),
         (re.escape(sys.executable), "python"),
+        (r"apt-get install python3-venv, as root, and then ", ""),  # where the package is missing
+        (r"(?<=--passphrase-fd )\d+", "3"),
         (r"(?<=in use by ).*(?= \(pid)", "python bot.py"),
         (r"(?<=Docker cannot be reached: )[\s\S]*?(?=\n   )", "<what docker says>"),
         (r"\d+(\.\d+)? (kB|MB)", "N kB"),

@@ -129,6 +129,14 @@ def test_path_that_compose_v1_wrote_relative_to_where_it_was_called_is_found(tmp
         assert item.compose_files == ((shop / "docker-compose.prod.yml").resolve(),)
 
 
+def test_compose_file_of_a_stranger_that_cannot_be_looked_at_is_no_obstacle(tmp_path: Path) -> None:
+    """It may lie where we have no permission, or have a name that this system does not take."""
+    for odd in (tmp_path / ("x" * 300) / "c.yml", Path("/proc/self/mem/c.yml"), tmp_path / "not there" / "c.yml"):
+        labels = {"com.docker.compose.project.config_files": str(odd), "com.docker.compose.project": "theirs"}
+        item = inspected(Config_Labels=labels)
+        assert [path.name for path in item.compose_files] == ["c.yml"]
+
+
 def test_each_file_of_compose_v2_is_named(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("one.yml", "two.yml")]
     item = inspected(labels={"project.working_dir": str(tmp_path), "project.config_files": ",".join(names)})

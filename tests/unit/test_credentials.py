@@ -1,11 +1,13 @@
 """Where key and passphrases come from, without a terminal."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from backuplib.credentials import Credentials, read_descriptor
+from backuplib.credentials import Credentials, read_descriptor, tell_waiting
 from backuplib.errors import NoTerminalError, RefusedError, WrongPassphraseError
 from backuplib.openpgp import ImportedKey
 from backuplib.secret import Secret
@@ -155,16 +157,48 @@ def test_command_that_gives_nothing_is_refused_and_its_arguments_are_not_shown(n
     assert raised.value.__cause__ is None
 
 
-def test_what_cannot_be_asked_for_is_refused_with_the_option_to_use(nobody: Terminal) -> None:
-    credentials = Credentials(nobody, ask_db_pass=True)
-    for ask, option in (
-        (credentials.private_key, "--key-stdin"),
-        (lambda: credentials.unlock(PROTECTED, lambda _: None), "--passphrase-fd"),
-        (credentials.backup_db_pass, "--backup-db-pass-fd"),
-    ):
-        with pytest.raises(NoTerminalError) as raised:
-            ask()
-        assert option in raised.value.hint
+def test_passphrase_that_cannot_be_asked_for_is_refused_with_the_options_to_use(nobody: Terminal) -> None:
+    with pytest.raises(NoTerminalError) as raised:
+        Credentials(nobody, key_stdin=True).unlock(PROTECTED, lambda _: None)
+    assert "--passphrase-command 'CMD'" in raised.value.hint
+    assert "--passphrase-fd 3 3< <(CMD)" in raised.value.hint
+    assert "ssh -t" not in raised.value.hint  # the key is piped in
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for is told at once."""
+    monkeypatch.setattr("backuplib.credentials.WAITING_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_waited_for_is_said_once() -> None:
+    reader, writer = os.pipe()
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as beside:
+        read = beside.submit(read_descriptor, reader, "--passphrase-fd", said.append)
+        while not said:
+            time.sleep(0.01)
+        assert not read.done()
+        os.write(writer, b"hun")
+        time.sleep(0.15)
+        os.write(writer, b"ter2\n")
+        os.close(writer)
+        secret = read.result(5)
+    assert secret
+    assert secret.reveal() == "hunter2"
+    assert said == [f"⏳ Waiting for file descriptor {reader} (--passphrase-fd)"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("data", [b"hunter2", b""])
+def test_what_is_there_or_at_its_end_is_not_waited_for(data: bytes) -> None:
+    said: list[str] = []
+    tell_waiting(pipe_with(data), "the key", said.append)
+    assert said == []
 
 
 def test_passphrase_of_the_backups_database_is_none_unless_it_differs(nobody: Terminal) -> None:

@@ -1,5 +1,6 @@
 """Each kind of failure has an identity that scripts can hold on to, an exit code, and a state."""
 
+import errno
 import re
 import shlex
 import signal
@@ -22,6 +23,7 @@ from backuplib.errors import (
     WrongSettingError,
     explain,
     restore_command,
+    writing_hint,
 )
 
 
@@ -171,6 +173,19 @@ def test_names_from_a_backup_steer_no_terminal() -> None:
 )
 def test_error_that_knows_what_to_do_says_so(error: OperatorError) -> None:
     assert error.hint
+
+
+def test_read_only_filesystem_has_words_of_its_own() -> None:
+    read_only = OSError(errno.EROFS, "Read-only file system", "/proc/self/x")
+    assert "mount -o remount,rw /proc" in writing_hint(read_only, Path("/proc/self"), "df")
+    assert writing_hint(OSError(errno.ENOSPC, "full"), Path("/proc"), "df") == "df"
+    assert "/proc is mounted read-only" in DiskFailureError(read_only).hint
+
+
+def test_lack_of_permission_is_no_broken_disk() -> None:
+    hint = DiskFailureError(PermissionError(errno.EACCES, "Permission denied", "/srv/my data")).hint
+    assert "ls -ld '/srv/my data'" in hint
+    assert "dmesg" not in hint
 
 
 @pytest.mark.parametrize(

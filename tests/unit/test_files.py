@@ -22,12 +22,14 @@ from backuplib.files import (
     fit_into_folder,
     flock,
     give_to_owner_of,
+    mount_point,
     name_without_replacing,
     open_folder,
     open_regular,
     replacing,
     same_file,
     stat_or_none,
+    unescaped,
     write_all,
 )
 
@@ -406,3 +408,15 @@ def test_file_that_cannot_be_given_stays_as_it_is(tmp_path: Path) -> None:
     with create_file(tmp_path / "new") as file:
         give_to_owner_of(tmp_path / "gone", file.fileno())
         assert os.fstat(file.fileno()).st_uid == os.geteuid()
+
+
+# --- mounts ----------------------------------------------------------------------------------------------------------
+
+
+def test_place_where_a_filesystem_is_mounted_is_known(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self")
+    assert mount_point(Path("/proc")) == Path("/proc")
+    assert mount_point(tmp_path / "link" / "status") == Path("/proc")
+    assert mount_point(Path("/proc/no/such/file")) == Path("/proc")
+    assert tmp_path.is_relative_to(mount_point(tmp_path / "x"))
+    assert unescaped(r"/srv/a\040b\134c") == r"/srv/a b\c"

@@ -11,12 +11,11 @@ import pytest
 
 from backuplib.backup_file import BackupInfo, backup_time, checksum_path
 from backuplib.console import Report
-from backuplib.errors import BackupNotFoundError, NoTerminalError
+from backuplib.errors import BackupNotFoundError
 from backuplib.listing import (
     backup_table,
     checksum_states,
     choose_backup,
-    named_backup,
     show_backups,
     show_last_restore,
 )
@@ -35,14 +34,6 @@ def backups(tmp_path: Path) -> list[BackupInfo]:
     old = found[1].path
     checksum_path(old).write_text(f"{hashlib.sha256(old.read_bytes()).hexdigest()}  {old.name}\n")
     return found
-
-
-@pytest.fixture
-def nobody() -> Terminal:
-    """No terminal, wherever the tests run."""
-    terminal = Terminal()
-    terminal.present = False
-    return terminal
 
 
 def test_table_has_a_heading_and_a_line_for_each(backups: list[BackupInfo]) -> None:
@@ -92,24 +83,9 @@ def test_backups_are_returned_as_json_shows_them(report: Report, backups: list[B
     assert show_backups(report.console, [], tmp_path) == []
 
 
-def test_file_that_was_named_need_not_be_there_but_is_looked_for(backups: list[BackupInfo], tmp_path: Path) -> None:
-    there = backups[0].path
-    assert named_backup(there, tmp_path / "elsewhere") == there
-    nowhere = tmp_path / "x/nowhere.gz"
-    assert named_backup(nowhere, tmp_path) == nowhere  # what opens it says so
-    with pytest.raises(BackupNotFoundError) as raised:
-        named_backup(tmp_path / "x" / there.name, tmp_path)
-    assert there.name in raised.value.hint
-
-
-def test_nothing_is_chosen_without_a_terminal_or_without_a_backup(
-    backups: list[BackupInfo], tmp_path: Path, nobody: Terminal
-) -> None:
-    with pytest.raises(NoTerminalError):
-        choose_backup(backups, tmp_path, nobody)
-    nobody.present = True
+def test_nothing_is_chosen_without_a_backup(tmp_path: Path) -> None:
     with pytest.raises(BackupNotFoundError):
-        choose_backup([], tmp_path, nobody)
+        choose_backup([], tmp_path, Terminal())
 
 
 def test_restore_that_runs_was_interrupted_or_has_ended_is_told(

@@ -20,6 +20,7 @@ from backuplib.processes import (
     Holder,
     Interrupted,
     Signals,
+    _holds,
     child_environment,
     command_of,
     find_holders,
@@ -121,6 +122,20 @@ def test_process_is_found_by_the_file_and_not_by_its_name(held: tuple[Path, int]
 def test_own_process_is_no_holder(tmp_path: Path) -> None:
     with (tmp_path / "a").open("w"):
         assert find_holders([tmp_path / "a"])[0] == []
+
+
+def test_file_that_has_no_status_for_us_hides_its_process_but_no_other_file_of_it(tmp_path: Path) -> None:
+    """As in a FUSE filesystem of another user, or one whose server is gone: not even root gets one."""
+    (tmp_path / "fd").mkdir()
+    (tmp_path / "fd/3").symlink_to("3")  # ELOOP
+    (tmp_path / "fd/4").symlink_to("closed since")
+    status = tmp_path.stat()
+    assert _holds(tmp_path, {(status.st_dev, status.st_ino)}) is None
+    (tmp_path / "fd/5").symlink_to(tmp_path)
+    assert _holds(tmp_path, {(status.st_dev, status.st_ino)}) is True
+    (tmp_path / "fd/3").unlink()
+    assert _holds(tmp_path, {(0, 0)}) is False
+    assert _holds(tmp_path / "fd", {(0, 0)}) is False  # ended
 
 
 def test_no_file_has_no_holder(tmp_path: Path) -> None:

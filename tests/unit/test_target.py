@@ -11,7 +11,7 @@ import pytest
 from backuplib.errors import CannotWriteError, DatabaseInUseError, LockedError, NoSpaceError, UnsuitableTargetError
 from backuplib.files import file_identity
 from backuplib.image import DatabaseImage
-from backuplib.target import Target, _unescape, is_immutable, is_mount_point
+from backuplib.target import Target, is_immutable, is_mount_point
 
 CONTENT = b"SQLite format 3\0" + bytes(range(256)) * 64
 
@@ -73,7 +73,6 @@ def test_what_cannot_be_replaced_is_refused(target: Target, kind: str) -> None:
 def test_mount_points_are_known() -> None:
     assert is_mount_point(Path("/proc"))
     assert not is_mount_point(Path("/proc/self"))
-    assert _unescape(r"/srv/a\040b\134c") == r"/srv/a b\c"
 
 
 def test_file_without_attributes_is_not_immutable(target: Target) -> None:
@@ -134,17 +133,16 @@ def holder(target: Target) -> Iterator[int]:
     process.wait()
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_database_that_somebody_has_open_is_refused_naming_who(target: Target, holder: int, force: bool) -> None:
+def test_database_that_somebody_has_open_is_refused_naming_who(target: Target, holder: int) -> None:
     with pytest.raises(DatabaseInUseError) as raised:
-        target.refuse_holders(force=force)
+        target.refuse_holders()
     assert f"pid {holder}" in str(raised.value)
     assert f"kill {holder}" in raised.value.hint
 
 
 def test_processes_of_the_containers_that_will_be_stopped_are_expected(target: Target, holder: int) -> None:
     cgroup = Path(f"/proc/{holder}/cgroup").read_text().strip()
-    target.refuse_holders([cgroup], force=True)
+    target.refuse_holders([cgroup])
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------
