@@ -6,6 +6,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from backuplib.armor import plain_text
@@ -19,6 +20,7 @@ from backuplib.errors import (
 )
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import command_output
+from backuplib.running import DB_PASS, KEY, PASSPHRASE
 from backuplib.secret import Secret
 from backuplib.terminal import Terminal
 
@@ -50,17 +52,20 @@ class Credentials:
         self._terminal, self._key_stdin = terminal, key_stdin
         self._passphrase, self._passphrase_command = passphrase, passphrase_command
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
+        self.waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()  # is told for what
 
     def private_key(self) -> Secret:
         """Read the private key; NoTerminalError when there is no way to ask for it."""
         if self._key_stdin:
-            return decode_private_key(Secret(sys.stdin.buffer.read()))
+            with self.waiting(KEY):
+                return decode_private_key(Secret(sys.stdin.buffer.read()))
         if not self._terminal.present:
             raise NoTerminalError(
                 "no terminal to paste the private key into",
                 hint="Pipe it in with --key-stdin, or connect with a terminal: ssh -t",
             )
-        return decode_private_key(self._terminal.private_key())
+        with self.waiting(KEY):
+            return decode_private_key(self._terminal.private_key())
 
     def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
         """Return what ``use`` makes of the private key; on a terminal, ask once more when it is another one."""
@@ -93,8 +98,10 @@ class Credentials:
 
     def _ask_until_right(self, attempt: Callable[[Secret | None], None]) -> None:
         for left in reversed(range(PASSPHRASE_TRIES)):
+            with self.waiting(PASSPHRASE):
+                typed = self._terminal.secret("🔑 Passphrase of the private key: ")
             try:
-                _try_spellings(self._terminal.secret("🔑 Passphrase of the private key: "), attempt)
+                _try_spellings(typed, attempt)
             except WrongPassphraseError as error:
                 if not left:
                     raise
@@ -114,7 +121,8 @@ class Credentials:
                 "no terminal to ask for the passphrase of --backup-db-pass",
                 hint="Use --backup-db-pass-fd N, or connect with a terminal: ssh -t",
             )
-        return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
+        with self.waiting(DB_PASS):
+            return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
 
 
 def read_descriptor(number: int | None, option: str) -> Secret | None:

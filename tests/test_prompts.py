@@ -21,7 +21,7 @@ pytestmark = pytest.mark.needs("root")
 
 PASTE = "Paste the private key"
 PASSPHRASE = r"🔑 Passphrase[^\n]*: "
-CONFIRM = r"⚠️  Warning: This will restore over production database\. Continue\? \[y/N\] "
+CONFIRM = r"⚠️  Warning: This will restore over the configured database\. Continue\? \[y/N\] "
 
 Ready = Callable[..., tuple[Shop, Path]]
 

@@ -121,14 +121,21 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
 
 
 @ONE_MODE
-def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
+def test_how_the_last_restore_ended_is_told_to_the_owner_of_the_backups_or_said_to_be_unknown(
+    user_shop: Shop, keys: Keys
+) -> None:
     """Root restored; somebody else asks how it ended."""
-    backup_of(user_shop)
+    backup = backup_of(user_shop)
     assert "last restore" not in restore(user_shop, "--list").text
-    assert user_shop.restore("--recover").code == 0
+    assert user_shop.restore("--force", backup, key=keys.rsa).code == 0
+    listed = restore(user_shop, "--list")
+    assert listed.report["last_restore"]["live"] == "new", listed.text
+    record = user_shop.backups / "last-restore.json"
+    os.chown(record, 0, 0)
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
-    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.err
+    assert listed.report["last_restore"] is None
+    assert f"last restore: not known, {record}: Permission denied" in listed.err
 
 
 @ONE_MODE

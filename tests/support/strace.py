@@ -226,10 +226,10 @@ class Stage:
         return which
 
     def backup_leftovers(self) -> list[str]:
-        """What lies in the backup folder and is neither a whole backup, its checksum, nor the log."""
+        """What lies in the backup folder that is no backup, no checksum of one, no log and not the last outcome."""
         names = {path.name for path in self.shop.backups.iterdir()}
         whole = {name for name in names if re.fullmatch(r"db_backup_\d{8}_\d{6}\.(db|raw\.tar)\.gz(\.gpg)?", name)}
-        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log"})
+        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log", "last-restore.json"})
 
     def keeps_old(self) -> bool:
         """Whether the old rows are in a safety backup (which is not encrypted here)."""
