@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
+from backuplib.backup_file import BACKUP_NAME, ORDINARY, BackupFile, BackupInfo, checksum_path, checksum_text
 from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
@@ -65,6 +65,7 @@ class DatabaseBackup:
     :param locked: the caller holds the lock on the database's folder (a restore does).
     :param quiet: nobody has the database open; without sidecars it is read without making any.
     :param patience: seconds that a lock of somebody's is waited for.
+    :param kind: of the backups that it makes, recorded beside them.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class DatabaseBackup:
         locked: bool = False,
         quiet: bool = False,
         patience: float = LOCK_SECONDS,
+        kind: str = ORDINARY,
     ) -> None:
         self.db_path = Path(db_path).absolute()
         self.backup_dir = Path(backup_dir).absolute()
@@ -85,6 +87,7 @@ class DatabaseBackup:
         self._locked = locked
         self._quiet = quiet
         self._patience = patience
+        self._kind = kind
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
         self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
 
@@ -397,12 +400,13 @@ class DatabaseBackup:
             with contextlib.suppress(FileExistsError):
                 if not os.path.lexists(path):
                     checksum.seek(0)
-                    files.write_all(checksum, f"{digest}  {path.name}\n".encode())
+                    files.write_all(checksum, checksum_text(path.name, digest, self._kind).encode())
                     os.fsync(checksum.fileno())
                     files.name_without_replacing(checksum.name, checksum_path(path))
                     break
             time.sleep(1 - time.time() % 1)
         try:
+            os.utime(target.fileno())  # when it gets its name: the check took a while
             files.name_without_replacing(target.name, path)
         except OSError:
             checksum_path(path).unlink(missing_ok=True)

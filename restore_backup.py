@@ -26,7 +26,7 @@ from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import __version__, errors, typed
-from backuplib.backup_file import BackupFile, BackupInfo
+from backuplib.backup_file import BEFORE_A_RESTORE, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
 from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
@@ -35,16 +35,18 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.formatting import age, aligned, megabytes, plural, printable, quoted, shown, some_of
+from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
-from backuplib.listing import choose_backup, show_backups, show_last_restore
+from backuplib.listing import choose_backup, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import refuse_misnamed, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
+from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, swap_on_disk
+from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
 from backuplib.switch import Switch
@@ -135,6 +137,7 @@ class Restorer:
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
         self.told_unseen = False
+        self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
     def restore(self) -> None:
@@ -146,7 +149,9 @@ class Restorer:
         pending: tuple[str, ...] = ()
         with contextlib.ExitStack() as cleanup:
             if not self.options.verify_only:
-                cleanup.enter_context(target.lock())
+                Journal.load(target)  # one that cannot be understood is refused before what is left is cleared away
+                self.turn = cleanup.enter_context(taking_turn(target.lock_file))
+                self.credentials.waiting = self.turn.waiting
                 pending = self.recover_first(target)
                 cleanup.callback(drop_quietly, target.candidate)
             cleanup.callback(self.beside.shutdown)
@@ -163,9 +168,11 @@ class Restorer:
                 contents = self.check_integrity(check)  # 4
                 self.compare(plan, contents, ram)
                 if self.options.verify_only:
+                    self.show_plan(plan)
                     self.report.outcome = "verified"
                     return
                 self.confirm(plan)
+                cleanup.enter_context(target.lock(self.console.line))  # from here no backup is made by others
                 candidate = self.finish_candidate(plan, image, ahead)  # leaves room in memory for phase 1
                 safety = self.create_safety_backup(plan)  # 1
                 with self.switch(plan, safety) as switch:
@@ -179,6 +186,11 @@ class Restorer:
         Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
         """
         access = self.access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
+        with plan.target.lock(self.console.line):
+            self.restore_locked(plan, ram, access)
+
+    def restore_locked(self, plan: Plan, ram: RamFolder, access: Access | None) -> None:
+        """The same, once no backup is made by others."""
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety) as switch:
             self.stop_services(plan, switch)  # 2
@@ -280,7 +292,10 @@ class Restorer:
     def open_backup(self, target: Target) -> BackupFile:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
         folder = self.settings.backup_dir
-        path = self.options.backup_file or choose_backup(self.list_backups(), folder, self.terminal)
+        path = self.options.backup_file
+        if path is None:
+            with self.turn.waiting(ANSWER):
+                path = choose_backup(self.list_backups(), folder, self.terminal)
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
@@ -344,7 +359,8 @@ class Restorer:
                 raise errors.UnusableComposeFileError(
                     f"{error}, so the bot's services are not known", hint=error.hint
                 ) from None
-            file = self.ask_compose_file(str(error))
+            with self.turn.waiting(ANSWER):
+                file = self.ask_compose_file(str(error))
             # as options, so that what is printed to be typed next names them, too
             self.options.compose_file, self.options.no_restart = file, file is None
         database = Path(os.path.realpath(self.settings.db_path))
@@ -403,7 +419,9 @@ class Restorer:
         ram = RamFolder()
         if ram.swappable and not self.options.allow_swap:
             question = "⚠️  Swap is on, and decrypted data could be written to it. Continue?"
-            if not self.terminal.present or not self.terminal.confirm(question):
+            with self.turn.waiting(ANSWER):
+                accepted = self.terminal.present and self.terminal.confirm(question)
+            if not accepted:
                 ram.close()
                 raise errors.SwapEnabledError(
                     "swap is on, and decrypted data could be written to it",
@@ -568,16 +586,14 @@ class Restorer:
         return contents
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
-        """Show what the backup holds beside what the live database holds, and what will be done."""
+        """Show what the backup holds beside what the live database holds."""
         live = None
         try:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
             self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
-        made = plan.backup.created
         facts = [
-            ("backup", f"of {made:%Y-%m-%d %H:%M:%S}, {age(made.timestamp())}"),
             ("size", f"{megabytes(self.report.database_bytes or 0)}, {plural(len(contents.rows), 'table')}"),
             ("format", ", ".join(filter(None, (self.report.format, self.report.conversion)))),
         ]
@@ -585,27 +601,50 @@ class Restorer:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
-        facts.extend(plan.outlook.items())
         rows = row_comparison(self.report.tables) if live else ["there is no live database to compare with"]
         # the facts last, so that they are still there when the question comes
-        for line in [*rows, *aligned(facts)]:
+        for line in [*rows, *in_columns(facts)]:
             self.console.line(f"   {line}")
+
+    def show_plan(self, plan: Plan) -> None:
+        """Show what will be done: which database is replaced, by what, and who is down meanwhile."""
+        made = plan.backup.created
+        facts = [
+            *([] if self.options.verify_only else [("target", str(plan.target.path))]),
+            ("backup", plan.backup.path.name),
+            ("made", f"{instant(made)}, {age(made.timestamp())}"),
+            *plan.outlook.items(),
+        ]
+        if self.options.stop_first and "downtime" in plan.outlook:
+            facts.append(("", "and as long as decrypting and checking take (--stop-first)"))
+        for line in in_columns(facts):
+            self.console.line(f"   {printable(line)}")
 
     def confirm(self, plan: Plan) -> None:
         """Ask before anything is touched; DeclinedError unless the answer is yes."""
         if self.options.skip_backup:
             self.report.warn("--skip-backup: the database as it is now will not be kept")
+        self.show_plan(plan)
         if self.options.force or (not plan.configured and not plan.target.exists):
             return
         question = (
-            "⚠️  Warning: This will restore over production database. Continue?"
+            f"⚠️  Warning: This will restore over {self.kind_of_database()} database. Continue?"
             if plan.configured
             else f"⚠️  {shown(plan.target.path)} exists. Overwrite?"
         )
-        answer = self.terminal.confirm(question)
+        with self.turn.waiting(CONFIRMATION):
+            answer = self.terminal.confirm(question)
         self.console.record(f"{question} [y/N] {'y' if answer else 'n'}")
         if not answer:
             raise errors.DeclinedError("not confirmed")
+
+    def kind_of_database(self) -> str:
+        """Return which database the configured one is, by the environment or the compose file that was chosen."""
+        file = self.options.compose_file
+        known = {self.settings.environment, *(item for item in Environment if file and file.name == item.value)}
+        if Environment.PROD in known:
+            return "production"
+        return "development" if Environment.DEV in known else "the configured"
 
     # --- phase 1 and the new file ----------------------------------------------------------------------------
 
@@ -646,7 +685,7 @@ class Restorer:
         :raises DatabaseLockedError, DatabaseInUseError: when no copy can be made while somebody has it.
         :raises BackupFailedError: when neither works.
         """
-        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience)
+        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience, kind=BEFORE_A_RESTORE)
         try:
             with self.console.step(label, size_of_files(database)) as step:
                 backups.progress, backups.say = step.progress, step.say
@@ -701,8 +740,11 @@ class Restorer:
             safety_backup=safety.path,
             unsaved=not self.options.skip_backup,
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            backup=str(plan.backup.path),
+            made=plan.backup.created.isoformat(),
         )
         switch = self.switch_of(journal, plan.bot)
+        self.turn.say(SWITCHING)
         switch.begin()
         with self.report.phase("switch"):
             try:
@@ -711,7 +753,7 @@ class Restorer:
                 switch.roll_back(error)
                 raise
         self.report.outcome = "restored"
-        switch.clear_away()
+        switch.clear_away(RESTORED)
 
     def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""
@@ -722,6 +764,7 @@ class Restorer:
             self.report,
             self.back_up,
             recover_command=errors.restore_command("--recover"),
+            backup_dir=self.settings.backup_dir,
         )
 
     def stop_services(self, plan: Plan, switch: Switch) -> None:
@@ -768,7 +811,11 @@ class Restorer:
     def recover(self) -> None:
         """Only finish or undo a restore that was interrupted."""
         target = self.resolve_target()
-        with target.lock():
+        Journal.load(target)
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(errors.CannotWriteError):  # on a full disk the lock on the folder must do
+                alone.enter_context(taking_turn(target.lock_file)).say(RECOVERING)
+            alone.enter_context(target.lock(self.console.line))
             switch = self.interrupted(target)
             pending = switch and switch.journal.containers and self.options.no_restart
             if switch and pending:
@@ -781,9 +828,9 @@ class Restorer:
                 self.report.warn(f"{errors.explain(error)}; clean up with: {errors.restore_command('--recover')}")
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
-            if not switch:
-                self.console.line("✅ Nothing to recover: no restore was interrupted")
-        self.report.outcome = "services pending" if pending else "recovered"
+        if not switch:
+            self.console.line("✅ Nothing to recover: no restore was interrupted")
+        self.report.outcome = "services pending" if pending else "recovered" if switch else "nothing to recover"
 
     def settle(self, switch: Switch) -> None:
         """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
@@ -796,6 +843,17 @@ class Restorer:
 
         The database is whole then, and another backup may be just what they need: that must not be in its way.
         """
+        if not Journal.load(target):
+            return ()
+        self.turn.say(RECOVERING)
+        with target.lock(self.console.line):
+            pending = self.recover_locked(target)
+        self.signals.install()  # that was the end of the other run: this one can be left again
+        self.turn.say(AT_WORK)
+        return pending
+
+    def recover_locked(self, target: Target) -> tuple[str, ...]:
+        """The same, once no backup is made by others."""
         switch = self.interrupted(target)
         if not switch:
             return ()
@@ -805,9 +863,8 @@ class Restorer:
         except errors.ServicesDownError as error:
             self.report.warn(f"{error}; they will be started after this restore")
             if switch.journal.state == "committed":
-                switch.clear_away()
+                switch.clear_away(SERVICES_DOWN)
             pending = switch.journal.containers
-        self.signals.install()  # that was the end of the other run: this one can be left again
         return pending
 
     def interrupted(self, target: Target) -> Switch | None:
@@ -1027,7 +1084,8 @@ def show_list(report: Report) -> None:
     report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
     report.backups = show_backups(report.console, backups, settings.backup_dir)
-    show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    restores = show_restores(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    report.running, report.interrupted, report.last_restore = restores
     report.outcome = "listed"
 
 
@@ -1074,6 +1132,11 @@ def summary(report: Report, seconds: float) -> list[str]:
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
+
+
+def in_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return facts as lines, below each other wherever they are printed."""
+    return aligned([(f"{name:<8}", text) for name, text in facts])
 
 
 def is_configured(target: Path, settings: Settings) -> bool:

@@ -136,7 +136,7 @@ def count_in_slices(connection: Any, table: str) -> int:
         begin = last + 1
 
 
-MOST_TABLES = 12  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
+MOST_TABLES = 10  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
 
 NAME_COLUMNS = 40  # longest name of a table in the comparison
 

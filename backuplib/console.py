@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib import errors
-from backuplib.files import give_to_owner_of, open_regular
+from backuplib.files import fsync_folder, give_to_owner_of, open_regular
 from backuplib.formatting import printable
 from backuplib.processes import Interrupted, Signals
 
@@ -92,6 +92,7 @@ class Step:
 
 
 LOG_NAME, OUTCOME = "restore.log", "outcome: "
+LOG_BYTES = 1_000_000  # from which on a run begins a new log; the one before is kept as restore.log.1
 
 
 class Console:
@@ -107,6 +108,7 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._rotate(path)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
             try:
                 self._log = open_regular(path, flags | os.O_EXCL)
@@ -118,6 +120,17 @@ class Console:
             self.line(f"⚠️  No log file: {path}: {error.strerror}{'. ' if hint else ''}{hint}")
             return None
         return path
+
+    def _rotate(self, path: Path) -> None:
+        """Give a log that has grown large another name, in the place of the one before; links are not followed."""
+        try:
+            if path.lstat().st_size >= LOG_BYTES:
+                path.rename(path.with_name(f"{LOG_NAME}.1"))
+                fsync_folder(path.parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.line(f"⚠️  {path} is large, and cannot be renamed: {error.strerror}")
 
     def line(self, text: str, *, record: bool = True) -> None:
         """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too."""
@@ -209,21 +222,6 @@ class Console:
             self._log = None
 
 
-def last_outcome(folder: Path) -> str:
-    """Return how the last restore ended, from the log file; empty when there was none."""
-    try:
-        with open_regular(folder / LOG_NAME) as file:
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"not known, {errors.explain(error)}"
-    found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
-    if found and not found[2].startswith(OUTCOME):
-        return f"{found[1]} did not say how it ended: killed, or the machine went down"
-    return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
-
-
 # What is so after a failure that comes when the restore is done.
 RESTORED = f"The restored database is live; {errors.RUNNING}"
 
@@ -249,6 +247,9 @@ class Report:
     safety_backup: str | None = None
     log: str | None = None
     backups: list[dict[str, Any]] = field(default_factory=list)
+    running: dict[str, Any] | None = None
+    interrupted: dict[str, Any] | None = None
+    last_restore: dict[str, Any] | None = None
     drill: dict[str, object] = field(default_factory=dict)
     checks: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -29,6 +29,7 @@ from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
 from backuplib.processes import run_command
 from backuplib.ram_folder import RamFolder, available_memory
+from backuplib.running import running
 from backuplib.secret import Secret
 from backuplib.storage import is_plain, journal_mode, looks_encrypted
 from backuplib.target import Target, is_immutable, is_mount_point
@@ -307,8 +308,8 @@ class Checkup:
         if not os.access(folder, os.R_OK | os.X_OK):
             yield UNKNOWN, f"no permission to look into {folder}"
             return
-        if owner := self.target.restore_running():
-            yield PROBLEM, f"a restore is running: {owner}", "Wait for it to end."
+        if runs := running(self.target.lock_file):
+            yield PROBLEM, f"a restore is running: {runs.who}, {runs.state}", "Wait for it to end."
             return
         journal = Journal.load(self.target)
         recover = f"To finish or undo it: {errors.restore_command('--recover')}"

@@ -5,6 +5,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 
@@ -36,9 +37,20 @@ def megabytes(size: float) -> str:
     return f"{size / factor:.0f} {unit}" if size >= 100 * factor else f"{size / factor:.1f} {unit}"
 
 
+def instant(moment: datetime) -> str:
+    """Return a moment for people: date, time and zone of this machine."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+IN_THE_FUTURE = "in the future: clock?"
+CLOCKS_DIFFER = 5  # seconds at most, of what was made just now: those of two machines, or of a disk in a network
+
+
 def age(timestamp: float) -> str:
-    """Return how long ago something was, for people."""
-    seconds = max(0, time.time() - timestamp)
+    """Return how long ago something was, for people; what lies in the future is no age."""
+    seconds = time.time() - timestamp
+    if seconds < -CLOCKS_DIFFER:
+        return IN_THE_FUTURE
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = int(seconds // size)

@@ -23,7 +23,7 @@ class Journal:
     back" (old is to be live), "committed" (new is live, only the old one is left to be cleared away).
 
     ``containers`` are the names of those that are stopped and started, ``unhealthy`` of those that were so before; they
-    are looked up among the bot's own.
+    are looked up among the bot's own. ``backup`` is what is restored, ``made`` when that was made, for people only.
     """
 
     target: Path
@@ -37,6 +37,8 @@ class Journal:
     safety_backup: Path | None
     unsaved: bool
     started: str
+    backup: str
+    made: str
 
     @property
     def _path(self) -> Path:
@@ -109,11 +111,15 @@ class Journal:
         """Whether the target is the new file."""
         return self._is_new(self.target)
 
+    def live(self) -> str:
+        """Look which database is the target: "new", "old" or "neither"; OSError when the disk does not tell."""
+        return "neither" if self.disputed else "new" if self.new_is_live else "old"
+
     @property
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            what = "neither the new nor the old" if self.disputed else "the new" if self.new_is_live else "the old"
+            what = {"neither": "neither the new nor the old", "new": "the new", "old": "the old"}[self.live()]
         except OSError as error:
             return f"Which database is live in {self.target} cannot be told ({error.strerror})"
         return f"The database that is live in {self.target} is {what} one"

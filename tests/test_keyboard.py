@@ -27,8 +27,8 @@ from tests.support.scene import (
     intercept,
     untouched,
 )
-from tests.support.terminal import SHELL, interactive_shell
-from tests.test_prompts import CONFIRM, PASSPHRASE, PASTE, wait_for_quiet
+from tests.support.ssh import CONFIRM
+from tests.support.terminal import PASSPHRASE, PASTE, SHELL, interactive_shell, wait_for_quiet
 
 pytestmark = [pytest.mark.docker, pytest.mark.needs("root", "bash")]
 

@@ -131,7 +131,7 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
 
 @ONE_MODE
 def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys: Keys) -> None:
-    """Backups, the safety backup among them, each with its checksum, and the log: the user works with all of them."""
+    """Backups, the safety backup among them, each with its checksum, and the logs: the user works with all of them."""
     backup = user_shop.create_backup()
     user_shop.change_data()
     changed = user_shop.rows()
@@ -139,7 +139,8 @@ def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys:
     assert done.code == 0, done.text
     safety = Path(done.report["safety_backup"])
     made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
-    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")} | {"restore.log"}
+    ours = {"restore.log", "last-restore.json"}
+    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")} | ours
     assert {(of.st_uid, of.st_gid, oct(of.st_mode & 0o7777)) for of in made.values()} == {(UID, UID, "0o600")}
     undone = restore(user_shop, safety, "--force", key=keys.rsa)
     assert undone.code == 0, undone.text
@@ -147,15 +148,21 @@ def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys:
 
 
 @ONE_MODE
-def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
-    """Root restored, with a version that kept the log for itself; somebody else asks how it ended."""
-    backup_of(user_shop)
+def test_how_the_last_restore_ended_is_told_to_the_owner_of_the_backups_or_said_to_be_unknown(
+    user_shop: Shop, keys: Keys
+) -> None:
+    """Root restored; somebody else asks how it ended."""
+    backup = backup_of(user_shop)
     assert "last restore" not in restore(user_shop, "--list").text
-    assert user_shop.restore("--recover").code == 0
-    os.chown(user_shop.backups / "restore.log", 0, 0)
+    assert user_shop.restore("--force", backup, key=keys.rsa).code == 0
+    listed = restore(user_shop, "--list")
+    assert listed.report["last_restore"]["live"] == "new", listed.text
+    record = user_shop.backups / "last-restore.json"
+    os.chown(record, 0, 0)
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
-    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.err
+    assert listed.report["last_restore"] is None
+    assert f"last restore: not known, {record}: Permission denied" in listed.err
 
 
 @ONE_MODE

@@ -107,12 +107,12 @@ class Host:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def ended(self) -> str:
-        """Wait until the log says how the run ended; returns what `--list` says of it over a new connection."""
+        """Wait until the log says how the run ended; returns that, and what `--list` says over a new connection."""
         wait_until(lambda: "outcome: " in self.log(), "the log says how it ended", 60)
         wait_until(lambda: not list(self.shop.db_path.parent.glob("*.restore-*")), "nothing is left over")
         done = self.type(f"ssh host '{MENU} --list'")
         assert done.code == 0, done.text
-        return next(line for line in done.out.splitlines() if line.startswith("last restore: "))
+        return f"{self.log().splitlines()[-1]}\n{done.out}"
 
 
 def run_bash(

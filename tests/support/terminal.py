@@ -20,6 +20,9 @@ COMPLETION = {
 """README.md's commands that set up completion in a shell."""
 
 
+PASTE, PASSPHRASE = "Paste the private key", r"🔑 Passphrase[^\n]*: "
+"""The secret prompts."""
+
 SHELL = r"SHELL\$ "
 """The prompt of an interactive shell."""
 
@@ -122,3 +125,16 @@ class Terminal:
             return False
         self._bytes += data
         return bool(data)
+
+
+def echoes(terminal: Terminal) -> bool:
+    """Whether it shows what is typed."""
+    return bool(termios.tcgetattr(terminal.master)[3] & termios.ECHO)
+
+
+def wait_for_quiet(terminal: Terminal) -> None:
+    """Wait until what is typed is not shown: a prompt may be seen before that is switched."""
+    deadline = time.monotonic() + 5
+    while echoes(terminal):
+        assert time.monotonic() < deadline, terminal.output
+        time.sleep(0.01)

@@ -25,6 +25,7 @@ from backuplib.doctor import CHECKS, OK, PROBLEM, UNKNOWN, WARNING, Checkup, Fin
 from backuplib.errors import CheckFoundProblemsError, DockerUnreachableError, UnusablePublicKeyError, WrongSettingError
 from backuplib.files import create_file
 from backuplib.openpgp import Recipient
+from backuplib.running import taking_turn
 from backuplib.secret import Secret
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
@@ -298,7 +299,7 @@ def test_database_is_told_as_what_it_is(subject: Subject, tmp_path: Path) -> Non
 def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
     target = Target(subject.target)
     assert statuses(subject, "last-restore") == [OK]
-    with target.lock():
+    with taking_turn(target.lock_file):
         assert statuses(subject, "last-restore") == [PROBLEM]
     target.journal.write_text("{")
     assert statuses(subject, "last-restore") == [PROBLEM]

@@ -39,6 +39,8 @@ def journal(target: Target) -> Journal:
         safety_backup=target.path.parent / "db_backup_20250130_153045.db.gz",
         unsaved=True,
         started="2025-01-30T15:30:45+00:00",
+        backup="/srv/shopbot/backups/db_backup_20250130_120000.db.gz.gpg",
+        made="2025-01-30T12:00:00+00:00",
     )
 
 
