@@ -306,7 +306,8 @@ def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
     old = target.path.with_name("shop.db.backup-20250130-120000")
     os.link(target.path, old)
     state = {"target": target.path, "state": "switching", "set_aside": old, "candidate": target.candidate}
-    rest = {"existed": True, "new_inode": 1, "containers": [], "unhealthy": [], "safety_backup": None, "unsaved": False}
+    rest: dict[str, object] = {"existed": True, "new_inode": 1, "unsaved": False, "safety_backup": None}
+    rest |= {"containers": [], "unhealthy": [], "backup": "", "made": ""}
     target.journal.write_text(json.dumps(state | rest | {"started": "2025-01-30T12:00:00+01:00"}, default=str))
     (told,) = found(subject, "last-restore")
     assert told.status == WARNING
