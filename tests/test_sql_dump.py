@@ -484,7 +484,7 @@ def test_a_dump_without_tables_is_refused(empty: Any) -> None:
         ("INSERT INTO t VALUES('SECRET', 7;", "incomplete input"),
         ("INSERT INTO t 'SECRET' x;", "syntax error"),
         ("INSERT INTO t VALUES('a' 'SECRET', 'x' y);", "syntax error"),
-        ('INSERT INTO t VALUES(1, SECRET);', "no such column"),
+        ("INSERT INTO t VALUES(1, SECRET);", "no such column"),
         ("INSERT INTO t VALUES('SECRET', substr());", "wrong number of arguments to function substr()"),
         ("INSERT INTO t VALUES('SECRET', load_extension('SECRET'));", "must not use the function load_extension"),
     ],
