@@ -42,7 +42,7 @@ from backuplib.listing import choose_backup, named_backup, show_backups, show_la
 from backuplib.locks import LOCK_SECONDS
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
-from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
+from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
 from backuplib.switch import Switch
@@ -895,6 +895,7 @@ def main(argv: list[str] | None = None) -> int:
     with report.failures():
         options = parse(argv)
         harden_process()
+        remove_leftovers()
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
