@@ -46,7 +46,7 @@ from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
-from backuplib.ram_folder import RamFolder, enter_private_mounts
+from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
 from config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -477,6 +477,7 @@ def main(argv: list[str] | None = None) -> int:
     with report.failures():
         arguments = _command_line().parse_args(argv)
         harden_process()
+        remove_leftovers()
         _run(arguments, report)
     close_streams()
     return report.exit_code

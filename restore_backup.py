@@ -45,7 +45,7 @@ from backuplib.named import refuse_misnamed, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
-from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, swap_on_disk
+from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
@@ -1006,6 +1006,7 @@ def main(argv: list[str] | None = None) -> int:
     with report.failures():
         options = parse(argv)
         harden_process()
+        remove_leftovers()
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
