@@ -28,7 +28,7 @@ import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it 
 from backuplib import __version__, errors
 from backuplib.backup_file import BackupFile
 from backuplib.bot import Bot
-from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of, total_loss
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
@@ -45,6 +45,7 @@ from backuplib.processes import Signals, close_streams, harden_process, open_str
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
+from backuplib.style import Kind
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
@@ -516,10 +517,11 @@ class Restorer:
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
         """Show what the backup holds beside what the live database holds, and what will be done."""
-        live = None
+        live, unknown = None, ("there is no live database to compare with", Kind.PLAIN)
         try:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
+            unknown = ("not known: the live database cannot be read", Kind.WARNING)
             self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
         made = plan.backup.created
@@ -533,10 +535,12 @@ class Restorer:
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
         facts.extend(plan.outlook.items())
-        rows = row_comparison(self.report.tables) if live else ["there is no live database to compare with"]
-        # the facts last, so that they are still there when the question comes
-        for line in [*rows, *aligned(facts)]:
-            self.console.line(f"   {line}")
+        rows = row_comparison(live, contents) if live else []
+        loss, look = total_loss(live, contents) if live else unknown
+        *above, last = aligned([*facts, ("lost", loss)])
+        # the facts below the rows, and the loss last, so that they are still there when the question comes
+        for text, kind in [*rows, *((line, Kind.PLAIN) for line in above), (last, look)]:
+            self.console.line(f"   {text}", kind=kind)
 
     def confirm(self, plan: Plan) -> None:
         """Ask before anything is touched; DeclinedError unless the answer is yes."""

@@ -10,6 +10,7 @@ from backuplib.console import Console, last_outcome
 from backuplib.errors import BackupNotFoundError, DeclinedError, NoTerminalError, restore_command
 from backuplib.formatting import age, aligned, megabytes, plural, printable, shown
 from backuplib.openpgp import Recipient
+from backuplib.style import Kind
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
@@ -57,8 +58,10 @@ def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Pa
         console.result(f"no backup in {backup_dir}")
         return []
     console.result(f"{plural(len(backups), 'backup')} in {shown(backup_dir)}")
-    for line in backup_table(backups, checksums):
-        console.result(line)
+    heading, *lines = backup_table(backups, checksums)
+    console.result(heading, kind=Kind.ASIDE)
+    for line, checksum in zip(lines, checksums, strict=True):
+        console.result(line, kind=Kind.FAILURE if checksum == "MISMATCH" else None)
     for key_ids, opened_by in {item.key_ids: item.opened_by for item in backups if item.key_ids[1:]}.items():
         console.result(f"{opened_by}: any of the keys {', '.join(key_ids)}")
     return [
