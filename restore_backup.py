@@ -517,7 +517,7 @@ class Restorer:
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
         """Show what the backup holds beside what the live database holds, and what will be done."""
-        live, unknown = None, ("there is no live database to compare with", Kind.PLAIN)
+        live, unknown = None, ("there is no live database to compare with", Kind.FACT)
         try:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
@@ -539,7 +539,7 @@ class Restorer:
         loss, look = total_loss(live, contents) if live else unknown
         *above, last = aligned([*facts, ("lost", loss)])
         # the facts below the rows, and the loss last, so that they are still there when the question comes
-        for text, kind in [*rows, *((line, Kind.PLAIN) for line in above), (last, look)]:
+        for text, kind in [*rows, *((line, Kind.FACT) for line in above), (last, look)]:
             self.console.line(f"   {text}", kind=kind)
 
     def confirm(self, plan: Plan) -> None:
@@ -960,7 +960,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.restore()
         console.result("✅ Database restored successfully")
         for line in summary(report, settings, options, time.monotonic() - began):
-            console.result(f"   {line}")
+            console.result(f"   {line}", kind=Kind.FACT)
     console.record(f"{OUTCOME}{report.outcome}")
 
 

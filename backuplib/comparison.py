@@ -218,18 +218,24 @@ class Change:
         """Whether it is in both, and its rows cannot be counted in one of them."""
         return not (self.gone or self.new) and None in {self.now, self.then}
 
-    def cells(self) -> tuple[str, str, str]:
-        """Return its rows now and in the backup, and what will happen to it, for people."""
+    @property
+    def change(self) -> str:
+        """How many rows it gains or loses, where it is in both and they can be counted."""
+        return (
+            "" if self.gone or self.new or None in {self.now, self.then} else f"{(self.then or 0) - (self.now or 0):+,}"
+        )
+
+    def cells(self, width: int) -> tuple[str, str, str]:
+        """Return its rows now and in the backup, and what will happen to it; ``width``: of the changes."""
         now = "none" if self.new else row_count(self.now)
         then = "none" if self.gone else row_count(self.then)
-        if self.gone or self.new:
-            rows = self.now if self.gone else self.then
-            words = "table will be gone" if self.gone else "new table"
-            return now, then, words + (f": {plural(rows, 'row')}" if rows is not None else "")
+        if self.change:
+            return now, then, f"{self.change:>{width}} row{'' if self.change in {'-1', '+1'} else 's'}"
         if self.uncounted:
             return now, then, "cannot be counted"
-        change = (self.then or 0) - (self.now or 0)
-        return now, then, f"{'-' if change < 0 else '+'}{plural(abs(change), 'row')}"
+        rows = self.now if self.gone else self.then
+        words = "table will be gone" if self.gone else "new table"
+        return now, then, words + (f": {plural(rows, 'row')}" if rows is not None else "")
 
 
 def changes(live: Contents, backup: Contents) -> list[Change]:
@@ -248,9 +254,10 @@ def row_comparison(live: Contents, backup: Contents) -> list[tuple[str, Kind]]:
     if not (differ := changes(live, backup)):
         return [("unchanged row count in every table", Kind.PLAIN)]
     shown = differ[:MOST_TABLES]
-    columns = aligned([("now", "backup", ""), *(item.cells() for item in shown)], right=(0, 1))
-    width = LINE_COLUMNS - max(map(len, columns)) - 2
-    names = ["table", *(shortened(item.table, width) for item in shown)]
+    width = max(len(item.change) for item in shown)
+    columns = aligned([("now", "backup", ""), *(item.cells(width) for item in shown)], right=(0, 1))
+    room = LINE_COLUMNS - max(map(len, columns)) - 2
+    names = ["table", *(shortened(item.table, room) for item in shown)]
     kinds = [Kind.ASIDE, *(Kind.LOSS if item.is_loss else Kind.PLAIN for item in shown)]
     lines = list(zip(aligned(list(zip(names, columns, strict=True))), kinds, strict=True))
     if more := differ[MOST_TABLES:]:
@@ -274,7 +281,7 @@ def total_loss(live: Contents, backup: Contents) -> tuple[str, Kind]:
     if words:
         return "; ".join(words), Kind.TOTAL_LOSS
     counted = " that can be counted" if any(item.uncounted for item in differ) else ""
-    return f"no table{counted} will have fewer rows than now", Kind.PLAIN
+    return f"no table{counted} will have fewer rows than now", Kind.FACT
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:

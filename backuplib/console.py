@@ -105,6 +105,12 @@ class Step:
         self.result = text
 
 
+def with_time(line: str, seconds: float) -> str:
+    """Return a line with the time that something took, where that says something and fits into 80 columns."""
+    timed = f"{line} ({seconds:.1f} s)"
+    return timed if seconds >= 0.1 and display_width(timed) <= 80 else line
+
+
 LOG_NAME, OUTCOME = "restore.log", "outcome: "
 
 
@@ -136,7 +142,8 @@ class Console:
 
     def result(self, text: str, *, kind: Kind | None = None) -> None:
         """Print a line that belongs to the result."""
-        self._print(text, self._results, kind)
+        derived = kind_of(text)
+        self._print(text, self._results, kind or (Kind.DONE if derived is Kind.STEP else derived))
 
     def json(self, data: object) -> None:
         """Print the JSON object."""
@@ -165,8 +172,7 @@ class Console:
         else:
             if step.result:
                 seconds = time.monotonic() - began
-                line, elapsed = f"{head}✅ {step.result}", f" ({seconds:.1f} s)"
-                step.notes.append(line + elapsed if seconds >= 0.1 and display_width(line + elapsed) <= 80 else line)
+                step.notes.append(with_time(f"{head}✅ {step.result}", seconds))
         finally:
             for line in step.notes:
                 self.line(line)

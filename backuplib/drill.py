@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backuplib.backup_file import checksum_path
-from backuplib.console import Console
+from backuplib.console import Console, with_time
 from backuplib.database import Engine, check_database
 from backuplib.errors import ExitCode, OperatorError
 from backuplib.files import create_file
@@ -145,7 +145,7 @@ class Drill:
         yield
         seconds = round(time.monotonic() - began, 2)
         self.proved.append({"what": what, "seconds": seconds})
-        self._console.line(f"✅ {what} ({seconds:.2f} s)")
+        self._console.line(with_time(f"✅ {what}", seconds))
 
 
 # --- the sample shop ---------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ class Kind(Enum):
     """What a line is to its reader."""
 
     PLAIN = auto()
-    DONE = auto()
+    FACT = auto()  # a first column that names it, and what it says
+    STEP = auto()  # something done on the way
+    DONE = auto()  # all that was asked for
     WARNING = auto()
     FAILURE = auto()
     LOSS = auto()
@@ -22,7 +24,9 @@ class Kind(Enum):
 
 # Codes of SGR: weight, and the standard colours, which every theme shows legibly.
 _CODES = {
-    Kind.DONE: "32",
+    Kind.FACT: "2",
+    Kind.STEP: "32",
+    Kind.DONE: "1;32",
     Kind.WARNING: "33",
     Kind.FAILURE: "31",
     Kind.LOSS: "31",
@@ -30,19 +34,26 @@ _CODES = {
     Kind.QUESTION: "1",
     Kind.ASIDE: "2",
 }
-_MARKS = {"✅": Kind.DONE, "⚠": Kind.WARNING, "❌": Kind.FAILURE, "💡": Kind.ASIDE}
-_LABEL = re.compile(r"[^✅⚠❌💡\[]*?\.\.\. +|")  # of a step, or nothing; "[" begins a mark in words
+# What of a line is styled, where that is not all of it: its mark, or the column that names it.
+_PARTS = {Kind.STEP: re.compile(r"\S+"), Kind.FACT: re.compile(r" *\S+(?: \S+)*(?=  )")}
+_MARKS = {"✅": Kind.STEP, "⚠": Kind.WARNING, "❌": Kind.FAILURE, "💡": Kind.ASIDE}
+_LABEL = re.compile(r"[^✅⚠❌💡\[]*?\.\.\. +")  # of a step; "[" begins a mark in words
 
 
 def kind_of(text: str) -> Kind:
     """Return the kind of a line by the mark at its beginning, or behind the label of a step."""
-    label = _LABEL.match(text)
-    return _MARKS.get(text[label.end() if label else 0 :][:1], Kind.PLAIN)
+    return _MARKS.get(text[_end(_LABEL, text) :][:1], Kind.PLAIN)
+
+
+def _end(pattern: re.Pattern[str], text: str, begin: int = 0) -> int:
+    """Return where a pattern ends that matches there, else where it would begin."""
+    found = pattern.match(text, begin)
+    return found.end() if found else begin
 
 
 def is_dumb_terminal() -> bool:
     """Whether nothing is known of what the terminal can do, or that it can do nothing."""
-    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    return os.environ.get("TERM", "") in {"", "dumb", "unknown"}
 
 
 def styled(text: str, kind: Kind) -> str:
@@ -59,9 +70,10 @@ def styled(text: str, kind: Kind) -> str:
 def drawn(text: str, kind: Kind, columns: int) -> str:
     """Return a text for a terminal of so many columns: wrapped, and styled but for the label of a step."""
     first, *others = [part for line in text.split("\n") for part in wrapped(line, columns)]
-    label = _LABEL.match(first)
-    end = label.end() if label else 0
-    return "\n".join([first[:end] + styled(first[end:], kind), *(styled(line, kind) for line in others)])
+    begin = _end(_LABEL, first)
+    end = _end(_PARTS[kind], first, begin) if kind in _PARTS else len(first)
+    first = first[:begin] + styled(first[begin:end], kind) + first[end:]
+    return "\n".join([first, *(line if kind in _PARTS else styled(line, kind) for line in others)])
 
 
 # --- wrapping --------------------------------------------------------------------------------------------------------
@@ -73,7 +85,8 @@ _PROGRAMS = (
 )
 # After a colon, or a column of its own; to the end of the sentence.
 _COMMAND = re.compile(rf"(?<=[: ] )((?:{_PROGRAMS}) .*?)(?: *$|\. (?=[A-Z])|\.$|,? (?=\(|and |or ))")
-_HEAD = re.compile(r" *(?:\S.*? {2,})?(?:[^\w\s!-~]\ufe0f? +)?")
+# What stays left of all lines: a label or a first column, and a picture.
+_HEAD = re.compile(rf" *(?:{_LABEL.pattern}|\S.*? {{2,}})?(?:[^\w\s!-~]\ufe0f? +)?")
 
 
 def wrapped(text: str, columns: int) -> list[str]:
@@ -84,7 +97,9 @@ def wrapped(text: str, columns: int) -> list[str]:
     columns -= text.count("\N{VARIATION SELECTOR-16}")  # some terminals take a column more for it
     if display_width(text) <= columns:
         return [text]
-    head = _head(text, columns // 2)
+    head = text[: _end(_HEAD, text)]
+    if display_width(head) > columns // 2:
+        head = " " * (len(text) - len(text.lstrip(" ")))
     hang = head if head.endswith("│ ") else " " * (display_width(head) or 3)
     lines = [head]
     for number, part in enumerate(_COMMAND.split(text)):
@@ -98,11 +113,3 @@ def wrapped(text: str, columns: int) -> list[str]:
             room = columns
     *others, last = [line.rstrip(" ") for line in lines]
     return [*others, last + text[len(text.rstrip(" ")) :]]  # behind a question, its blank stays
-
-
-def _head(text: str, columns: int) -> str:
-    """Return what stays left of all lines of a text: blanks, a first column, a picture."""
-    found = _HEAD.match(text)
-    if found and display_width(found[0]) <= columns:
-        return found[0]
-    return " " * (len(text) - len(text.lstrip(" ")))

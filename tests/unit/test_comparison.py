@@ -118,7 +118,7 @@ def test_gains_are_set_against_no_loss() -> None:
 
 
 def test_where_nothing_is_lost_that_is_said_of_what_was_counted_only() -> None:
-    assert total_loss(contents(a=1), contents(a=1, b=2)) == ("no table will have fewer rows than now", Kind.PLAIN)
+    assert total_loss(contents(a=1), contents(a=1, b=2)) == ("no table will have fewer rows than now", Kind.FACT)
     assert (
         total_loss(contents(a=1), contents(a=None))[0] == "no table that can be counted will have fewer rows than now"
     )

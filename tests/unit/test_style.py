@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("✅ Database restored successfully", Kind.DONE),
-        ("🔓 Decrypting backup...            ✅ key 9C18…D6A0", Kind.DONE),
+        ("✅ Checksum verified", Kind.STEP),
+        ("🔓 Decrypting backup...            ✅ key 9C18…D6A0", Kind.STEP),
         ("⚙️  Swapping...                     ❌", Kind.FAILURE),
         ("❌ Restore failed: x", Kind.FAILURE),
         ("⚠️  no checksum beside x... ✅ y", Kind.WARNING),
@@ -48,8 +49,17 @@ def test_mark_at_the_beginning_or_behind_a_label_tells_the_kind(text: str, kind:
 
 
 def test_label_of_a_step_is_not_coloured() -> None:
-    assert drawn("🔓 Decrypting...  ✅ key", Kind.DONE, 80) == "🔓 Decrypting...  \x1b[32m✅ key\x1b[0m"
+    assert drawn("🔓 Decrypting...  ❌ no key", Kind.FAILURE, 80) == "🔓 Decrypting...  \x1b[31m❌ no key\x1b[0m"
     assert drawn("⚠️  wait... ✅ x", Kind.WARNING, 80) == "\x1b[33m⚠️  wait... ✅ x\x1b[0m"
+
+
+def test_of_a_step_the_mark_is_coloured_and_of_a_fact_its_name() -> None:
+    """A screen on which all is green shows nothing."""
+    assert drawn("🔓 Decrypting...  ✅ key 1", Kind.STEP, 80) == "🔓 Decrypting...  \x1b[32m✅\x1b[0m key 1"
+    assert drawn("✅ Checksum verified", Kind.STEP, 80) == "\x1b[32m✅\x1b[0m Checksum verified"
+    assert drawn("   to undo  python x  y", Kind.FACT, 80) == "   \x1b[2mto undo\x1b[0m  python x  y"
+    *_, last = drawn("   services  " + "word " * 20, Kind.FACT, 80).split("\n")
+    assert last.strip().startswith("word")
 
 
 def test_kinds_differ_for_the_eye() -> None:
@@ -57,7 +67,8 @@ def test_kinds_differ_for_the_eye() -> None:
     assert codes[Kind.PLAIN] == []
     assert codes[Kind.LOSS] == ["31", "0"]
     assert codes[Kind.QUESTION] == ["1", "0"]
-    assert codes[Kind.DONE] == ["32", "0"]
+    assert codes[Kind.STEP] == ["32", "0"]
+    assert codes[Kind.DONE] == ["1;32", "0"]
     assert codes[Kind.WARNING] == ["33", "0"]
     assert codes[Kind.ASIDE] == ["2", "0"]
 
@@ -93,7 +104,14 @@ def test_no_word_is_broken_and_no_line_too_long_but_for_one_long_word(text: str,
 @pytest.mark.parametrize("columns", [80, 120])
 def test_continuation_lines_stand_under_the_text(columns: int) -> None:
     prose = "word " * 60
-    for head in ("✅ ", "⚠️  ", "   ", "🔄 Starting Docker containers...   ✅ ", "   services  "):
+    for head in (
+        "✅ ",
+        "⚠️  ",
+        "   ",
+        "🔄 Starting Docker containers...   ✅ ",
+        "   services  ",
+        "⚙️  Swapping...                     ✅ ",
+    ):
         lines = wrapped(head + prose, columns)
         indents = {display_width(line[: len(line) - len(line.lstrip(" "))]) for line in lines[1:]}
         assert indents == {display_width(head)}
@@ -143,19 +161,32 @@ def test_short_lines_stay_as_they_are() -> None:
 FOREIGN = "❌ a\x1b[2J\rb\x9b31mc\a " + "word " * 40
 
 
-def shown_on_a_terminal(tmp_path: Path, text: str, kind: Kind | None = None) -> str:
-    """What reaches a terminal of 80 columns, with its line ends as they were written."""
+def screen_of(act: Callable[[], object]) -> str:
+    """What a terminal of 80 columns gets, with its line ends as they were written."""
     master, slave = pty.openpty()
     with (
-        contextlib.closing(os.fdopen(master, "rb", buffering=0)) as screen,
         os.fdopen(slave, "w", encoding="utf-8") as terminal,
+        contextlib.redirect_stderr(terminal),
+        contextlib.redirect_stdout(terminal),
     ):
-        with contextlib.redirect_stderr(terminal):
-            console = Console()
-        console.log_to(tmp_path)
-        console.line(text, kind=kind)
+        act()
+    shown = b""
+    with contextlib.suppress(OSError), os.fdopen(master, "rb", buffering=0) as screen:  # EIO: that is all
+        while piece := screen.read(65536):
+            shown += piece
+    return shown.decode().replace("\r\n", "\n")
+
+
+def line_on_a_terminal(folder: Path, text: str) -> str:
+    """A line, as the terminal and the log in a folder get it."""
+
+    def act() -> None:
+        console = Console()
+        console.log_to(folder)
+        console.line(text)
         console.close()
-        return screen.read(65536).decode().replace("\r\n", "\n")
+
+    return screen_of(act)
 
 
 def fail(error: Exception) -> None:
@@ -171,7 +202,7 @@ def eighty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("eighty")
 def test_terminal_gets_colours_and_wrapped_lines_and_the_log_neither(tmp_path: Path) -> None:
-    shown = shown_on_a_terminal(tmp_path, FOREIGN)
+    shown = line_on_a_terminal(tmp_path, FOREIGN)
     assert {*STYLE.findall(shown)} == {"31", "0"}
     plain = STYLE.sub("", shown)
     assert max(map(display_width, plain.splitlines())) <= 80
@@ -185,19 +216,29 @@ def test_terminal_gets_colours_and_wrapped_lines_and_the_log_neither(tmp_path: P
 def test_no_color_leaves_the_breaks_and_a_dumb_terminal_gets_what_a_pipe_gets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    styled_lines = STYLE.sub("", shown_on_a_terminal(tmp_path, FOREIGN))
+    styled_lines = STYLE.sub("", line_on_a_terminal(tmp_path, FOREIGN))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert shown_on_a_terminal(tmp_path, FOREIGN) == styled_lines
+    assert line_on_a_terminal(tmp_path, FOREIGN) == styled_lines
     monkeypatch.setenv("TERM", "dumb")
-    assert shown_on_a_terminal(tmp_path, FOREIGN) == f"❌ a [2J b 31mc  {'word ' * 40}\n"
+    assert line_on_a_terminal(tmp_path, FOREIGN) == f"❌ a [2J b 31mc  {'word ' * 40}\n"
 
 
 @pytest.mark.usefixtures("eighty")
 def test_width_is_that_of_the_terminal_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
-    shown = shown_on_a_terminal(tmp_path, "word " * 40)
+    shown = line_on_a_terminal(tmp_path, "word " * 40)
     assert max(map(len, shown.splitlines())) in range(35, 41)
+
+
+@pytest.mark.usefixtures("eighty")
+def test_result_that_is_done_is_green_as_a_whole() -> None:
+    def act() -> None:
+        console = Console()
+        console.result("✅ Database restored successfully")
+        console.result("   rows  5", kind=Kind.FACT)
+
+    assert screen_of(act) == "\x1b[1;32m✅ Database restored successfully\x1b[0m\n   \x1b[2mrows\x1b[0m  5\n"
 
 
 def test_pipe_gets_no_style_and_no_breaks(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,16 +252,12 @@ def test_pipe_gets_no_style_and_no_breaks(report: Report, capsys: pytest.Capture
 
 @pytest.mark.usefixtures("eighty")
 def test_log_of_a_container_is_dim_and_in_its_place(signals: Signals) -> None:
-    master, slave = pty.openpty()
-    with (
-        contextlib.closing(os.fdopen(master, "rb", buffering=0)) as screen,
-        os.fdopen(slave, "w", encoding="utf-8") as terminal,
-    ):
-        with contextlib.redirect_stderr(terminal):
-            report = Report(Console(), signals)
+    def act() -> None:
+        report = Report(Console(), signals)
         with report.failures():
             fail(ServicesDownError("service bot crashed", services="but x", log="Traceback\n" + "word " * 40))
-        lines = screen.read(65536).decode().split("\r\n")
+
+    lines = screen_of(act).splitlines()
     assert lines[0] == "\x1b[31m❌ service bot crashed\x1b[0m"
     log = [line for line in lines if "│" in line]
     assert len(log) > 3
