@@ -929,7 +929,7 @@ def run(options: Options, report: Report) -> None:
         db_pass=db_pass,
         ask_db_pass=options.backup_db_pass,
     )
-    with terminal.held():
+    with terminal.held(report.signals):
         restore(options, report, terminal, credentials)
 
 

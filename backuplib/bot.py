@@ -207,11 +207,10 @@ class Bot:
             go_on += f" ({named(readers)} may only read it)"
         if not stopping:
             return {"services": f"none that has the database is running{go_on}"}
-        up = 1 + max(min(item.check.interval, PROBE_SECONDS) if item.check else 0.0 for item in stopping)
-        longest = up + max(item.stop_seconds for item in stopping)
+        stop, start = expected_seconds(stopping)
         return {
             "services": f"{named(stopping)} will be stopped{go_on}",
-            "downtime": f"estimated {up:.0f} s, {longest:.0f} s if they must be killed",
+            "downtime": f"estimated {start:.0f} s, {stop + start:.0f} s if they must be killed",
         }
 
     def user(self) -> tuple[int, set[int]] | None:
@@ -385,6 +384,12 @@ def passes(item: Container, check: HealthCheck) -> bool:
         run_command(["docker", "exec", item.id, *check.command], timeout=check.timeout)
         return True
     return False
+
+
+def expected_seconds(items: Sequence[Container]) -> tuple[float, float]:
+    """Return how long the containers may take to stop before they are killed, and usually take to start, in seconds."""
+    stop = max((item.stop_seconds for item in items), default=0.0)
+    return stop, 1 + max((min(item.check.interval, PROBE_SECONDS) if item.check else 0.0 for item in items), default=0)
 
 
 def named(items: Iterable[Container]) -> str:

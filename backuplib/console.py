@@ -145,6 +145,13 @@ class Console:
         derived = kind_of(text)
         self._print(text, self._results, kind or (Kind.DONE if derived is Kind.STEP else derived))
 
+    def at_once(self, text: str) -> None:
+        """Print a line of our own from a signal handler, which may have interrupted the printing of another one."""
+        self.record(text)
+        clear = "\r\x1b[K" if self._stream.isatty() and os.environ.get("TERM") != "dumb" else ""
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._stream.fileno(), f"{clear}{in_words(text, self._stream.encoding)}\n".encode())
+
     def json(self, data: object) -> None:
         """Print the JSON object."""
         print(json.dumps(data), file=self._output)
@@ -265,6 +272,24 @@ class Report:
     exit_code: int = 0
     error: dict[str, str] | None = None
     started: float = field(default_factory=time.monotonic, repr=False)
+    finished: float = field(default=0.0, repr=False)  # when it is expected to be, from the stop on (monotonic)
+    _answered: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        self.signals.answer = self._answer
+
+    def _answer(self) -> None:
+        """Answer a key of the keyboard that interrupts nothing, at most once a second."""
+        now = time.monotonic()
+        if now - self._answered < 1:
+            return
+        self._answered, left = now, self.finished - now
+        about = f", about {left:.0f} s more" if left >= 1 else ""
+        self.console.at_once(
+            "✋ The services are stopped: Ctrl-C starts them again; else it goes on by itself"
+            if self.signals.can_be_taken_back
+            else f"✋ Too late to stop: finishing{about}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as --json shows it: missing values are null."""

@@ -41,6 +41,7 @@ class ExitCode(IntEnum):
     ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
     SIGHUP = 129, "ended by SIGHUP before the switch"
     SIGINT = 130, "ended by SIGINT before the switch"
+    SIGQUIT = 131, "ended by SIGQUIT before the switch"
     SIGTERM = 143, "ended by SIGTERM before the switch"
 
 

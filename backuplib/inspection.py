@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backuplib import errors
-from backuplib.processes import CAP_IPC_LOCK, lock_memory
+from backuplib.processes import CAP_IPC_LOCK, ENDING, KEYBOARD, lock_memory
 
 # How long looking at a database may take, and a second more for each MB: a hundred times what is usual.
 PATIENCE_SECONDS = 60.0
@@ -79,9 +79,7 @@ class Inspection:
         try:
             while True:
                 listen()
-                left = self._deadline - time.monotonic()
-                if left <= 0:
-                    raise errors.CheckTimeoutError(self._seconds)
+                left = max(0.0, self._deadline - time.monotonic())
                 if select.select([self._pipe], [], [], min(left, POLL_SECONDS))[0]:
                     if not (piece := os.read(self._pipe, 1 << 16)):
                         break
@@ -91,6 +89,8 @@ class Inspection:
                         if "progress" not in told:
                             return self._end(told)
                         progress(told["progress"])
+                elif not left:  # and this process was not merely suspended meanwhile
+                    raise errors.CheckTimeoutError(self._seconds)
         finally:
             status = self.close()
         if -status == signal.SIGXCPU:
@@ -167,7 +167,7 @@ def _give_up_rights(limits: _Limits, *, unprivileged: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # the parent hears them, and ends this
+    for number in {*ENDING, *KEYBOARD}:  # the parent hears them, and ends this
         signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):

@@ -20,7 +20,7 @@ from backuplib import armor, errors
 from backuplib.armor import Readable
 from backuplib.formatting import megabytes, printable
 from backuplib.packets import KeyPart, read_keys, read_message, with_user_id
-from backuplib.processes import child_environment, run_command
+from backuplib.processes import child_environment, run_command, start_apart
 from backuplib.ram_folder import MS_BIND, RamFolder
 from backuplib.reasons import WRONG_KEY_HINT, KeySaid, Said, refuse_key, refuse_message, self_signature_broken
 from backuplib.secret import Secret
@@ -341,7 +341,7 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
 
         def _open_subprocess(self, args: list[str], passphrase: bool = False) -> Popen[bytes]:
             argv = [*wrapper, *self.make_args(args, passphrase)]
-            self.process = Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=self.env, start_new_session=True)
+            self.process = start_apart(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=self.env)
             for pipe in (self.process.stdin, self.process.stdout):
                 with contextlib.suppress(OSError):  # above the kernel's limit for a user
                     fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, 1 << 20)

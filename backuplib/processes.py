@@ -9,10 +9,11 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import stat_or_none
@@ -42,15 +43,12 @@ def command_output(
     :raises CommandFailedError: with the last lines of its standard error.
     """
     try:
-        done = subprocess.run(
+        process = start_apart(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
-            timeout=timeout,
             env=child_environment() if env is None else env,
-            start_new_session=True,  # a Ctrl-C must not reach it
-            check=False,
         )
     except FileNotFoundError:
         raise MissingProgramError(
@@ -58,15 +56,21 @@ def command_output(
         ) from None
     except OSError as error:
         raise CommandFailedError(f"{argv[0]} cannot be run: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise CommandFailedError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
-    if done.returncode:
-        output = done.stdout.decode(errors="replace")
-        last = " / ".join((done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-3:])
+    with process:
+        try:
+            output, messages = process.communicate(timeout=timeout)
+        except BaseException as error:
+            process.kill()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise CommandFailedError(f"`{' '.join(argv[:4])} …` did not end within {timeout:.0f} s") from None
+    if process.returncode:
+        last = " / ".join((messages or output).decode(errors="replace").strip().splitlines()[-3:])
         raise CommandFailedError(
-            f"`{' '.join(argv)[:100]}` failed with exit code {done.returncode}: {last or 'no message'}", output=output
+            f"`{' '.join(argv)[:100]}` failed with exit code {process.returncode}: {last or 'no message'}",
+            output=output.decode(errors="replace"),
         )
-    return done.stdout
+    return bytes(output)
 
 
 def has_capability(number: int) -> bool:
@@ -101,20 +105,31 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """SIGHUP, SIGINT and SIGTERM end the run until the switch begins; then, and after the first, they are ignored.
+    """SIGHUP, SIGINT, SIGQUIT and SIGTERM end the run until the switch begins, and SIGTSTP suspends it.
 
-    A restore that has stopped the services, and nothing more, hears SIGINT and SIGTERM again, see :meth:`heard`.
+    Then, and after the first, none of them does any more. Behind the shield those of the keyboard are answered: who
+    gets no answer presses on. A restore that has stopped the services, and nothing more, hears SIGINT and SIGTERM
+    again, see :meth:`heard`.
     """
 
     def __init__(self) -> None:
         self._ignored = False
         self._ended_by: int | None = None
+        self.can_be_taken_back = False  # SIGINT is heard behind the shield
+        self.answer: Callable[[], object] = lambda: None  # to a key that comes too late
+        self.before_suspension: Callable[[], object] = lambda: None
+        self.after_suspension: Callable[[], object] = lambda: None  # also when nobody told of its beginning
 
     def install(self, *numbers: int) -> None:
-        """Handle the signals, or some of them, also again after a shield."""
+        """Handle the signals, or some of those that end the run, also again after a shield."""
         self._ignored = False
-        for number in numbers or (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in numbers or ENDING:
             signal.signal(number, self._received)
+        if not numbers:
+            for number in BACKGROUND:
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGTSTP, self._suspended)
+            signal.signal(signal.SIGCONT, lambda *_: self.after_suspension())
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -122,27 +137,27 @@ class Signals:
 
         :raises Interrupted: for a signal; nothing remains of it, so that what is taken back is not interrupted.
         """
+        self.can_be_taken_back = True
         self.install(signal.SIGINT, signal.SIGTERM)
         try:
             yield
             self.shield()
         finally:
-            self.ignore()
+            self.can_be_taken_back = False
             self._ended_by = None
+            self.shield()
 
     def shield(self) -> None:
-        """Ignore signals until the end; one that has already arrived still ends the run."""
+        """Let nothing interrupt until the end; a signal that has already arrived still ends the run."""
         self.ignore()
+        for number in KEYBOARD:
+            signal.signal(number, lambda *_: self.answer())
         self.check()
 
     def ignore(self) -> None:
-        """Ignore the signals.
-
-        Not by a handler, which a child does not inherit: a signal to the whole group could end the child before it has
-        a session of its own.
-        """
+        """Ignore the signals, and never stop as a process in the background."""
         self._ignored = True  # for a signal that has arrived and is not handled yet
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in (*ENDING, *KEYBOARD, *BACKGROUND):
             signal.signal(number, signal.SIG_IGN)
 
     def check(self) -> None:
@@ -155,6 +170,31 @@ class Signals:
             self.ignore()  # a second signal would interrupt the cleanup
             self._ended_by = number
             raise Interrupted(number)
+
+    def _suspended(self, number: int, _frame: object) -> None:
+        self.before_suspension()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # returns when it goes on; at once where no shell could continue it
+        if not self._ignored:
+            signal.signal(number, self._suspended)
+        self.after_suspension()
+
+
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
+BACKGROUND = (signal.SIGTTIN, signal.SIGTTOU)  # which stop a process there that uses the terminal
+
+
+def start_apart(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, where no key of the keyboard reaches it, not even before it has that.
+
+    :param options: those of Popen.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, KEYBOARD)  # which a child inherits, unlike a handler
+    try:
+        return subprocess.Popen(argv, start_new_session=True, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def open_streams() -> None:

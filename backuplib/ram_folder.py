@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
 from backuplib.formatting import megabytes
+from backuplib.processes import start_apart
 
 GPG_HOME_LIMIT = 80  # bytes; with paths from about 90 on, gpg's sockets do not fit and imports fail silently
 
@@ -85,14 +86,13 @@ class RamFolder:
         """Start the reaper, then make the folder; the lock marks it as in use."""
         self._remove_leftovers(parent)
         self.path = parent / f"restore-backup-{secrets.token_hex(4)}"
-        self._reaper = subprocess.Popen(
+        self._reaper = start_apart(
             ["/bin/sh", "-c", REAPER, "sh", str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": ":".join(filter(None, (os.environ.get("PATH"), os.defpath)))},
             cwd="/",
-            start_new_session=True,
         )
         self.path.mkdir(mode=0o700)
         self._lock = open_folder(self.path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backuplib import errors
-from backuplib.bot import Bot
+from backuplib.bot import SETTLE_SECONDS, Bot, expected_seconds
 from backuplib.comparison import look_at_live, lost_tables
 from backuplib.console import Report
 from backuplib.database import SIDECARS, Engine, database_files, sidecars
@@ -75,8 +75,12 @@ class Switch:
             with self.report.console.step("🛑 Stopping Docker containers...") as step:
                 items, text = self.bot.stopping(self.journal.containers)
                 self._stopped = time.monotonic()
+                stop, start = expected_seconds(items)
+                rest = start if all(item.check for item in items) else start + SETTLE_SECONDS
+                self.report.finished = self._stopped + stop + rest
                 with self.report.phase("stop"):
                     self.bot.stop(items)
+                self.report.finished = time.monotonic() + rest
                 step.done(text)
 
     def exchange(self, candidate: Identity, refuse_users: Callable[[], None], *, unsaved: bool) -> None:

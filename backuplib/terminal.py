@@ -14,7 +14,7 @@ from typing import Any
 from backuplib.armor import holds_private_key
 from backuplib.console import in_words, shown_encoding
 from backuplib.errors import DeclinedError
-from backuplib.processes import Interrupted
+from backuplib.processes import Interrupted, Signals
 from backuplib.secret import Secret
 
 PAGE = 15  # lines of a menu shown at a time; a terminal has 24
@@ -29,32 +29,55 @@ class Terminal:
 
     def __init__(self) -> None:
         self._encoding = shown_encoding("utf-8")
+        self._modes: list[list[Any]] = []  # of the terminal: the shell's, and what it was changed to
+        self._question = ""
+        self._suspensions, self._given_back = 0, False
         self.present = False
         with contextlib.suppress(OSError):
             os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
             self.present = True
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, signals: Signals) -> Iterator[None]:
         """Keep echo off, but for questions; at the end discard all that nobody asked for, before the shell gets it.
 
-        A part of a pasted key would be shown there, run as a command, and kept in the history.
+        A part of a pasted key would be shown there, run as a command, and kept in the history. So it is when the shell
+        gets the terminal because of Ctrl-Z; after `fg` echo is off again, and what was being asked is asked again.
         """
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC) if self.present else -1
-        held = _in_foreground(descriptor)
         try:
-            before = termios.tcgetattr(descriptor) if held else []
-            if held:
-                termios.tcsetattr(descriptor, termios.TCSANOW, _changed(before, off=termios.ECHO))
+            if _in_foreground(descriptor):
+                shells = termios.tcgetattr(descriptor)
+                self._modes = [shells, _changed(shells, off=termios.ECHO)]
+                _set_mode(descriptor, self._modes[-1], flush=False)
+                signals.before_suspension = lambda: self._give_back(descriptor)
+                signals.after_suspension = lambda: self._take_again(descriptor)
             yield
         finally:
-            with contextlib.suppress(OSError, termios.error):  # the terminal is gone
-                if held and _in_foreground(descriptor):
-                    with _mode(descriptor, off=termios.ICANON | termios.ECHO):
-                        _discard(descriptor)
-                    termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+            self._give_back(descriptor)
+            self._modes = []
             if self.present:
                 os.close(descriptor)
+
+    def _give_back(self, descriptor: int) -> None:
+        """Discard what was typed, and make the terminal what it was for the shell."""
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+            if self._modes and _in_foreground(descriptor):
+                _set_mode(descriptor, _changed(self._modes[0], off=termios.ICANON | termios.ECHO))
+                _discard(descriptor)
+                _set_mode(descriptor, self._modes[0])
+                self._given_back = True
+
+    def _take_again(self, descriptor: int) -> None:
+        """Make the terminal again what it was when the run was suspended, unless it is that already."""
+        with contextlib.suppress(OSError, termios.error):
+            if self._modes and _in_foreground(descriptor):
+                ours, flags = self._modes[-1], termios.ECHO | termios.ICANON
+                if self._given_back or (termios.tcgetattr(descriptor)[3] ^ ours[3]) & flags:
+                    _set_mode(descriptor, ours)
+                    self._given_back = False
+                    self._suspensions += 1
+                    os.write(descriptor, in_words(self._question, self._encoding).encode())
 
     def say(self, text: str) -> None:
         with self._opened() as (_, write):
@@ -97,10 +120,11 @@ class Terminal:
 
     def _line(self, question: str, *, on: int = 0, off: int = 0) -> bytes:
         """Ask for a line in a mode of the terminal; without a line end it was ended by Ctrl-D."""
-        with self._opened() as (reader, write), _mode(reader, on=on | termios.ICANON, off=off):
-            write(question)
-            line = b""
+        with self._opened() as (reader, write), self._asking(reader, question, on=on | termios.ICANON, off=off):
+            line, suspensions = b"", self._suspensions
             while not line.endswith(b"\n") and (byte := os.read(reader, 1)):
+                if suspensions != self._suspensions:
+                    line, suspensions = b"", self._suspensions
                 line += byte
             if off:
                 write("\n")
@@ -112,12 +136,44 @@ class Terminal:
         What is pasted after it is discarded.
         """
         # In canonical mode a terminal truncates lines at 4095 characters; an RSA-4096 key is longer.
-        with self._opened() as (reader, write), _mode(reader, off=termios.ICANON | termios.ECHO):
-            write("🔑 Paste the private key in base64 (hidden), then Enter: ")
-            pasted = _read_paste(reader)
+        question = "🔑 Paste the private key in base64 (hidden), then Enter: "
+        with self._opened() as (reader, write), self._asking(reader, question, off=termios.ICANON | termios.ECHO):
+            pasted = self._read_paste(reader)
             _discard(reader)
             write("\n")
         return Secret(pasted)
+
+    def _read_paste(self, reader: int) -> bytes:
+        """Read up to the end of the key, Ctrl-D, or an empty line."""
+        pasted, quiets, suspensions = b"", 0, self._suspensions
+        while True:
+            if select.select([reader], [], [], QUIET_SECONDS)[0]:
+                piece, quiets = os.read(reader, 4096), 0
+                if suspensions != self._suspensions:
+                    pasted, suspensions = b"", self._suspensions
+                pasted += piece
+                if not piece or b"\4" in piece:
+                    return _unframed(pasted.partition(b"\4")[0])
+            else:
+                quiets += 1
+                key = _whole_key(_unframed(pasted)) if quiets == 1 else None
+                if key or _ends_with_empty_line(_unframed(pasted), quiets):
+                    return key or _unframed(pasted)
+
+    @contextlib.contextmanager
+    def _asking(self, descriptor: int, question: str, *, on: int = 0, off: int = 0) -> Iterator[None]:
+        """Ask in a mode of the terminal; what was typed before or is left afterwards is discarded."""
+        before = termios.tcgetattr(descriptor)
+        try:
+            self._modes.append(_changed(before, on=on, off=off))
+            _set_mode(descriptor, self._modes[-1])
+            self._question = question
+            os.write(descriptor, in_words(question, self._encoding).encode())
+            yield
+        finally:
+            self._question = ""
+            self._modes.pop()
+            _set_mode(descriptor, before)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[int, Callable[[str], object]]]:
@@ -151,15 +207,14 @@ def _changed(mode: list[Any], *, on: int = 0, off: int = 0) -> list[Any]:
     return [*mode[:3], (mode[3] | on) & ~off, *mode[4:]]
 
 
-@contextlib.contextmanager
-def _mode(descriptor: int, *, on: int = 0, off: int = 0) -> Iterator[None]:
-    """Change the local modes of a terminal for a while; what was typed before the changes is discarded."""
-    before = termios.tcgetattr(descriptor)
-    try:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, _changed(before, on=on, off=off))
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+def _set_mode(descriptor: int, mode: list[Any], *, flush: bool = True) -> None:
+    """Set the mode of a terminal; ``flush``: discard what was typed before."""
+    while True:
+        try:
+            return termios.tcsetattr(descriptor, termios.TCSAFLUSH if flush else termios.TCSANOW, mode)
+        except termios.error as error:  # in the background it stops the process, and `fg` interrupts it
+            if error.args[0] != errno.EINTR:
+                raise
 
 
 def _discard(reader: int) -> None:
@@ -168,22 +223,6 @@ def _discard(reader: int) -> None:
     while time.monotonic() < deadline and select.select([reader], [], [], QUIET_SECONDS)[0]:
         if not os.read(reader, 4096):
             return
-
-
-def _read_paste(reader: int) -> bytes:
-    """Read up to the end of the key, Ctrl-D, or an empty line."""
-    pasted, quiets = b"", 0
-    while True:
-        if select.select([reader], [], [], QUIET_SECONDS)[0]:
-            piece, quiets = os.read(reader, 4096), 0
-            pasted += piece
-            if not piece or b"\4" in piece:
-                return _unframed(pasted.partition(b"\4")[0])
-        else:
-            quiets += 1
-            key = _whole_key(_unframed(pasted)) if quiets == 1 else None
-            if key or _ends_with_empty_line(_unframed(pasted), quiets):
-                return key or _unframed(pasted)
 
 
 def _unframed(pasted: bytes) -> bytes:

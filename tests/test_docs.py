@@ -203,7 +203,7 @@ def test_readme_names_the_id_of_every_error_beside_its_exit_code(readme: str) ->
     for kind in kinds(OperatorError):
         made = rf"(?<!class ){kind.__name__}\(|^ +errors\.{kind.__name__},$"  # the latter: in a table of reasons
         if re.search(made, source, re.MULTILINE):
-            code = "129, 130, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
+            code = "129, 130, 131, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
             ids[code].append(kind.id)
     described = {code: words_of([cell]) for code, cell in table(readme, "exit code").items()}
     assert described == {code: sorted(found) for code, found in ids.items()}

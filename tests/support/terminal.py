@@ -20,6 +20,18 @@ COMPLETION = {
 """README.md's commands that set up completion in a shell."""
 
 
+SHELL = r"SHELL\$ "
+"""The prompt of an interactive shell."""
+
+
+def interactive_shell(folder: Path, env: Mapping[str, str]) -> "Terminal":
+    """An interactive bash in a folder, which keeps its history in a file there."""
+    own = {"PS1": "SHELL$ ", "HISTFILE": str(folder / "history")}
+    terminal = Terminal(["bash", "--norc", "--noprofile", "-i"], cwd=folder, env={**env, **own})
+    terminal.expect(SHELL)
+    return terminal
+
+
 class Terminal:
     """One program on its own terminal. `output` is all that it has shown so far."""
 
