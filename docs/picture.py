@@ -290,7 +290,7 @@ def chopped(text: Text, columns: int) -> list[Text]:
 
 # Each in an element of its own, so that it has its own cell, whatever its width in the reader's font.
 PICTURE = "[\U0001f300-\U0001faff\u2600-\u27bf]"
-OWN_CELL = re.compile(f"^ +|{PICTURE}|(?<={PICTURE}) +")
+OWN_CELL = re.compile(f"^ +| {{2,}}|{PICTURE}|(?<={PICTURE}) +")
 
 
 def draw(scene: Scene, rows: list[Text]) -> None:
