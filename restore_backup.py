@@ -949,7 +949,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
-        console.result("✅ Backup verified: it can be restored. Nothing was touched.")
+        console.result("✅ Backup verified: it can be restored. Nothing was touched.", kind=Kind.DONE)
         return
     log = console.log_to(settings.backup_dir)
     report.log = str(log) if log else None
@@ -958,7 +958,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.recover()
     else:
         restorer.restore()
-        console.result("✅ Database restored successfully")
+        console.result("✅ Database restored successfully", kind=Kind.DONE)
         for line in summary(report, settings, options, time.monotonic() - began):
             console.result(f"   {line}", kind=Kind.FACT)
     console.record(f"{OUTCOME}{report.outcome}")

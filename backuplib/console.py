@@ -142,8 +142,7 @@ class Console:
 
     def result(self, text: str, *, kind: Kind | None = None) -> None:
         """Print a line that belongs to the result."""
-        derived = kind_of(text)
-        self._print(text, self._results, kind or (Kind.DONE if derived is Kind.STEP else derived))
+        self._print(text, self._results, kind)
 
     def at_once(self, text: str) -> None:
         """Print a line of our own from a signal handler, which may have interrupted the printing of another one."""

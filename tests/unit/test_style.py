@@ -232,10 +232,10 @@ def test_width_is_that_of_the_terminal_as_it_is_now(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("eighty")
-def test_result_that_is_done_is_green_as_a_whole() -> None:
+def test_what_was_asked_for_is_green_as_a_whole() -> None:
     def act() -> None:
         console = Console()
-        console.result("✅ Database restored successfully")
+        console.result("✅ Database restored successfully", kind=Kind.DONE)
         console.result("   rows  5", kind=Kind.FACT)
 
     assert screen_of(act) == "\x1b[1;32m✅ Database restored successfully\x1b[0m\n   \x1b[2mrows\x1b[0m  5\n"
