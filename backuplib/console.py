@@ -346,7 +346,8 @@ class Report:
         self.console.line(f"❌ {error}")
         for line in error.log.splitlines():
             self.console.line(f"   │ {line}", kind=Kind.ASIDE, record=False)
-        self.console.line(f"   {bug}{state}")
+        down = error.exit_code in {errors.ExitCode.SERVICES_DOWN, errors.ExitCode.ROLLBACK_FAILED}
+        self.console.line(f"   {bug}{state}", kind=Kind.FAILURE if down else Kind.PLAIN)
         if error.hint:
             self.console.line(f"   {error.hint}")
         self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error}")

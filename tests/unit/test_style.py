@@ -262,3 +262,4 @@ def test_log_of_a_container_is_dim_and_in_its_place(signals: Signals) -> None:
     log = [line for line in lines if "│" in line]
     assert len(log) > 3
     assert all(re.fullmatch(r"   \x1b\[2m│ .*\x1b\[0m", line) for line in log)
+    assert lines[-1] == "   \x1b[31mThe database is as it was before, but x.\x1b[0m"
