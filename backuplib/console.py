@@ -44,11 +44,15 @@ def shown_encoding(encoding: str) -> str:
     return encoding
 
 
+FEWEST_COLUMNS = 20  # with fewer, or without any, a terminal is not set up
+
+
 def columns_of(descriptor: int) -> int:
-    """Return how many columns a terminal has: what COLUMNS says, else the kernel, else 80."""
+    """Return how many columns a terminal has: what COLUMNS says, else the kernel, else 80; too few do not count."""
+    columns = 0
     with contextlib.suppress(OSError, ValueError):
-        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(descriptor).columns or 80
-    return 80
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(descriptor).columns
+    return columns if columns >= FEWEST_COLUMNS else 80
 
 
 def harmless(text: str) -> str:

@@ -226,9 +226,18 @@ def test_no_color_leaves_the_breaks_and_a_dumb_terminal_gets_what_a_pipe_gets(
 @pytest.mark.usefixtures("eighty")
 def test_width_is_that_of_the_terminal_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    for columns, longest in ((40, range(35, 41)), (120, range(115, 121)), (0, range(75, 81))):
+        monkeypatch.setattr(os, "get_terminal_size", lambda _, columns=columns: os.terminal_size((columns, 24)))
+        shown = line_on_a_terminal(tmp_path, "word " * 40)
+        assert max(map(len, shown.splitlines())) in longest
+
+
+@pytest.mark.usefixtures("eighty")
+@pytest.mark.parametrize("columns", ["0", "-3", "x", "1"])
+def test_nonsense_in_columns_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     shown = line_on_a_terminal(tmp_path, "word " * 40)
-    assert max(map(len, shown.splitlines())) in range(35, 41)
+    assert max(map(len, shown.splitlines())) in range(75, 81)
 
 
 @pytest.mark.usefixtures("eighty")
