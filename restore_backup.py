@@ -29,7 +29,7 @@ from backuplib import __version__, errors, typed
 from backuplib.backup_file import BEFORE_A_RESTORE, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
-from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of, total_loss
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
@@ -49,6 +49,7 @@ from backuplib.ram_folder import RamFolder, available_memory, enter_private_moun
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
+from backuplib.style import Kind
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
@@ -166,12 +167,12 @@ class Restorer:
                 check = cleanup.enter_context(begun_check(image, self.engine))
                 ahead = self.write_ahead(plan, image)
                 contents = self.check_integrity(check)  # 4
-                self.compare(plan, contents, ram)
+                lost = self.compare(plan, contents, ram)
                 if self.options.verify_only:
-                    self.show_plan(plan)
+                    self.show_plan(plan, lost)
                     self.report.outcome = "verified"
                     return
-                self.confirm(plan)
+                self.confirm(plan, lost)
                 cleanup.enter_context(target.lock(self.console.line))  # from here no backup is made by others
                 candidate = self.finish_candidate(plan, image, ahead)  # leaves room in memory for phase 1
                 safety = self.create_safety_backup(plan)  # 1
@@ -197,7 +198,7 @@ class Restorer:
             with self.signals.heard():
                 image = self.decrypt_and_decompress(plan, ram, access)  # 3
                 with begun_check(image, self.engine) as check:
-                    self.compare(plan, self.check_integrity(check), ram)  # 4
+                    self.show_loss(*self.compare(plan, self.check_integrity(check), ram))  # 4
                 candidate = self.finish_candidate(plan, image, None)
             self.swap(plan, switch, candidate, safety)  # 5
             self.cleanup_and_restart(plan, switch)  # 6
@@ -585,12 +586,13 @@ class Restorer:
             self.report.warn(f"{plural(more, 'more finding')} of this kind")
         return contents
 
-    def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
-        """Show what the backup holds beside what the live database holds."""
-        live = None
+    def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> tuple[str, Kind]:
+        """Show what the backup holds beside what the live database holds, and return what will be lost."""
+        live, unknown = None, ("there is no live database to compare with", Kind.FACT)
         try:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
+            unknown = ("not known: the live database cannot be read", Kind.WARNING)
             self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
         facts = [
@@ -601,13 +603,14 @@ class Restorer:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
-        rows = row_comparison(self.report.tables) if live else ["there is no live database to compare with"]
-        # the facts last, so that they are still there when the question comes
-        for line in [*rows, *in_columns(facts)]:
-            self.console.line(f"   {line}")
+        for text, kind in row_comparison(live, contents) if live else []:
+            self.console.line(f"   {text}", kind=kind)
+        for text in in_columns(facts):
+            self.console.line(f"   {text}", kind=Kind.FACT)
+        return total_loss(live, contents) if live else unknown
 
-    def show_plan(self, plan: Plan) -> None:
-        """Show what will be done: which database is replaced, by what, and who is down meanwhile."""
+    def show_plan(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
+        """Show what will be done: which database is replaced, by what, who is down meanwhile, and what will be lost."""
         made = plan.backup.created
         facts = [
             *([] if self.options.verify_only else [("target", str(plan.target.path))]),
@@ -618,13 +621,22 @@ class Restorer:
         if self.options.stop_first and "downtime" in plan.outlook:
             facts.append(("", "and as long as decrypting and checking take (--stop-first)"))
         for line in in_columns(facts):
-            self.console.line(f"   {printable(line)}")
+            self.console.line(f"   {printable(line)}", kind=Kind.FACT)
+        if lost:  # last, so that it is still there when the question comes
+            self.show_loss(*lost)
 
-    def confirm(self, plan: Plan) -> None:
-        """Ask before anything is touched; DeclinedError unless the answer is yes."""
+    def show_loss(self, text: str, kind: Kind) -> None:
+        """Show the total of what will be lost."""
+        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
+
+    def confirm(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
+        """Ask before anything is touched; DeclinedError unless the answer is yes.
+
+        :param lost: what will be lost, and how that looks, where it is known already.
+        """
         if self.options.skip_backup:
             self.report.warn("--skip-backup: the database as it is now will not be kept")
-        self.show_plan(plan)
+        self.show_plan(plan, lost)
         if self.options.force or (not plan.configured and not plan.target.exists):
             return
         question = (
@@ -1098,7 +1110,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
-        console.result("✅ Backup verified: it can be restored. Nothing was touched.")
+        console.result("✅ Backup verified: it can be restored. Nothing was touched.", kind=Kind.DONE)
         return
     log = console.log_to(settings.backup_dir)
     report.log = str(log) if log else None
@@ -1107,9 +1119,9 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.recover()
     else:
         restorer.restore()
-        console.result("✅ Database restored successfully")
+        console.result("✅ Database restored successfully", kind=Kind.DONE)
         for line in summary(report, time.monotonic() - began):
-            console.result(f"   {line}")
+            console.result(f"   {line}", kind=Kind.FACT)
     console.record(f"{OUTCOME}{report.outcome}")
 
 

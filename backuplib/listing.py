@@ -14,6 +14,7 @@ from backuplib.journal import Journal
 from backuplib.openpgp import Recipient
 from backuplib.outcome import LastRestore, UnknownOutcomeError
 from backuplib.running import RECOVERING, SWITCHING, running
+from backuplib.style import Kind
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
@@ -42,10 +43,12 @@ def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Pa
         console.result(f"no backup in {backup_dir}")
         return []
     console.result(f"{plural(len(backups), 'backup')} in {shown(backup_dir)}")
-    for line in backup_table(backups, checksums):
-        console.result(line)
+    heading, *lines = backup_table(backups, checksums)
+    console.result(heading, kind=Kind.ASIDE)
+    for line, checksum in zip(lines, checksums, strict=True):
+        console.result(line, kind=Kind.FAILURE if checksum == "MISMATCH" else None)
     for line in explanations(backups):
-        console.result(line)
+        console.result(line, kind=Kind.ASIDE)
     return [
         {
             "path": str(item.path),

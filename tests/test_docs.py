@@ -223,3 +223,9 @@ def test_readme_names_the_id_of_every_error_beside_its_exit_code(readme: str) ->
             ids[code].append(kind.id)
     described = {code: words_of([cell]) for code, cell in table(readme, "exit code").items()}
     assert described == {code: sorted(found) for code, found in ids.items()}
+
+
+def test_pictures_that_the_readme_shows_are_scenes_that_are_made_anew(readme: str) -> None:
+    made = {f"docs/{name}.svg" for name in re.findall(r'Scene\("([\w-]+)"', (ROOT / "docs/picture.py").read_text())}
+    shown = {*re.findall(r"\((docs/[\w-]+\.svg)\)", readme)} - {"docs/benchmark.svg"}
+    assert shown == made

@@ -46,10 +46,14 @@ class Terminal:
         env: Mapping[str, str],
         stdin: int | None = None,
         pass_fds: Sequence[int] = (),
+        size: tuple[int, int] = (50, 200),
     ) -> None:
-        """`stdin`: another descriptor than the terminal, such as a pipe; the caller closes its copy."""
+        """`stdin`: another descriptor than the terminal, such as a pipe; the caller closes its copy.
+
+        `size`: lines and columns.
+        """
         self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self._seen = 0
         self._bytes = b""
         # A session leader gets the terminal that it opens as its controlling one: the shell does, then is replaced.

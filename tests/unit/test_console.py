@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backuplib.console import LOG_BYTES, LOG_NAME, RESTORED, Console, Report, Step, Unbreakable, in_words
+from backuplib.console import LOG_BYTES, LOG_NAME, RESTORED, Console, Report, Unbreakable, in_words
 from backuplib.errors import (
     ExitCode,
     FolderNotMountedError,
@@ -72,11 +72,6 @@ def test_json_stands_alone_on_standard_output(monkeypatch: pytest.MonkeyPatch) -
     console.json({"a": "ä"})
     assert json.loads(out.getvalue()) == {"a": "ä"}
     assert err.getvalue() == "progress\nresult\n"
-
-
-@pytest.mark.parametrize(("label", "wide"), [("a", 0), ("🔓 a", 1), ("⚙️  a", -1), ("📦📦", 2)])
-def test_columns_of_a_label_beyond_its_characters(label: str, wide: int) -> None:
-    assert Step(label).wide == wide
 
 
 def test_step_says_its_notes_and_its_result_or_that_it_failed(report: Report, screen: io.StringIO) -> None:
