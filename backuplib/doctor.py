@@ -23,7 +23,7 @@ from backuplib.console import Report
 from backuplib.containers import SETTINGS, Container
 from backuplib.database import Engine, size_of_files
 from backuplib.files import stat_or_none
-from backuplib.formatting import age, megabytes, plural, printable, quoted, shown
+from backuplib.formatting import age, instant, megabytes, plural, printable, quoted, shown
 from backuplib.journal import Journal
 from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
@@ -365,7 +365,7 @@ class Checkup:
         self.backup = backup
         made, path = self.backup.created, shown(self.backup.path)
         late = not self.subject.backup_file and time.time() - made.timestamp() > BACKUP_HOURS * 3600
-        text = f"{path}, {megabytes(self.backup.size)}, of {made:%Y-%m-%d %H:%M:%S %z}, {age(made.timestamp())}"
+        text = f"{path}, {megabytes(self.backup.size)}, of {instant(made)}, {age(made.timestamp())}"
         if late:
             yield WARNING, text, f"Why has none been made since? To make one: {create}"
         else:

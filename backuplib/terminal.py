@@ -16,6 +16,7 @@ from backuplib.console import in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted, Signals
 from backuplib.secret import Secret
+from backuplib.style import Kind, kind_of, styled
 
 PAGE = 15  # lines of a menu shown at a time; a terminal has 24
 QUIET_SECONDS = 0.3  # a paste has ended when so long nothing has come
@@ -81,7 +82,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         with self._opened() as (_, write):
-            write(f"{text}\n")
+            write("".join(f"{styled(line, kind_of(line))}\n" for line in text.splitlines()))
 
     def confirm(self, question: str) -> bool:
         """Ask a yes/no question; the default is no."""
@@ -167,8 +168,8 @@ class Terminal:
         try:
             self._modes.append(_changed(before, on=on, off=off))
             _set_mode(descriptor, self._modes[-1])
-            self._question = question
-            os.write(descriptor, in_words(question, self._encoding).encode())
+            self._question = styled(question, Kind.QUESTION)
+            os.write(descriptor, in_words(self._question, self._encoding).encode())
             yield
         finally:
             self._question = ""

@@ -24,6 +24,7 @@ from backuplib.database import Engine
 from backuplib.doctor import CHECKS, OK, PROBLEM, UNKNOWN, WARNING, Checkup, Finding, Subject
 from backuplib.errors import CheckFoundProblemsError, DockerUnreachableError, UnusablePublicKeyError, WrongSettingError
 from backuplib.files import create_file
+from backuplib.formatting import instant
 from backuplib.openpgp import Recipient
 from backuplib.running import taking_turn
 from backuplib.secret import Secret
@@ -347,7 +348,7 @@ def test_newest_backup_is_told_with_its_instant(subject: Subject, tmp_path: Path
     (told,) = found(subject, "newest-backup")
     made = subject.list_backups()[0].created
     assert told.status == OK
-    assert f"{made:%Y-%m-%d %H:%M:%S %z}" in told.text
+    assert instant(made) in told.text
     assert "--verify-only" in told.hint
     old = backup(tmp_path, b"", days=2, name="db_backup_20250130_120000.db.gz")
     assert statuses(subject, "newest-backup", list_backups=lambda: [old]) == [WARNING]
