@@ -6,14 +6,25 @@ Relative paths are relative to this file's folder. Importing the module reads no
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from backuplib import armor
-from backuplib.errors import WrongSettingError
+from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError
+from backuplib.formatting import printable
 from backuplib.secret import Secret
+
+Value = TypeVar("Value")
+
+# What stands in examples where a passphrase belongs; 'change me' is that of .env.example.
+PLACEHOLDER = re.compile(
+    r"(please )?change[ _-]?(me|this|it)\W*|(enter |insert )?your[ _-](db[ _-])?pass(word|phrase)?([ _-]here)?|"
+    r"<.*>|x{3,}|\.{3}|placeholder|todo",
+    re.IGNORECASE,
+)
 
 
 class Environment(Enum):
@@ -26,7 +37,10 @@ class Environment(Enum):
 
 @dataclass(frozen=True)
 class Settings:
-    """Validated settings; paths are absolute. ``max_database_bytes`` 0: limited by memory only."""
+    """Validated settings; paths are absolute. ``max_database_bytes`` 0: limited by memory only.
+
+    ``warnings``: what is odd about them, for people; without any value that could be secret.
+    """
 
     base_dir: Path
     environment: Environment | None
@@ -36,6 +50,7 @@ class Settings:
     retention_days: int
     max_database_bytes: int
     public_key: bytes | None = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def encrypted(self) -> bool:
@@ -48,43 +63,120 @@ def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | Non
     :param base_dir: folder of ``.env`` and relative paths; by default this file's.
     :param environ: by default ``os.environ``.
     :raises WrongSettingError: naming the setting, its value (except secrets) and what it must be.
+    :raises MissingPackageError: without python-dotenv.
+    """
+    settings, wrong = survey_settings(base_dir, environ)
+    for error in wrong.values():
+        error.hint = " Also: ".join([error.hint, *settings.warnings])  # one of them may be the cause
+        raise error
+    return settings
+
+
+def survey_settings(
+    base_dir: Path | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[Settings, dict[str, RefusedError]]:
+    """Read the settings as far as they are right; those that are wrong are returned by field, and have their default.
+
+    "env_file" among them: ``.env`` cannot be read, so that only the environment counts.
     """
     base = (base_dir or Path(__file__).parent).absolute()
-    values = _Values(base, os.environ if environ is None else environ)
-    name = values.text("DB_NAME", "shop.db")
-    if name in (".", "..") or "/" in name or "\0" in name:
-        raise _wrong("DB_NAME", name, "a file name without a folder, such as shop.db (the folder is DATA_DIR)")
-    return Settings(
+    values = _Values(os.environ if environ is None else environ)
+    wrong: dict[str, RefusedError] = {}
+    try:
+        values.read(base / ".env")
+    except ModuleNotFoundError as error:
+        wrong["env_file"] = MissingPackageError(error.name)
+    except RefusedError as error:
+        wrong["env_file"] = error
+
+    def valid(name: str, read: Callable[[], Value], otherwise: Value) -> Value:
+        try:
+            return read()
+        except WrongSettingError as error:
+            wrong[name] = error
+            return otherwise
+
+    settings = Settings(
         base_dir=base,
-        environment=values.environment(),
-        db_path=base / values.text("DATA_DIR", "data") / name,
-        db_pass=values.db_pass(),
+        environment=valid("environment", values.environment, None),
+        db_path=valid("db_path", lambda: base / values.text("DATA_DIR", "data") / values.db_name(), base),
+        db_pass=valid("db_pass", values.db_pass, None),
         backup_dir=base / values.text("DB_BACKUP_PATH", "backups"),
-        retention_days=values.number("DB_BACKUP_RETENTION_DAYS", 7, "days"),
-        max_database_bytes=values.number("MAX_DATABASE_MB", 0, "megabytes, 0 for as much as fits") * 1_000_000,
-        public_key=values.public_key(),
+        retention_days=valid("retention_days", lambda: values.number("DB_BACKUP_RETENTION_DAYS", 7, "days"), 7),
+        max_database_bytes=valid(
+            "max_database_bytes",
+            lambda: values.number("MAX_DATABASE_MB", 0, "megabytes, 0 for as much as fits") * 1_000_000,
+            0,
+        ),
+        public_key=valid("public_key", values.public_key, None),
+        warnings=tuple(values.warnings()),  # last, when all names that there are have been asked for
     )
+    return settings, wrong
 
 
 class _Values:
     """Raw values by name, the environment before ``.env``; empty means not set."""
 
-    def __init__(self, base: Path, environ: Mapping[str, str]) -> None:
-        from dotenv import dotenv_values  # not needed for --help, so not imported with the module
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._asked: set[str] = set()
+        self._of_file: list[str] = []
+        self._values = dict(environ)
 
-        env_file = base / ".env"
+    def read(self, env_file: Path) -> None:
+        """Add what stands in the file, and note what is odd about it; a file that is not there is empty.
+
+        :raises WrongSettingError: when it cannot be read.
+        """
+        from dotenv.parser import parse_stream  # not needed for --help, so not imported with the module
+
         try:
-            # interpolate=False: a passphrase may contain ${…}
-            file = dotenv_values(env_file, interpolate=False) if env_file.is_file() else {}
+            if not env_file.is_file():
+                return
+            with env_file.open(encoding="utf-8") as file:
+                mode = os.fstat(file.fileno()).st_mode & 0o7777
+                bindings = list(parse_stream(file))  # which, unlike dotenv_values, leaves ${…} in a passphrase alone
         except (OSError, UnicodeDecodeError) as error:
             raise WrongSettingError(
                 f"cannot read {env_file}: {error}",
                 hint=f"Make it a UTF-8 file that you may read: ls -l {shlex.quote(str(env_file))}",
             ) from None
-        self._values = {**{name: value or "" for name, value in file.items()}, **environ}
+        if mode & 0o066:
+            self._of_file.append(
+                f"{env_file} has mode {mode:04o}, so that others than its owner can read or change it: "
+                f"chmod 600 {shlex.quote(str(env_file))}"
+            )
+        for statement in (binding.original for binding in bindings if binding.error):
+            text = statement.string.strip()
+            first = statement.line + statement.string.partition(text)[0].count("\n")
+            last = first + text.count("\n")
+            lines = f"line {first}" if first == last else f"lines {first} to {last}"
+            self._of_file.append(
+                f"{env_file}, {lines}: cannot be parsed, and is not read; it must be NAME='value', with \\' for a quote"
+            )
+        self._values = {b.key: b.value or "" for b in bindings if b.key is not None} | self._values
+
+    def warnings(self) -> Iterator[str]:
+        """Say what is odd: about the file, names that are almost those of settings, placeholders."""
+        yield from self._of_file
+        from difflib import get_close_matches
+
+        unset = [name for name in self._asked if not self._values.get(name)]
+        for name in self._values.keys() - self._asked:
+            for right in get_close_matches(name.upper(), unset, n=1, cutoff=0.8):
+                yield f"{printable(name)} is set, and {right} is not: is the name mistyped?"
+        for name in sorted(self._asked):
+            if PLACEHOLDER.fullmatch(self._values.get(name, "").strip()):
+                yield f"{name} is a placeholder, as in .env.example, and not a value of your own"
 
     def text(self, name: str, default: str) -> str:
+        self._asked.add(name)
         return self._values.get(name) or default
+
+    def db_name(self) -> str:
+        name = self.text("DB_NAME", "shop.db")
+        if name in (".", "..") or "/" in name or "\0" in name:
+            raise _wrong("DB_NAME", name, "a file name without a folder, such as shop.db (the folder is DATA_DIR)")
+        return name
 
     def environment(self) -> Environment | None:
         value = self.text("RUNTIME_ENVIRONMENT", "").strip().upper()

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import BACKUP_NAME, BackupFile, BackupInfo, checksum_path
+from backuplib.backup_file import BACKUP_NAME, ORDINARY, BackupFile, BackupInfo, checksum_path, checksum_text
 from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
@@ -46,7 +46,7 @@ from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
-from backuplib.ram_folder import RamFolder, enter_private_mounts
+from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
 from config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class DatabaseBackup:
     :param locked: the caller holds the lock on the database's folder (a restore does).
     :param quiet: nobody has the database open; without sidecars it is read without making any.
     :param patience: seconds that a lock of somebody's is waited for.
+    :param kind: of the backups that it makes, recorded beside them.
     """
 
     def __init__(
@@ -77,22 +78,24 @@ class DatabaseBackup:
         locked: bool = False,
         quiet: bool = False,
         patience: float = LOCK_SECONDS,
+        kind: str = ORDINARY,
     ) -> None:
         self.db_path = Path(db_path).absolute()
         self.backup_dir = Path(backup_dir).absolute()
-        self._settings = settings or load_settings()
+        self._settings = settings or _load_settings()
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
         self._quiet = quiet
         self._patience = patience
+        self._kind = kind
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
-        self.say: Callable[[str], object] = logger.warning  # is told what is waited for
+        self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
 
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
         It is copied under SQLite's own lock, and the copy is checked before it is stored. No plaintext of an encrypted
-        backup is written to a disk. The file, of mode 0600, appears under its name when it is complete and durable.
+        backup is written to a disk. The file, of mode 0600 and the folder's owner's, appears when it is complete.
 
         :param encrypt: False: not even where a public key is configured.
         :raises UnusablePublicKeyError: when a public key has expired, is revoked, or cannot encrypt.
@@ -330,13 +333,15 @@ class DatabaseBackup:
         """
         key = self._settings.public_key if encrypt else None
         if encrypt and not key:
-            logger.warning("PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
+            self.say("⚠️  PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted")
         suffix = kind + (".gz" if compress else "") + (".gpg" if key else "")
         try:
             self.backup_dir.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             with self._temporary() as target, self._temporary() as checksum:
                 digest = self._write(copy, target, ram, compress=compress, key=key)
+                for file in (target, checksum):
+                    files.give_to_owner_of(self.backup_dir, file.fileno())
                 os.fsync(target.fileno())
                 prove()
                 return self._publish(target, checksum, suffix, digest)
@@ -395,12 +400,13 @@ class DatabaseBackup:
             with contextlib.suppress(FileExistsError):
                 if not os.path.lexists(path):
                     checksum.seek(0)
-                    files.write_all(checksum, f"{digest}  {path.name}\n".encode())
+                    files.write_all(checksum, checksum_text(path.name, digest, self._kind).encode())
                     os.fsync(checksum.fileno())
                     files.name_without_replacing(checksum.name, checksum_path(path))
                     break
             time.sleep(1 - time.time() % 1)
         try:
+            os.utime(target.fileno())  # when it gets its name: the check took a while
             files.name_without_replacing(target.name, path)
         except OSError:
             checksum_path(path).unlink(missing_ok=True)
@@ -426,8 +432,16 @@ def get_backup_handler() -> DatabaseBackup:
 
     :raises WrongSettingError: when a setting is missing or wrong.
     """
-    settings = load_settings()
+    settings = _load_settings()
     return DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+
+
+def _load_settings() -> Settings:
+    """Read the settings for a program that has this as a library: what is odd about them goes to its log."""
+    settings = load_settings()
+    for text in settings.warnings:
+        logger.warning(text)
+    return settings
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -463,6 +477,7 @@ def main(argv: list[str] | None = None) -> int:
     with report.failures():
         arguments = _command_line().parse_args(argv)
         harden_process()
+        remove_leftovers()
         _run(arguments, report)
     close_streams()
     return report.exit_code
@@ -470,6 +485,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:
     console, settings = report.console, load_settings()
+    report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         enter_private_mounts()

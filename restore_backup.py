@@ -19,39 +19,42 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import __version__, errors, typed
-from backuplib.backup_file import BackupFile, BackupInfo
+from backuplib.backup_file import BEFORE_A_RESTORE, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
-from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of
+from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of, total_loss
 from backuplib.console import OUTCOME, Console, Report
 from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.formatting import age, aligned, megabytes, plural, printable, quoted, shown, some_of
+from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
-from backuplib.listing import choose_backup, show_backups, show_last_restore
+from backuplib.listing import choose_backup, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import refuse_misnamed, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
+from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
-from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, swap_on_disk
+from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
+from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
+from backuplib.style import Kind
 from backuplib.switch import Switch
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 from backuplib.unattended import Questions, refuse_unanswered
-from config import Environment, Settings, load_settings
+from config import Environment, Settings, load_settings, survey_settings
 from database_backup import DatabaseBackup
 
 MOST_FINDINGS = 20  # warnings about what a sound database holds
@@ -87,6 +90,7 @@ class Options:
     backup_db_pass_fd: int | None = None
     list: bool = False
     drill: bool = False
+    check: bool = False
     json: bool = False
 
 
@@ -134,6 +138,7 @@ class Restorer:
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
         self.told_unseen = False
+        self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
     def restore(self) -> None:
@@ -145,7 +150,9 @@ class Restorer:
         pending: tuple[str, ...] = ()
         with contextlib.ExitStack() as cleanup:
             if not self.options.verify_only:
-                cleanup.enter_context(target.lock())
+                Journal.load(target)  # one that cannot be understood is refused before what is left is cleared away
+                self.turn = cleanup.enter_context(taking_turn(target.lock_file))
+                self.credentials.waiting = self.turn.waiting
                 pending = self.recover_first(target)
                 cleanup.callback(drop_quietly, target.candidate)
             cleanup.callback(self.beside.shutdown)
@@ -160,11 +167,13 @@ class Restorer:
                 check = cleanup.enter_context(begun_check(image, self.engine))
                 ahead = self.write_ahead(plan, image)
                 contents = self.check_integrity(check)  # 4
-                self.compare(plan, contents, ram)
+                lost = self.compare(plan, contents, ram)
                 if self.options.verify_only:
+                    self.show_plan(plan, lost)
                     self.report.outcome = "verified"
                     return
-                self.confirm(plan)
+                self.confirm(plan, lost)
+                cleanup.enter_context(target.lock(self.console.line))  # from here no backup is made by others
                 candidate = self.finish_candidate(plan, image, ahead)  # leaves room in memory for phase 1
                 safety = self.create_safety_backup(plan)  # 1
                 with self.switch(plan, safety) as switch:
@@ -178,13 +187,18 @@ class Restorer:
         Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
         """
         access = self.access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
+        with plan.target.lock(self.console.line):
+            self.restore_locked(plan, ram, access)
+
+    def restore_locked(self, plan: Plan, ram: RamFolder, access: Access | None) -> None:
+        """The same, once no backup is made by others."""
         safety = self.create_safety_backup(plan)  # 1
         with self.switch(plan, safety) as switch:
             self.stop_services(plan, switch)  # 2
             with self.signals.heard():
                 image = self.decrypt_and_decompress(plan, ram, access)  # 3
                 with begun_check(image, self.engine) as check:
-                    self.compare(plan, self.check_integrity(check), ram)  # 4
+                    self.show_loss(*self.compare(plan, self.check_integrity(check), ram))  # 4
                 candidate = self.finish_candidate(plan, image, None)
             self.swap(plan, switch, candidate, safety)  # 5
             self.cleanup_and_restart(plan, switch)  # 6
@@ -283,7 +297,10 @@ class Restorer:
     def open_backup(self, target: Target) -> BackupFile:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
         folder = self.settings.backup_dir
-        path = self.options.backup_file or choose_backup(self.list_backups(), folder, self.terminal)
+        path = self.options.backup_file
+        if path is None:
+            with self.turn.waiting(ANSWER):
+                path = choose_backup(self.list_backups(), folder, self.terminal)
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
@@ -347,7 +364,8 @@ class Restorer:
                 raise errors.UnusableComposeFileError(
                     f"{error}, so the bot's services are not known", hint=error.hint
                 ) from None
-            file = self.ask_compose_file(str(error))
+            with self.turn.waiting(ANSWER):
+                file = self.ask_compose_file(str(error))
             # as options, so that what is printed to be typed next names them, too
             self.options.compose_file, self.options.no_restart = file, file is None
         database = Path(os.path.realpath(self.settings.db_path))
@@ -406,7 +424,9 @@ class Restorer:
         ram = RamFolder()
         if ram.swappable and not self.options.allow_swap:
             question = "⚠️  Swap is on, and decrypted data could be written to it. Continue?"
-            if not self.terminal.present or not self.terminal.confirm(question):
+            with self.turn.waiting(ANSWER):
+                accepted = self.terminal.present and self.terminal.confirm(question)
+            if not accepted:
                 ram.close()
                 raise errors.SwapEnabledError(
                     "swap is on, and decrypted data could be written to it",
@@ -570,17 +590,16 @@ class Restorer:
             self.report.warn(f"{plural(more, 'more finding')} of this kind")
         return contents
 
-    def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> None:
-        """Show what the backup holds beside what the live database holds, and what will be done."""
-        live = None
+    def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> tuple[str, Kind]:
+        """Show what the backup holds beside what the live database holds, and return what will be lost."""
+        live, unknown = None, ("there is no live database to compare with", Kind.FACT)
         try:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
+            unknown = ("not known: the live database cannot be read", Kind.WARNING)
             self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
         self.report.tables = tables_of(live, contents)
-        made = plan.backup.created
         facts = [
-            ("backup", f"of {made:%Y-%m-%d %H:%M:%S}, {age(made.timestamp())}"),
             ("size", f"{megabytes(self.report.database_bytes or 0)}, {plural(len(contents.rows), 'table')}"),
             ("format", ", ".join(filter(None, (self.report.format, self.report.conversion)))),
         ]
@@ -588,27 +607,60 @@ class Restorer:
             facts.append(("version", f"user_version {live.user_version} now, {contents.user_version} in the backup"))
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
-        facts.extend(plan.outlook.items())
-        rows = row_comparison(self.report.tables) if live else ["there is no live database to compare with"]
-        # the facts last, so that they are still there when the question comes
-        for line in [*rows, *aligned(facts)]:
-            self.console.line(f"   {line}")
+        for text, kind in row_comparison(live, contents) if live else []:
+            self.console.line(f"   {text}", kind=kind)
+        for text in in_columns(facts):
+            self.console.line(f"   {text}", kind=Kind.FACT)
+        return total_loss(live, contents) if live else unknown
 
-    def confirm(self, plan: Plan) -> None:
-        """Ask before anything is touched; DeclinedError unless the answer is yes."""
+    def show_plan(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
+        """Show what will be done: which database is replaced, by what, who is down meanwhile, and what will be lost."""
+        made = plan.backup.created
+        facts = [
+            *([] if self.options.verify_only else [("target", str(plan.target.path))]),
+            ("backup", plan.backup.path.name),
+            ("made", f"{instant(made)}, {age(made.timestamp())}"),
+            *plan.outlook.items(),
+        ]
+        if self.options.stop_first and "downtime" in plan.outlook:
+            facts.append(("", "and as long as decrypting and checking take (--stop-first)"))
+        for line in in_columns(facts):
+            self.console.line(f"   {printable(line)}", kind=Kind.FACT)
+        if lost:  # last, so that it is still there when the question comes
+            self.show_loss(*lost)
+
+    def show_loss(self, text: str, kind: Kind) -> None:
+        """Show the total of what will be lost."""
+        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
+
+    def confirm(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
+        """Ask before anything is touched; DeclinedError unless the answer is yes.
+
+        :param lost: what will be lost, and how that looks, where it is known already.
+        """
         if self.options.skip_backup:
             self.report.warn("--skip-backup: the database as it is now will not be kept")
+        self.show_plan(plan, lost)
         if self.options.force or (not plan.configured and not plan.target.exists):
             return
         question = (
-            "⚠️  Warning: This will restore over production database. Continue?"
+            f"⚠️  Warning: This will restore over {self.kind_of_database()} database. Continue?"
             if plan.configured
             else f"⚠️  {shown(plan.target.path)} exists. Overwrite?"
         )
-        answer = self.terminal.confirm(question)
+        with self.turn.waiting(CONFIRMATION):
+            answer = self.terminal.confirm(question)
         self.console.record(f"{question} [y/N] {'y' if answer else 'n'}")
         if not answer:
             raise errors.DeclinedError("not confirmed")
+
+    def kind_of_database(self) -> str:
+        """Return which database the configured one is, by the environment or the compose file that was chosen."""
+        file = self.options.compose_file
+        known = {self.settings.environment, *(item for item in Environment if file and file.name == item.value)}
+        if Environment.PROD in known:
+            return "production"
+        return "development" if Environment.DEV in known else "the configured"
 
     # --- phase 1 and the new file ----------------------------------------------------------------------------
 
@@ -649,7 +701,7 @@ class Restorer:
         :raises DatabaseLockedError, DatabaseInUseError: when no copy can be made while somebody has it.
         :raises BackupFailedError: when neither works.
         """
-        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience)
+        backups = self.backups_of(database, locked=True, quiet=quiet, patience=patience, kind=BEFORE_A_RESTORE)
         try:
             with self.console.step(label, size_of_files(database)) as step:
                 backups.progress, backups.say = step.progress, step.say
@@ -704,8 +756,11 @@ class Restorer:
             safety_backup=safety.path,
             unsaved=not self.options.skip_backup,
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
+            backup=str(plan.backup.path),
+            made=plan.backup.created.isoformat(),
         )
         switch = self.switch_of(journal, plan.bot)
+        self.turn.say(SWITCHING)
         switch.begin()
         with self.report.phase("switch"):
             try:
@@ -714,7 +769,7 @@ class Restorer:
                 switch.roll_back(error)
                 raise
         self.report.outcome = "restored"
-        switch.clear_away()
+        switch.clear_away(RESTORED)
 
     def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""
@@ -725,6 +780,7 @@ class Restorer:
             self.report,
             self.back_up,
             recover_command=errors.restore_command("--recover"),
+            backup_dir=self.settings.backup_dir,
         )
 
     def stop_services(self, plan: Plan, switch: Switch) -> None:
@@ -771,9 +827,16 @@ class Restorer:
     def recover(self) -> None:
         """Only finish or undo a restore that was interrupted."""
         target = self.resolve_target()
-        with target.lock():
+        Journal.load(target)
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(errors.CannotWriteError):  # on a full disk the lock on the folder must do
+                alone.enter_context(taking_turn(target.lock_file)).say(RECOVERING)
+            alone.enter_context(target.lock(self.console.line))
             switch = self.interrupted(target)
-            if switch:
+            pending = switch and switch.journal.containers and self.options.no_restart
+            if switch and pending:
+                self.settle(switch)
+            elif switch:
                 switch.resume()
             try:
                 target.clear_leftovers()
@@ -781,15 +844,32 @@ class Restorer:
                 self.report.warn(f"{errors.explain(error)}; clean up with: {errors.restore_command('--recover')}")
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
-            if not switch:
-                self.console.line("✅ Nothing to recover: no restore was interrupted")
-        self.report.outcome = "recovered"
+        if not switch:
+            self.console.line("✅ Nothing to recover: no restore was interrupted")
+        self.report.outcome = "services pending" if pending else "recovered" if switch else "nothing to recover"
+
+    def settle(self, switch: Switch) -> None:
+        """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
+        switch.settle_files()
+        self.console.line(f"✅ {switch.journal.what_is_live}, and whole")
+        self.console.line(f"⏳ To finish, with the services: {errors.same_command(without={'no_restart'})}")
 
     def recover_first(self, target: Target) -> tuple[str, ...]:
         """Recover before a restore; return the services that did not come up again.
 
         The database is whole then, and another backup may be just what they need: that must not be in its way.
         """
+        if not Journal.load(target):
+            return ()
+        self.turn.say(RECOVERING)
+        with target.lock(self.console.line):
+            pending = self.recover_locked(target)
+        self.signals.install()  # that was the end of the other run: this one can be left again
+        self.turn.say(AT_WORK)
+        return pending
+
+    def recover_locked(self, target: Target) -> tuple[str, ...]:
+        """The same, once no backup is made by others."""
         switch = self.interrupted(target)
         if not switch:
             return ()
@@ -799,9 +879,8 @@ class Restorer:
         except errors.ServicesDownError as error:
             self.report.warn(f"{error}; they will be started after this restore")
             if switch.journal.state == "committed":
-                switch.clear_away()
+                switch.clear_away(SERVICES_DOWN)
             pending = switch.journal.containers
-        self.signals.install()  # that was the end of the other run: this one can be left again
         return pending
 
     def interrupted(self, target: Target) -> Switch | None:
@@ -843,8 +922,9 @@ examples:
       choose a backup from a menu; asks for key and passphrase
   restore_backup.py --verify-only FILE
       prove that a backup can be restored; touch nothing
-  cat key.b64 | ssh host 'cd shopbot && python restore_backup.py FILE --force \\
-      --key-stdin --passphrase-command "cat /run/secrets/passphrase"'
+  cat key.b64 | ssh host 'cd shopbot && PATH=.venv/bin:$PATH python \\
+      restore_backup.py FILE --force --key-stdin \\
+      --passphrase-command "cat /run/secrets/passphrase"'
       without a terminal
 
 exit codes:
@@ -906,9 +986,10 @@ def command_line() -> CommandLine:
     )
     add = parser.add_argument_group("instead of a restore").add_mutually_exclusive_group().add_argument
     add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
+    add("--check", action="store_true", help="look at what a restore needs, without the key; touch nothing")
     add("--recover", action="store_true", help="only finish or undo a restore that was interrupted")
     add("--list", action="store_true", help="show the backups, and how the last restore ended")
-    add("--drill", action="store_true", help="prove on this machine that a restore works; touches nothing of yours")
+    add("--drill", action="store_true", help="prove with sample data that the tool works here; touch nothing of yours")
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="print one JSON object on standard output at the end")
     return parser
@@ -941,6 +1022,7 @@ def main(argv: list[str] | None = None) -> int:
     with report.failures():
         options = parse(argv)
         harden_process()
+        remove_leftovers()
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
@@ -963,6 +1045,9 @@ def run(options: Options, report: Report) -> None:
     if options.list:
         show_list(report)
         return
+    if options.check:
+        check(options, report)
+        return
     terminal = Terminal()
     credentials = Credentials(
         terminal,
@@ -977,23 +1062,59 @@ def run(options: Options, report: Report) -> None:
         restore(options, report, terminal, credentials)
 
 
+def check(options: Options, report: Report) -> None:
+    """Look at what a restore with these options would need, without the key; nothing is asked, nothing touched."""
+    from backuplib import doctor
+
+    settings, wrong = survey_settings()
+    enter_private_mounts()
+    terminal = Terminal()
+    asking_nothing = replace(options, verify_only=True)
+    restorer = Restorer(settings, asking_nothing, terminal=terminal, credentials=Credentials(terminal), report=report)
+    target = Path(os.path.realpath(options.target_path or settings.db_path))
+    backups = restorer.backups_of(target)
+    subject = doctor.Subject(
+        env_file=settings.base_dir / ".env",
+        warnings=settings.warnings,
+        wrong=wrong,
+        target=target,
+        db_pass=settings.db_pass,
+        backup_dir=settings.backup_dir,
+        backup_file=options.backup_file,
+        public_key=settings.public_key,
+        services=options.service,
+        force=options.force,
+        skip_backup=options.skip_backup,
+        allow_swap=options.allow_swap,
+        convert=options.convert,
+        memory_limit=restorer.image_limit(),
+        find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
+        list_backups=backups.list_backups,
+        recipients=backups.recipients,
+    )
+    doctor.run(subject, report)
+
+
 def show_list(report: Report) -> None:
     """Show the backups, and how the last restore ended."""
     settings = load_settings()
+    report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
     report.backups = show_backups(report.console, backups, settings.backup_dir)
-    show_last_restore(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    restores = show_restores(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
+    report.running, report.interrupted, report.last_restore = restores
     report.outcome = "listed"
 
 
 def restore(options: Options, report: Report, terminal: Terminal, credentials: Credentials) -> None:
     """Restore, only verify, or only recover."""
     console, settings = report.console, load_settings()
+    report.warn(*settings.warnings)
     enter_private_mounts()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
-        console.result("✅ Backup verified: it can be restored. Nothing was touched.")
+        console.result("✅ Backup verified: it can be restored. Nothing was touched.", kind=Kind.DONE)
         return
     log = console.log_to(settings.backup_dir)
     report.log = str(log) if log else None
@@ -1002,9 +1123,9 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.recover()
     else:
         restorer.restore()
-        console.result("✅ Database restored successfully")
+        console.result("✅ Database restored successfully", kind=Kind.DONE)
         for line in summary(report, time.monotonic() - began):
-            console.result(f"   {line}")
+            console.result(f"   {line}", kind=Kind.FACT)
     console.record(f"{OUTCOME}{report.outcome}")
 
 
@@ -1028,6 +1149,11 @@ def summary(report: Report, seconds: float) -> list[str]:
     if report.log:
         facts.append(("log", shown(Path(report.log))))
     return aligned(facts)
+
+
+def in_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return facts as lines, below each other wherever they are printed."""
+    return aligned([(f"{name:<8}", text) for name, text in facts])
 
 
 def is_configured(target: Path, settings: Settings) -> bool:

@@ -1,11 +1,13 @@
 """Backup files: their names, checksums and outermost layer."""
 
+import calendar
 import contextlib
 import functools
 import hashlib
 import math
 import os
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,16 +64,31 @@ BACKUP_NAME = re.compile(r"db_backup_(\d{8}_\d{6})(\.raw\.tar|\.db)(\.gz)?(\.gpg
 ENCRYPTED_NAMES = (".gpg", ".pgp", ".asc")
 _NAME_WITH_TIME = re.compile(r"db_backup_(\d{8}_\d{6})\.")
 
+# Kinds of backups. One made before a restore has a line that says so in its checksum file, where sha256sum skips it.
+ORDINARY, BEFORE_A_RESTORE, AS_THEY_WERE, SQL_DUMP = "ordinary", "before a restore", "files as they were", "SQL dump"
+_KIND_LINE = re.compile(rf"^# kind: ({BEFORE_A_RESTORE})\r?$", re.MULTILINE)
+
+# Where clocks differ from UTC, in seconds: no name of a backup is from elsewhere.
+_PARTS_OF_HOURS = (-9.5, -3.5, -2.5, 3.5, 4.5, 5.5, 5.75, 6.5, 8.75, 9.5, 10.5, 12.75, 13.75)
+_OFFSETS = {int(hours * 3600) for hours in (*range(-12, 15), *_PARTS_OF_HOURS)}
+
+# Seconds from the time in its name to that of its file: the bot takes the name first, and then writes.
+_WRITING = (-30, 120)
+
 
 @dataclass(frozen=True)
 class BackupInfo:
-    """A backup in the backup folder; ``key_ids`` are those that open it, as far as its packets tell."""
+    """A backup in the backup folder; ``key_ids`` are those that open it, as far as its packets tell.
+
+    Of kind "ordinary" is what neither its name, its checksum file nor its first bytes call otherwise.
+    """
 
     path: Path
     created: datetime
     size: int
     encrypted: bool
     key_ids: tuple[str, ...] = ()
+    kind: str = ORDINARY
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
@@ -89,15 +106,18 @@ class BackupInfo:
         if not own and not message.encrypted and not _begins_like_backup(head, layer):
             return None
         encrypted = layer == "openpgp" or path.name.endswith(ENCRYPTED_NAMES)
-        return cls(path, backup_time(path), size, encrypted, tuple(dict.fromkeys(message.recipients)))
+        kind = _kind(path, own, b"" if layer == "openpgp" else head)
+        return cls(path, backup_time(path), size, encrypted, tuple(dict.fromkeys(message.recipients)), kind)
 
     @property
     def opened_by(self) -> str:
         """What opens it, for people."""
         if not self.encrypted:
-            return "PLAIN"
-        shown_ids = ["hidden" if key_id == HIDDEN_RECIPIENT else key_id for key_id in self.key_ids]
-        return shown_ids[0] + (f"+{len(shown_ids) - 1}" if shown_ids[1:] else "") if shown_ids else "encrypted"
+            return "PLAIN: not encrypted"
+        ids = [key_id for key_id in self.key_ids if key_id != HIDDEN_RECIPIENT]
+        named = [f"key ID {' or '.join(ids)}"] if ids else []
+        hidden = [] if ids and len(ids) == len(self.key_ids) else ["a key that it does not name"]
+        return f"opened by {' or '.join([*named, *hidden])}"
 
     def checksum_state(self, progress: Callable[[int], object] = lambda _: None) -> str:
         """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""
@@ -115,25 +135,57 @@ class BackupInfo:
         return "ok"
 
 
+def _unpacked(head: bytes) -> bytes:
+    """Return the first bytes of what a file holds that may be gzipped; nothing when that is damaged."""
+    with contextlib.suppress(zlib.error):
+        return zlib.decompressobj(31).decompress(head, HEAD) if head.startswith(GZIP_HEAD) else head
+    return b""
+
+
 def _begins_like_backup(head: bytes, layer: str) -> bool:
     """Whether a file that has none of our names begins like a database or dump, gzipped or not."""
     from backuplib.sql_dump import looks_like_sql_dump
 
-    if layer == "gzip":
-        try:
-            head = zlib.decompressobj(31).decompress(head, HEAD)
-        except zlib.error:
-            return False
+    head = _unpacked(head)
     return layer in ("gzip", "database") and (begins_plain(head) or looks_like_sql_dump(head))
 
 
+def _kind(path: Path, own: re.Match[str] | None, head: bytes) -> str:
+    """Return the kind of a backup; ``head`` are its first bytes, when it is not encrypted."""
+    if own and own[2] == ".raw.tar":
+        return AS_THEY_WERE
+    with contextlib.suppress(OSError), open_regular(checksum_path(path)) as file:
+        if match := _KIND_LINE.search(plain_text(file.read(CHUNK))):
+            return match[1]
+    if not (content := _unpacked(head)):
+        return ORDINARY
+    from backuplib.sql_dump import looks_like_sql_dump
+
+    return SQL_DUMP if looks_like_sql_dump(content) else ORDINARY
+
+
 def backup_time(path: Path) -> datetime:
-    """Return when a backup was made: what its name says, else when the file was changed."""
+    """Return when a backup was made: what its name says, else when the file was changed.
+
+    A name is in the zone of the machine or container that made it: in the one where it says when the file was written.
+    A copy may have been written at any time; its name counts as one of this machine.
+    """
+    written = path.stat().st_mtime
     match = _NAME_WITH_TIME.match(path.name)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError, OSError):
         if match:
-            return datetime.strptime(match[1], "%Y%m%d_%H%M%S").astimezone()
-    return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            named = time.strptime(match[1], "%Y%m%d_%H%M%S")
+            as_utc = calendar.timegm(named)
+            for offset in _OFFSETS:
+                if _WRITING[0] <= written - (as_utc - offset) <= _WRITING[1]:
+                    return datetime.fromtimestamp(as_utc - offset).astimezone()
+            return datetime(*named[:6]).astimezone()
+    return datetime.fromtimestamp(written).astimezone()
+
+
+def checksum_text(name: str, digest: str, kind: str) -> str:
+    """Return what a checksum file holds: the line of sha256sum, and for a kind that is not ordinary a comment."""
+    return f"{digest}  {name}\n" + ("" if kind == ORDINARY else f"# kind: {kind}\n")
 
 
 def checksum_path(backup: Path) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,18 +149,28 @@ class Bot:
         :param encrypted: whether DB_ENCRYPTION is true here.
         :raises SettingsDifferError: naming the setting.
         """
+        for error in self.differences(encrypted=encrypted):
+            raise error
+
+    def compared(self) -> list[Container]:
+        """Return the containers whose settings count: those that have the database's folder; of them
+        those that run, if any does."""
         having = [item for item in self.seen if item.mount_of(self.folder)]
-        for item in [item for item in having if item.active] or having:
+        return [item for item in having if item.active] or having
+
+    def differences(self, *, encrypted: bool) -> Iterator[errors.SettingsDifferError]:
+        """Return each setting that a container of the bot has otherwise, as :meth:`refuse_differences` refuses it."""
+        for item in self.compared():
             name, encryption = item.settings.get("DB_NAME"), item.settings.get("DB_ENCRYPTION")
             # Of our own name, the links are resolved.
             if name and os.path.realpath(self.folder / name) != str(self.database):
-                raise _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
+                yield _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
             if encryption is not None and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
                 ours, right = str(encrypted).lower(), str(not encrypted).lower()
-                raise _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
+                yield _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
             passphrase = item.settings.get("DB_PASS")
             if passphrase is not None and self.db_pass and passphrase != self.db_pass.reveal():
-                raise errors.SettingsDifferError(
+                yield errors.SettingsDifferError(
                     f"container {item.name} runs with another DB_PASS than the one here",
                     hint="The bot's counts: its database is encrypted with it. In .env put it into single quotes: "
                     f"outside of them Compose replaces $ and what follows. To see it: docker exec {item.name} "

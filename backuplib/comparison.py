@@ -25,6 +25,7 @@ from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability
 from backuplib.ram_folder import RamFolder
 from backuplib.schema import read_schema
+from backuplib.style import Kind
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def count_in_slices(connection: Any, table: str) -> int:
         begin = last + 1
 
 
-MOST_TABLES = 12  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
+MOST_TABLES = 10  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
 
-NAME_COLUMNS = 40  # longest name of a table in the comparison
+LINE_COLUMNS = 77  # of the comparison, which is indented by three
+
+NAME_COLUMNS = 40  # longest name of a table in a sentence
 
 
 def read_live(
@@ -188,33 +191,102 @@ def tables_of(live: Contents | None, backup: Contents) -> dict[str, dict[str, in
     return {name: {"live": live.rows.get(name) if live else None, "backup": backup.rows.get(name)} for name in names}
 
 
-def row_comparison(tables: dict[str, dict[str, int | None]]) -> list[str]:
-    """Return the lines that say what will be lost: the tables whose number of rows differs."""
-    differ = [(name, rows["live"], rows["backup"]) for name, rows in tables.items() if rows["live"] != rows["backup"]]
-    if not differ:
-        return ["unchanged row count in every table"]
-    differ.sort(key=lambda row: loss_order(*row[1:]))
-    rows = [("table", "now", "backup", "difference")]
-    for name, now, then in differ[:MOST_TABLES]:
-        change = f"{then - now:+,}" if now is not None and then is not None else ""
-        rows.append((shortened(name, NAME_COLUMNS), row_count(now), row_count(then), change))
-    lines = aligned(rows, right=(1, 2, 3))
-    if (more := len(differ) - MOST_TABLES) > 0:
-        lines.append(f"{plural(more, 'more table')} with fewer or more rows")
-    if same := len(tables) - len(differ):
-        lines.append(f"{plural(same, 'other table')} with unchanged row count")
+@dataclass(frozen=True)
+class Change:
+    """A table with other rows in the backup than ``now``; None: they cannot be counted, or there is no such table."""
+
+    table: str
+    now: int | None
+    then: int | None
+    gone: bool  # not in the backup
+    new: bool  # not in the live database
+
+    @property
+    def lost(self) -> int:
+        """Rows that will be lost, at the least: one that was replaced by another is not seen."""
+        if self.gone:
+            return self.now or 0
+        return 0 if self.now is None or self.then is None else max(0, self.now - self.then)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether rows, or the table, will be lost."""
+        return self.gone or self.lost > 0
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether it is in both, and its rows cannot be counted in one of them."""
+        return not (self.gone or self.new) and None in {self.now, self.then}
+
+    @property
+    def change(self) -> str:
+        """How many rows it gains or loses, where it is in both and they can be counted."""
+        return (
+            "" if self.gone or self.new or None in {self.now, self.then} else f"{(self.then or 0) - (self.now or 0):+,}"
+        )
+
+    def cells(self, width: int) -> tuple[str, str, str]:
+        """Return its rows now and in the backup, and what will happen to it; ``width``: of the changes."""
+        now = "none" if self.new else row_count(self.now)
+        then = "none" if self.gone else row_count(self.then)
+        if self.change:
+            return now, then, f"{self.change:>{width}} row{'' if self.change in {'-1', '+1'} else 's'}"
+        if self.uncounted:
+            return now, then, "cannot be counted"
+        rows = self.now if self.gone else self.then
+        words = "table will be gone" if self.gone else "new table"
+        return now, then, words + (f": {plural(rows, 'row')}" if rows is not None else "")
+
+
+def changes(live: Contents, backup: Contents) -> list[Change]:
+    """Return the tables with other rows: first what will be lost, in each half the most first."""
+    names = sorted(live.rows.keys() | backup.rows.keys())
+    found = [
+        Change(name, live.rows.get(name), backup.rows.get(name), name not in backup.rows, name not in live.rows)
+        for name in names
+    ]
+    differ = [item for item in found if item.now != item.then or item.gone or item.new]
+    return sorted(differ, key=lambda item: (not item.is_loss, -abs((item.then or 0) - (item.now or 0))))
+
+
+def row_comparison(live: Contents, backup: Contents) -> list[tuple[str, Kind]]:
+    """Return the lines that compare the rows of two databases, losses first."""
+    if not (differ := changes(live, backup)):
+        return [("unchanged row count in every table", Kind.PLAIN)]
+    shown = differ[:MOST_TABLES]
+    width = max(len(item.change) for item in shown)
+    columns = aligned([("now", "backup", ""), *(item.cells(width) for item in shown)], right=(0, 1))
+    room = LINE_COLUMNS - max(map(len, columns)) - 2
+    names = ["table", *(shortened(item.table, room) for item in shown)]
+    kinds = [Kind.ASIDE, *(Kind.LOSS if item.is_loss else Kind.PLAIN for item in shown)]
+    lines = list(zip(aligned(list(zip(names, columns, strict=True))), kinds, strict=True))
+    if more := differ[MOST_TABLES:]:
+        kind = Kind.LOSS if any(item.is_loss for item in more) else Kind.PLAIN
+        lines.append((f"{plural(len(more), 'more table')} with fewer or more rows", kind))
+    if same := len(live.rows.keys() | backup.rows.keys()) - len(differ):
+        lines.append((f"{plural(same, 'other table')} with unchanged row count", Kind.ASIDE))
     return lines
+
+
+def total_loss(live: Contents, backup: Contents) -> tuple[str, Kind]:
+    """Return what will be lost in all, as far as rows can be counted."""
+    differ = changes(live, backup)
+    losing, gone = [item for item in differ if item.lost], [item for item in differ if item.gone]
+    words = []
+    if losing:
+        rows = sum(item.lost for item in losing)
+        words.append(f"at least {plural(rows, 'row')} in {plural(len(losing), 'table')}")
+    if gone:
+        words.append(f"{plural(len(gone), 'table')} will be gone")
+    if words:
+        return "; ".join(words), Kind.TOTAL_LOSS
+    counted = " that can be counted" if any(item.uncounted for item in differ) else ""
+    return f"no table{counted} will have fewer rows than now", Kind.FACT
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     """Return the names under which two schemas are not the same."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-
-
-def loss_order(now: int | None, then: int | None) -> tuple[bool, int]:
-    """Return by what tables are sorted, given their rows: first what loses rows, in each half the most first."""
-    change = (then or 0) - (now or 0)
-    return change >= 0, -abs(change)
 
 
 # --- after the start -------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib import errors
-from backuplib.files import open_regular
-from backuplib.formatting import printable
+from backuplib.files import fsync_folder, give_to_owner_of, open_regular
+from backuplib.formatting import display_width, padded, printable
 from backuplib.processes import Interrupted, Signals
+from backuplib.style import Kind, drawn, is_dumb_terminal, kind_of
 
 WORDS = str.maketrans({"✅": "[ok]", "❌": "[FAILED]", "⚠": "[!]", "…": "...", "\N{VARIATION SELECTOR-16}": ""})
 
@@ -41,6 +42,28 @@ def shown_encoding(encoding: str) -> str:
         if locale and not re.search(rb"utf-?8", locale, re.IGNORECASE):
             return "ascii"
     return encoding
+
+
+FEWEST_COLUMNS = 20  # with fewer, or without any, a terminal is not set up
+
+
+def columns_of(descriptor: int) -> int:
+    """Return how many columns a terminal has: what COLUMNS says, else the kernel, else 80; too few do not count."""
+    columns = 0
+    with contextlib.suppress(OSError, ValueError):
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(descriptor).columns
+    return columns if columns >= FEWEST_COLUMNS else 80
+
+
+def harmless(text: str) -> str:
+    """Return a text without what steers a terminal; it may have several lines."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+
+
+def for_terminal(text: str, kind: Kind, descriptor: int, encoding: str) -> str:
+    """Return a text as a terminal shows it: harmless, wrapped at words, in the style of its kind."""
+    text = in_words(harmless(text), encoding)
+    return text if is_dumb_terminal() else drawn(text, kind, columns_of(descriptor))
 
 
 class Unbreakable(io.TextIOBase):
@@ -85,13 +108,15 @@ class Step:
         """Say what the step did."""
         self.result = text
 
-    @property
-    def wide(self) -> int:
-        """Display width of the label beyond len(): a picture takes two columns, a variation selector none."""
-        return len(re.findall(r"[\U0001F300-\U0001FAFF]", self.label)) - self.label.count("\N{VARIATION SELECTOR-16}")
+
+def with_time(line: str, seconds: float) -> str:
+    """Return a line with the time that something took, where that says something and fits into 80 columns."""
+    timed = f"{line} ({seconds:.1f} s)"
+    return timed if seconds >= 0.1 and display_width(timed) <= 80 else line
 
 
 LOG_NAME, OUTCOME = "restore.log", "outcome: "
+LOG_BYTES = 1_000_000  # from which on a run begins a new log; the one before is kept as restore.log.1
 
 
 class Console:
@@ -107,20 +132,40 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+            self._rotate(path)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            try:
+                self._log = open_regular(path, flags | os.O_EXCL)
+                give_to_owner_of(folder, self._log.fileno())
+            except FileExistsError:
+                self._log = open_regular(path, flags)
         except OSError as error:
             hint = errors.writing_hint(error, folder, "")
             self.line(f"⚠️  No log file: {path}: {error.strerror}{'. ' if hint else ''}{hint}")
             return None
         return path
 
-    def line(self, text: str, *, record: bool = True) -> None:
-        """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too."""
-        self._print(text, self._stream, record=record)
+    def _rotate(self, path: Path) -> None:
+        """Give a log that has grown large another name, in the place of the one before; links are not followed."""
+        try:
+            if path.lstat().st_size >= LOG_BYTES:
+                path.rename(path.with_name(f"{LOG_NAME}.1"))
+                fsync_folder(path.parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.line(f"⚠️  {path} is large, and cannot be renamed: {error.strerror}")
 
-    def result(self, text: str) -> None:
+    def line(self, text: str, *, kind: Kind | None = None, record: bool = True) -> None:
+        """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too.
+
+        :param kind: how it looks on a terminal; None: as the mark at its beginning tells.
+        """
+        self._print(text, self._stream, kind, record=record)
+
+    def result(self, text: str, *, kind: Kind | None = None) -> None:
         """Print a line that belongs to the result."""
-        self._print(text, self._results)
+        self._print(text, self._results, kind)
 
     def at_once(self, text: str) -> None:
         """Print a line of our own from a signal handler, which may have interrupted the printing of another one."""
@@ -133,10 +178,12 @@ class Console:
         """Print the JSON object."""
         print(json.dumps(data), file=self._output)
 
-    def _print(self, text: str, stream: Unbreakable, *, record: bool = True) -> None:
-        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    def _print(self, text: str, stream: Unbreakable, kind: Kind | None, *, record: bool = True) -> None:
+        text = harmless(text)
         if record:
             self.record(text)
+        if stream.isatty():
+            text = for_terminal(text, kind or kind_of(text), stream.fileno(), stream.encoding)
         print(text, file=stream)
 
     @contextlib.contextmanager
@@ -144,7 +191,7 @@ class Console:
         """A step that takes a while: progress on a terminal, a line when it is done; ``total`` in bytes, if known."""
         step, began = Step(label), time.monotonic()
         step.say = self.line
-        head = f"{label:<{35 - step.wide}}"
+        head = padded(label, 35)
         try:
             with self._progress(step, total):
                 yield step
@@ -154,16 +201,14 @@ class Console:
         else:
             if step.result:
                 seconds = time.monotonic() - began
-                line, elapsed = f"{head}✅ {step.result}", f" ({seconds:.1f} s)"
-                fits = len(line + elapsed) + step.wide + 1 <= 80
-                step.notes.append(line + elapsed if seconds >= 0.1 and fits else line)
+                step.notes.append(with_time(f"{head}✅ {step.result}", seconds))
         finally:
             for line in step.notes:
                 self.line(line)
 
     @contextlib.contextmanager
     def _progress(self, step: Step, total: int | None) -> Iterator[None]:
-        if not self._stream.isatty() or os.environ.get("TERM") == "dumb":
+        if not self._stream.isatty() or is_dumb_terminal():
             yield
             return
         from rich import progress as rich
@@ -204,21 +249,6 @@ class Console:
             self._log = None
 
 
-def last_outcome(folder: Path) -> str:
-    """Return how the last restore ended, from the log file; empty when there was none."""
-    try:
-        with open_regular(folder / LOG_NAME) as file:
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"not known, {errors.explain(error)}"
-    found = next((match for line in reversed(lines) if (match := re.match(r"(\S+ \d+) (.*)", line))), None)
-    if found and not found[2].startswith(OUTCOME):
-        return f"{found[1]} did not say how it ended: killed, or the machine went down"
-    return f"{found[1]} {found[2].removeprefix(OUTCOME)}" if found else ""
-
-
 # What is so after a failure that comes when the restore is done.
 RESTORED = f"The restored database is live; {errors.RUNNING}"
 
@@ -244,7 +274,11 @@ class Report:
     safety_backup: str | None = None
     log: str | None = None
     backups: list[dict[str, Any]] = field(default_factory=list)
+    running: dict[str, Any] | None = None
+    interrupted: dict[str, Any] | None = None
+    last_restore: dict[str, Any] | None = None
     drill: dict[str, object] = field(default_factory=dict)
+    checks: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     error: dict[str, str] | None = None
@@ -287,10 +321,11 @@ class Report:
             seconds = time.monotonic() - began
             self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
 
-    def warn(self, text: str) -> None:
+    def warn(self, *texts: str) -> None:
         """Say something that the operator should know, and note it."""
-        self.warnings.append(text)
-        self.console.line(f"⚠️  {printable(text)}")
+        for text in texts:
+            self.warnings.append(text)
+            self.console.line(f"⚠️  {printable(text)}")
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -311,7 +346,7 @@ class Report:
             self.console.record(traceback.format_exc())
             self._fail(errors.DiskFailureError(error))
         except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
-            self.console.line(traceback.format_exc())
+            self.console.line(traceback.format_exc(), kind=Kind.ASIDE)
             self._fail(errors.UnexpectedError(f"{type(error).__name__}: {error}"))
 
     def _fail(self, error: errors.OperatorError) -> None:
@@ -323,8 +358,9 @@ class Report:
         state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
         self.console.line(f"❌ {error}")
         for line in error.log.splitlines():
-            self.console.line(f"   │ {line}", record=False)
-        self.console.line(f"   {bug}{state}")
+            self.console.line(f"   │ {line}", kind=Kind.ASIDE, record=False)
+        down = error.exit_code in {errors.ExitCode.SERVICES_DOWN, errors.ExitCode.ROLLBACK_FAILED}
+        self.console.line(f"   {bug}{state}", kind=Kind.FAILURE if down else Kind.PLAIN)
         if error.hint:
             self.console.line(f"   {error.hint}")
         self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error}")

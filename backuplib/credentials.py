@@ -7,6 +7,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from backuplib.armor import plain_text
@@ -21,6 +22,7 @@ from backuplib.errors import (
 )
 from backuplib.openpgp import ImportedKey, Keyring, decode_private_key
 from backuplib.processes import command_output
+from backuplib.running import DB_PASS, KEY, PASSPHRASE
 from backuplib.secret import Secret
 from backuplib.terminal import Terminal
 
@@ -58,13 +60,16 @@ class Credentials:
         self._terminal, self._key_stdin, self._say = terminal, key_stdin, say
         self._passphrase, self._passphrase_command = passphrase, passphrase_command
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
+        self.waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()  # is told for what
 
     def private_key(self) -> Secret:
         """Read the private key."""
         if self._key_stdin:
             tell_waiting(sys.stdin.fileno(), "the private key on standard input", self._say)
-            return decode_private_key(Secret(sys.stdin.buffer.read()))
-        return decode_private_key(self._terminal.private_key())
+            with self.waiting(KEY):
+                return decode_private_key(Secret(sys.stdin.buffer.read()))
+        with self.waiting(KEY):
+            return decode_private_key(self._terminal.private_key())
 
     def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
         """Return what ``use`` makes of the private key; on a terminal, ask once more when it is another one."""
@@ -98,8 +103,10 @@ class Credentials:
 
     def _ask_until_right(self, attempt: Callable[[Secret | None], None]) -> None:
         for left in reversed(range(PASSPHRASE_TRIES)):
+            with self.waiting(PASSPHRASE):
+                typed = self._terminal.secret("🔑 Passphrase of the private key: ")
             try:
-                _try_spellings(self._terminal.secret("🔑 Passphrase of the private key: "), attempt)
+                _try_spellings(typed, attempt)
             except WrongPassphraseError as error:
                 if not left:
                     raise
@@ -111,7 +118,8 @@ class Credentials:
         """Return the passphrase of the database in the backup; None: no option says that it differs from DB_PASS."""
         if self._db_pass or not self._ask_db_pass:
             return self._db_pass
-        return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
+        with self.waiting(DB_PASS):
+            return self._terminal.secret("🔑 DB_PASS of the time when the backup was made: ")
 
 
 def tell_waiting(descriptor: int, what: str, say: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""Proves on this machine that a restore works, without touching the operator's data: `restore_backup.py --drill`.
+"""Proves that the tool works on this machine, without touching the operator's data: `restore_backup.py --drill`.
 
 In a RAM folder, with throwaway keys and a sample shop, plain and encrypted: the real scripts back it up while it is
 being written to, restore it after changes, undo that, and must refuse a corrupted backup, another key's, and a wrong
@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backuplib.backup_file import checksum_path
-from backuplib.console import Console
+from backuplib.console import Console, with_time
 from backuplib.database import Engine, check_database
-from backuplib.errors import ExitCode, OperatorError
+from backuplib.errors import ExitCode, OperatorError, restore_command
 from backuplib.files import create_file
 from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder, enter_private_mounts
@@ -85,7 +85,9 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
             drill.prove_mode(Shop(ram.path, db_pass, own), foreign)
     require(not ram.path.exists(), f"the RAM folder {ram.path} still exists")
     seconds = round(time.monotonic() - began, 1)
-    console.result(f"✅ Drill passed in {seconds} s: on this machine a restore works, for SQLite and for SQLCipher")
+    console.result(f"✅ Drill passed in {seconds} s, for SQLite and for SQLCipher")
+    console.result("   Proved: backup, restore, undo and refusals work here, with throwaway keys and sample data")
+    console.result(f"   Your Docker, your key and your .env were not tried: {restore_command('--check')}")
     return {"seconds": seconds, "proved": drill.proved}
 
 
@@ -110,15 +112,15 @@ class Drill:
         with contextlib.closing(shop.open_new()) as writer:
             original = read_contents(writer)
             rows = sum(len(content) for content in original.values())
-            with self.proving(f"{mode}: {rows:,} rows backed up while a writer held the last of them in its WAL"):
+            with self.proving(f"{mode}: {rows:,} rows backed up while a writer had the last in its WAL"):
                 require(shop.wal.stat().st_size > 0, "the sample database has nothing in its WAL")
                 backup = shop.back_up(shop.key)
             writer.executescript(CHANGES)
             changed = read_contents(writer)
-        with self.proving(f"{mode}: restored after changes; every row and the schema are those of the backup"):
+        with self.proving(f"{mode}: restored after changes; all rows and the schema as in the backup"):
             safety_backup = shop.restore(backup)
             require(shop.read() == original, "the restored content is not that of the backup")
-        with self.proving(f"{mode}: undone with the safety backup; every row and the schema are as changed"):
+        with self.proving(f"{mode}: undone with the safety backup; all rows and the schema as changed"):
             shop.restore(safety_backup)
             require(shop.read() == changed, "the safety backup does not hold what was there before the restore")
         damaged = shop.folder / "damaged.db.gz.gpg"
@@ -133,7 +135,7 @@ class Drill:
 
     def prove_refused(self, shop: Shop, what: str, backup: Path, code: ExitCode, passphrase: str = "") -> None:
         """Prove that a restore is refused with an exit code and leaves the database unchanged."""
-        with self.proving(f"{what}: refused with exit code {code:d}, the database untouched"):
+        with self.proving(f"{what}: refused with exit code {code:d}, data untouched"):
             before = shop.files()
             expect(code, shop.run_restore(backup, passphrase or shop.key.passphrase), f"{what} (restore_backup.py)")
             require(shop.files() == before, f"{what}: refused, but files in the database's folder changed")
@@ -145,7 +147,7 @@ class Drill:
         yield
         seconds = round(time.monotonic() - began, 2)
         self.proved.append({"what": what, "seconds": seconds})
-        self._console.line(f"✅ {what} ({seconds:.2f} s)")
+        self._console.line(with_time(f"✅ {what}", seconds))
 
 
 # --- the sample shop ---------------------------------------------------------------------------------------------

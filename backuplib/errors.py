@@ -140,7 +140,9 @@ def _python() -> str:
     """Return the Python that runs this, as it is typed."""
     found, own = shutil.which("python"), sys.executable
     # In the same folder, too: the Pythons of virtual environments are links to one file, but have other packages.
-    on_path = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    same = found and all(os.path.realpath(of(found)) == os.path.realpath(of(own)) for of in (str, os.path.dirname))
+    # By way of a relative folder it was found by PATH=.venv/bin:$PATH, which the shell had for one command only.
+    on_path = found and same and os.path.isabs(found)
     return "python" if on_path else shown(Path(own))
 
 
@@ -238,6 +240,10 @@ class UnusablePublicKeyError(WrongSettingError):
             "behind it for the subkeys), or use another key; then set PGP_PUBLIC_KEY_BASE64 in .env to the output of: "
             "gpg --armor --export KEY-ID | base64 -w0. A restore with --skip-backup does not need it.",
         )
+
+
+class CheckFoundProblemsError(RefusedError):
+    """--check has found what a restore would be refused for."""
 
 
 class NoTerminalError(RefusedError):

@@ -167,6 +167,17 @@ def fit_into_folder(descriptor: int, folder: Path, user: tuple[int, set[int]] | 
     os.fchmod(descriptor, 0o660 if by_group or default_acl else 0o640)
 
 
+def give_to_owner_of(folder: Path, descriptor: int) -> None:
+    """Give a new file that root has made in somebody's folder to its owner; on a filesystem without owners, nothing.
+
+    Never a file that was there before: it may be another name of one that is none of theirs.
+    """
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            status = folder.stat()
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+
+
 def drop_quietly(path: Path) -> None:
     """Remove a file of ours if possible; otherwise the next run does."""
     with contextlib.suppress(OSError):

@@ -6,13 +6,17 @@ import filecmp
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from backuplib.errors import UnfinishedRestoreError, explain
 from backuplib.files import CHUNK, fsync_folder, open_regular, replacing, same_file, stat_or_none, write_all
 from backuplib.formatting import quoted
 from backuplib.target import Target
+
+STATES = ("begun", "switching", "rolling back", "committed")
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Journal:
     back" (old is to be live), "committed" (new is live, only the old one is left to be cleared away).
 
     ``containers`` are the names of those that are stopped and started, ``unhealthy`` of those that were so before; they
-    are looked up among the bot's own.
+    are looked up among the bot's own. ``backup`` is what is restored, ``made`` when that was made, for people only.
     """
 
     target: Path
@@ -37,6 +41,8 @@ class Journal:
     safety_backup: Path | None
     unsaved: bool
     started: str
+    backup: str
+    made: str
 
     @property
     def _path(self) -> Path:
@@ -59,16 +65,14 @@ class Journal:
                 data = json.loads(file.read(CHUNK))
             if data["target"] != str(target.path):
                 raise UnfinishedRestoreError(
-                    f"{path} describes a restore into {data['target']}: the folder was copied or moved",
+                    f"{path} describes a restore of another database: the folder was copied or moved",
                     hint="If it was moved, move it back, and recover there. In a copy, decide by hand which database "
                     "is to stay, as in section 7 of RUNBOOK.md.",
                 )
-            journal = cls(
-                **data
-                | {name: Path(data[name]) for name in ("target", "set_aside", "candidate")}
-                | {"safety_backup": Path(data["safety_backup"]) if data["safety_backup"] else None}
-                | {name: tuple(data[name]) for name in ("containers", "unhealthy")}
-            )
+            journal = cls(**{name: _value(annotation, data.pop(name)) for name, annotation in _KINDS.items()})
+            if data or journal.state not in STATES:
+                raise ValueError("it says what this version does not know")
+            datetime.fromisoformat(journal.started)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -109,11 +113,15 @@ class Journal:
         """Whether the target is the new file."""
         return self._is_new(self.target)
 
+    def live(self) -> str:
+        """Look which database is the target: "new", "old" or "neither"; OSError when the disk does not tell."""
+        return "neither" if self.disputed else "new" if self.new_is_live else "old"
+
     @property
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            what = "neither the new nor the old" if self.disputed else "the new" if self.new_is_live else "the old"
+            what = {"neither": "neither the new nor the old", "new": "the new", "old": "the old"}[self.live()]
         except OSError as error:
             return f"Which database is live in {self.target} cannot be told ({error.strerror})"
         return f"The database that is live in {self.target} is {what} one"
@@ -126,3 +134,22 @@ class Journal:
         if not self.set_aside.exists() or same_file(self.target, self.set_aside):
             return False
         return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)
+
+
+_KINDS = {item.name: str(item.type) for item in fields(Journal)}
+
+
+def _value(kind: str, value: object) -> Any:
+    """Return a value of the JSON as the kind that a field has; ValueError when it is of another one."""
+    if kind.endswith(" | None") and value is None:
+        return None
+    match kind.removesuffix(" | None"), value:
+        case ("bool", bool()) | ("str", str()):
+            return value
+        case "int", int() if not isinstance(value, bool):
+            return value
+        case "Path", str() if value.startswith("/") and "\0" not in value:
+            return Path(value)
+        case "tuple[str, ...]", list() if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    raise ValueError(f"a value is not of the kind {kind}")

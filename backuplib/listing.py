@@ -1,15 +1,20 @@
 """The backups as people see them: the menu and --list."""
 
-import itertools
+import string
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backuplib.backup_file import BackupInfo
-from backuplib.console import Console, last_outcome
-from backuplib.errors import BackupNotFoundError, DeclinedError, restore_command
-from backuplib.formatting import age, aligned, megabytes, plural, printable, shown
+from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, ORDINARY, SQL_DUMP, BackupInfo
+from backuplib.console import Console
+from backuplib.errors import BackupNotFoundError, DeclinedError, UnfinishedRestoreError, explain, restore_command
+from backuplib.formatting import IN_THE_FUTURE, age, aligned, instant, megabytes, plural, printable, shown
+from backuplib.journal import Journal
 from backuplib.openpgp import Recipient
+from backuplib.outcome import LastRestore, UnknownOutcomeError
+from backuplib.running import RECOVERING, SWITCHING, running
+from backuplib.style import Kind
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
@@ -23,6 +28,8 @@ def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Ter
     if not backups:
         raise BackupNotFoundError(f"there is no backup in {backup_dir}", hint="Name a file, or check DB_BACKUP_PATH.")
     heading, *lines = backup_table(backups)
+    for line in explanations(backups):
+        terminal.say(line)
     chosen = terminal.choose("Which backup?", lines, heading)
     if chosen is None:
         raise DeclinedError("no backup was chosen")
@@ -36,10 +43,12 @@ def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Pa
         console.result(f"no backup in {backup_dir}")
         return []
     console.result(f"{plural(len(backups), 'backup')} in {shown(backup_dir)}")
-    for line in backup_table(backups, checksums):
-        console.result(line)
-    for key_ids, opened_by in {item.key_ids: item.opened_by for item in backups if item.key_ids[1:]}.items():
-        console.result(f"{opened_by}: any of the keys {', '.join(key_ids)}")
+    heading, *lines = backup_table(backups, checksums)
+    console.result(heading, kind=Kind.ASIDE)
+    for line, checksum in zip(lines, checksums, strict=True):
+        console.result(line, kind=Kind.FAILURE if checksum == "MISMATCH" else None)
+    for line in explanations(backups):
+        console.result(line, kind=Kind.ASIDE)
     return [
         {
             "path": str(item.path),
@@ -48,6 +57,7 @@ def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Pa
             "encrypted": item.encrypted,
             "key_ids": list(item.key_ids),
             "checksum": checksum,
+            "kind": item.kind,
         }
         for item, checksum in zip(backups, checksums, strict=True)
     ]
@@ -64,15 +74,52 @@ def who_opens(backup: Path, recipients: Sequence[Recipient]) -> list[str]:
     )
 
 
-def show_last_restore(console: Console, target: Target, backup_dir: Path) -> None:
-    """Print whether a restore is running, was interrupted, or how the last one ended."""
-    if owner := target.restore_running():
-        console.result(f"🔄 A restore is running: {owner}")
-        return
-    if outcome := last_outcome(backup_dir):
-        console.result(f"last restore: {outcome}")
-    if target.journal.exists():
-        console.result(f"⚠️  A restore was interrupted. To finish or undo it: {restore_command('--recover')}")
+Shown = dict[str, Any] | None
+
+
+def show_restores(console: Console, target: Target, backup_dir: Path) -> tuple[Shown, Shown, Shown]:
+    """Print which restore is running, which was interrupted, and how the last one ended; return each for --json."""
+    runs = running(target.lock_file)
+    if runs:
+        console.result(f"🔄 A restore is running: {runs.who}")
+        console.result(f"   {runs.state}")
+        if runs.doing in ("", SWITCHING, RECOVERING):  # which database is live may change at any moment
+            return runs.as_dict(), None, None
+    interrupted = None if runs else show_interrupted(console, target)
+    last = show_last_restore(console, target, backup_dir)
+    return runs.as_dict() if runs else None, interrupted, last
+
+
+def show_interrupted(console: Console, target: Target) -> Shown:
+    """Print which database is live when a restore was interrupted."""
+    recover = f"To finish or undo it: {restore_command('--recover')}"
+    try:
+        if not (journal := Journal.load(target)):
+            return None
+    except UnfinishedRestoreError as error:
+        console.result(f"⚠️  A restore was interrupted. {recover}")
+        console.result(f"   {printable(f'{error}. {error.hint}')}")
+        return {"started": None, "live": "unknown"}
+    console.result(f"⚠️  A restore begun at {printable(journal.started)} was interrupted. {recover}")
+    console.result(f"   {printable(journal.what_is_live)}")
+    try:
+        live = journal.live()
+    except OSError:
+        live = "unknown"
+    return {"started": printable(journal.started), "live": live}
+
+
+def show_last_restore(console: Console, target: Target, backup_dir: Path) -> Shown:
+    """Print how the last restore of a database ended that touched something, and which is live."""
+    try:
+        last = LastRestore.of(target.path, backup_dir)
+        lines = last.lines() if last else []
+    except (UnknownOutcomeError, OSError) as error:
+        console.result(f"last restore: not known, {printable(explain(error))}")
+        return None
+    for line in lines:
+        console.result(line)
+    return last.as_dict() if last else None
 
 
 def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str]:
@@ -88,10 +135,62 @@ def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str
         return [item.checksum_state(progress) for item in backups]
 
 
+COLUMNS = 80
+PLAIN, FUTURE = "PLAIN", "future?"
+IN_SHORT = {"MISMATCH": "BAD", "unreadable": "?"}
+
+# Marks behind the date of what is not ordinary, and what they say
+MARKS = {BEFORE_A_RESTORE: "*", AS_THEY_WERE: "!", SQL_DUMP: "~", ORDINARY: ""}
+SAYING = {
+    BEFORE_A_RESTORE: "made before a restore",
+    AS_THEY_WERE: "files as they were, for database_backup.py rescue",
+    SQL_DUMP: "SQL dump",
+}
+
+
 def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
-    """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns."""
-    rows = [("age", "size", "key ID", *(["checksum"] if checksums else []), "name")]
-    for item, checksum in itertools.zip_longest(backups, checksums):
-        facts = (age(item.created.timestamp()).removesuffix(" ago"), megabytes(item.size), item.opened_by)
-        rows.append((*facts, *([checksum] if checksums else []), printable(item.path.name)))
-    return aligned(rows, right=(0, 1), gap=" ")
+    """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns.
+
+    Times are those of this machine; there is a column for the keys where they differ. See :func:`explanations`.
+    """
+    keys, times = key_names(backups), [item.created.astimezone() for item in backups]
+    zones = dict.fromkeys(f"{time:%Z}" for time in times)
+    made = (f"{time:%Y-%m-%d %H:%M}{MARKS[item.kind]}" for time, item in zip(times, backups, strict=True))
+    columns = [
+        [f"made ({'/'.join(zones)})", *made],
+        ["age", *(brief_age(item.created) for item in backups)],
+        ["size", *(megabytes(item.size) for item in backups)],
+        *([["key", *(keys[item.opened_by] for item in backups)]] if len(keys) > 1 else []),
+        *([["checksum", *checksums]] if checksums else []),
+        ["name", *(printable(item.path.name) for item in backups)],
+    ]
+    lines = aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
+    if checksums and max(map(len, lines)) > COLUMNS:
+        columns[-2] = ["sum", *(IN_SHORT.get(state, state) for state in checksums)]
+        lines = aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
+    return lines
+
+
+def key_names(backups: Sequence[BackupInfo]) -> dict[str, str]:
+    """Return a letter for each of the ways in which backups are opened; PLAIN for what is not encrypted."""
+    ways = dict.fromkeys(item.opened_by for item in backups if item.encrypted)
+    letters = {way: string.ascii_uppercase[number] if number < 26 else f"{number}" for number, way in enumerate(ways)}
+    return letters | {item.opened_by: PLAIN for item in backups if not item.encrypted}
+
+
+def brief_age(made: datetime) -> str:
+    """Return how old a backup is in eight columns."""
+    text = age(made.timestamp()).removesuffix(" ago").replace("minutes", "min")
+    return FUTURE if text == IN_THE_FUTURE else text
+
+
+def explanations(backups: Sequence[BackupInfo]) -> list[str]:
+    """Return the lines that say what marks and letters of the table stand for, as far as they occur."""
+    keys = key_names(backups)
+    lines = [*keys] if len(keys) == 1 else [f"{name}: {way}" for way, name in keys.items() if name != PLAIN]
+    kinds = {item.kind for item in backups}
+    lines += [f"{MARKS[kind]} {saying}" for kind, saying in SAYING.items() if kind in kinds]
+    if future := [item for item in backups if brief_age(item.created) == FUTURE]:
+        lines.append(f"⚠️  {plural(len(future), 'backup')} made after now, {instant(datetime.now().astimezone())}?")
+        lines.append("   A clock was wrong, or the name is in another zone.")
+    return lines

@@ -5,6 +5,7 @@ import ctypes
 import fcntl
 import io
 import logging
+import math
 import os
 import resource
 import signal
@@ -47,11 +48,15 @@ class ImportedKey:
 
 @dataclass(frozen=True)
 class Recipient:
-    """A public key that backups are encrypted to, with the IDs of all its parts."""
+    """A public key that backups are encrypted to, with the IDs of all its parts.
+
+    ``expires``: when no part of it encrypts any more, in seconds since 1970; None: never.
+    """
 
     fingerprint: str
     key_ids: frozenset[str]
     user_id: str
+    expires: int | None = None
 
 
 class _Reader:
@@ -123,7 +128,7 @@ class Keyring:
             user_id = next((text for text in key["uids"] if text != _NO_USER_ID), "")
             user_id = user_id.encode("latin-1").decode(errors="replace")
             key_ids = frozenset([key["keyid"], *(sub[0] for sub in key["subkeys"])])
-            recipients.append(Recipient(key["fingerprint"], key_ids, printable(user_id)))
+            recipients.append(Recipient(key["fingerprint"], key_ids, printable(user_id), _expiry(key)))
         return recipients
 
     def import_private(self, key: Secret) -> ImportedKey:
@@ -378,6 +383,15 @@ def _refuse_unusable(key: Any, *, broken: bool) -> None:
     else:
         what = "has no part that encrypts"
     raise errors.UnusablePublicKeyError(f"key {key['keyid']} in PGP_PUBLIC_KEY_BASE64 {what}")
+
+
+def _expiry(key: Any) -> int | None:
+    """Return when a usable public key encrypts no more: its own end, or that of the last of its encrypting parts."""
+    parts = [key, *key.get("subkey_info", {}).values()]
+    usable = [part for part in parts if "e" in part["cap"] and part["trust"] not in ("e", "r")]
+    ends = [int(part["expires"]) if part["expires"].isdigit() else math.inf for part in (key, *usable)]
+    end = min(ends[0], max(ends[1:], default=math.inf))
+    return None if end == math.inf else int(end)
 
 
 def _usages(key: Any) -> list[tuple[str, str]]:

@@ -126,6 +126,8 @@ class Signals:
         for number in numbers or ENDING:
             signal.signal(number, self._received)
         if not numbers:
+            for number in BACKGROUND:
+                signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGTSTP, self._suspended)
             signal.signal(signal.SIGCONT, lambda *_: self.after_suspension())
 
@@ -155,7 +157,7 @@ class Signals:
     def ignore(self) -> None:
         """Ignore the signals, and never stop as a process in the background."""
         self._ignored = True  # for a signal that has arrived and is not handled yet
-        for number in (*ENDING, *KEYBOARD, signal.SIGTTIN, signal.SIGTTOU):
+        for number in (*ENDING, *KEYBOARD, *BACKGROUND):
             signal.signal(number, signal.SIG_IGN)
 
     def check(self) -> None:
@@ -180,6 +182,7 @@ class Signals:
 
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
+BACKGROUND = (signal.SIGTTIN, signal.SIGTTOU)  # which stop a process there that uses the terminal
 
 
 def start_apart(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import stat
 import subprocess
-import time
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -29,6 +28,9 @@ if [ -d "$1/gnupg" ]; then
     gpgconf --homedir "$1/gnupg" --kill all
     gpgconf --homedir "$1/gnupg" --remove-socketdir
     rm -rf "$1"/* # before the umount: an agent that starts now notices that its home is gone
+    used=1
+fi
+if [ "$used" ] || [ -z "$ended" ]; then # its home may be in a mount namespace that only the agent still has
     # A gpg that outlives us may be starting an agent, a few forks away.
     for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
         left=$(printf %s "$1/gnupg" | grep -lsaF -f - /proc/[0-9]*/cmdline)
@@ -83,41 +85,21 @@ class RamFolder:
         self._make(self._fitting_parent(need))
 
     def _make(self, parent: Path) -> None:
-        """Start the reaper, then make the folder; the lock marks it as in use."""
-        self._remove_leftovers(parent)
+        """Start the reaper, then make the folder; the lock, which it has before its name, marks it as in use."""
         self.path = parent / f"restore-backup-{secrets.token_hex(4)}"
-        self._reaper = start_apart(
-            ["/bin/sh", "-c", REAPER, "sh", str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": ":".join(filter(None, (os.environ.get("PATH"), os.defpath)))},
-            cwd="/",
-        )
-        self.path.mkdir(mode=0o700)
-        self._lock = open_folder(self.path)
+        self._reaper = _start_reaper("reaper", self.path, subprocess.PIPE)
+        unlocked = self.path.with_name(f".{self.path.name}")
+        unlocked.mkdir(mode=0o700)
+        self._lock = open_folder(unlocked)
         flock(self._lock, fcntl.LOCK_EX)
-
-    @staticmethod
-    def _remove_leftovers(parent: Path) -> None:
-        """Remove folders whose process and reaper were both killed."""
-        for left in parent.glob("restore-backup-*"):
-            with contextlib.suppress(OSError):
-                status = left.lstat()
-                # a mount belongs to our parent process, and hides its lock
-                ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-                if ours and status.st_dev == parent.stat().st_dev and time.time() - status.st_ctime > 10:
-                    descriptor = open_folder(left)
-                    if flock(descriptor, fcntl.LOCK_EX):
-                        shutil.rmtree(left)
-                    os.close(descriptor)
+        unlocked.rename(self.path)
 
     def _fitting_parent(self, need: int) -> Path:
         refused = []
-        for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm")):  # noqa: S108 - looked at first
-            reason = self._unfit(Path(parent), need)
+        for parent in _parents():
+            reason = self._unfit(parent, need)
             if not reason:
-                return Path(parent)
+                return parent
             refused.append(f"{parent} {reason}")
         raise NoMemoryError(
             f"no RAM folder for {megabytes(need)}: {'; '.join(refused)}",
@@ -129,6 +111,10 @@ class RamFolder:
     def _unfit(folder: Path, need: int) -> str:
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
             return "is not a writable directory"
+        status = folder.stat()
+        private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        if not private and not (status.st_uid == 0 and status.st_mode & stat.S_ISVTX):
+            return "is open to others, who could exchange what is in it"
         if filesystem_type(folder) not in ("tmpfs", "ramfs"):
             return "is not in RAM"
         if len(os.fsencode(folder)) + len("/restore-backup-12345678/gnupg") > GPG_HOME_LIMIT:
@@ -170,6 +156,37 @@ class RamFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _parents() -> list[Path]:
+    """Where RAM folders may be, beside /run; root's XDG_RUNTIME_DIR may be what `su` handed on from somebody else."""
+    session = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
+    return [Path(parent) for parent in (session, "/dev/shm") if parent]  # noqa: S108 - looked at before it is used
+
+
+def _start_reaper(name: str, folder: Path, stdin: int) -> subprocess.Popen[bytes]:
+    return start_apart(
+        ["/bin/sh", "-c", REAPER, name, str(folder)],
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": ":".join(filter(None, (os.environ.get("PATH"), os.defpath)))},
+        cwd="/",
+    )
+
+
+def remove_leftovers() -> None:
+    """End the agents, and remove the folders, of runs whose process and reaper were both killed."""
+    for left in (path for parent in (Path("/run"), *_parents()) for path in parent.glob("restore-backup-*")):
+        with contextlib.suppress(OSError):
+            status = left.lstat()
+            # a mount belongs to our parent process, and hides its lock
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+            if ours and status.st_dev == left.parent.stat().st_dev:
+                descriptor = open_folder(left)
+                if flock(descriptor, fcntl.LOCK_EX):
+                    _start_reaper("leftovers", left, subprocess.DEVNULL).wait(timeout=30)
+                os.close(descriptor)
 
 
 def filesystem_type(path: Path) -> str:

@@ -101,6 +101,17 @@ _SCHEMA_ROW = re.compile(
     rb"INSERT INTO \"?sqlite_(?:schema|master)\"?\(type,name,tbl_name,rootpage,sql\)\s*+"
     rb"VALUES\('table',(?:%(s)b,){2}0,'(?P<sql>CREATE VIRTUAL TABLE(?:[^']|''|(?!))*+)'\)\Z" % {b"s": _STRING}
 )
+# What is shown of a statement: no more, since rows are personal data.
+_HEAD = re.compile(
+    rb"(?i:(?:INSERT|REPLACE)(?:\s+OR\s+\w+)?\s+INTO|CREATE(?:\s+(?:UNIQUE|TEMP|TEMPORARY|VIRTUAL))?\s+"
+    rb"(?:TABLE|INDEX|VIEW|TRIGGER)(?:\s+IF\s+NOT\s+EXISTS)?|DELETE\s+FROM|UPDATE|DROP\s+\w+|ALTER\s+TABLE|PRAGMA)\s+"
+    + _NAME
+)
+# What SQLite says without quoting the statement, in which a row may stand: names of tables, columns and functions.
+_TELLS_NAMES = re.compile(
+    r"(UNIQUE|NOT NULL|CHECK|FOREIGN KEY) constraint failed|no such (table|function|collation sequence|module):"
+    r"|table \S+ (has|already)|there is already|index \S+ already|cannot store|.* may not be (modified|indexed)"
+)
 _VIRTUAL_TABLE = re.compile(rb"(?i:CREATE\s+VIRTUAL\s+TABLE)\b")
 _FIRST_WORDS = re.compile(
     _TRIVIA + rb"(?i:ALTER|ANALYZE|ATTACH|BEGIN|COMMIT|CREATE|DELETE|DROP|END|EXPLAIN|INSERT|PRAGMA|REPLACE|ROLLBACK"
@@ -134,10 +145,9 @@ class UnusableDumpError(UnsoundBackupError):
 
     def __init__(self, reason: str, line: int, statement: int, sql: bytes = b"") -> None:
         self.line, self.statement = line, statement
-        text = sql[: 4 * _EXCERPT].strip().decode(errors="replace")[:_EXCERPT]  # no more: rows are personal data
-        # SQLite quotes where it failed, which may be a whole row.
-        reason = re.sub(r'"(.*)"', lambda quoted: quoted[0] if quoted[1] in text else '"…"', reason, flags=re.DOTALL)
-        super().__init__(f"SQL dump, line {line}, statement {statement}: {reason}" + (f": {text}" if text else ""))
+        what = _HEAD.match(sql.lstrip())
+        text = f" ({what[0].decode(errors='replace')[:_EXCERPT]}…)" if what else ""
+        super().__init__(f"SQL dump, line {line}, statement {statement}{text}: {reason}")
 
 
 def load_sql_dump(
@@ -486,6 +496,9 @@ class _Loader:
 
     def _skip_or_raise(self, error: Exception, sql: bytes) -> None:
         reason = str(error)
+        if not _TELLS_NAMES.match(reason):
+            reason = re.sub(r'^near ".*": ', "", reason, flags=re.DOTALL)
+            reason = re.split(r"[\"':]", reason)[0].strip()
         if re.fullmatch(r"no such table: sqlite_(sequence|stat[0-9])", reason):
             return  # no data: from a dropped table, or statistics that this library does not keep
         if isinstance(error, MemoryError):

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,17 @@ from backuplib.database import SIDECARS, Engine, database_files, sidecars
 from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
+from backuplib.outcome import (
+    NEW,
+    OLD,
+    RECOVERED,
+    ROLLBACK_FAILED,
+    ROLLED_BACK,
+    SERVICES_DOWN,
+    UNKNOWN,
+    LastRestore,
+    identity,
+)
 from backuplib.processes import Interrupted, find_holders
 
 if TYPE_CHECKING:
@@ -40,6 +52,7 @@ class Switch:
     :param bot: whose containers are stopped and started; None when there are none to touch.
     :param back_up: backs up a database file, with a label for the progress; quiet when nobody has it open.
     :param recover_command: what finishes or undoes this by hand.
+    :param backup_dir: where it is written down how this ended.
     """
 
     journal: Journal
@@ -48,6 +61,7 @@ class Switch:
     report: Report
     back_up: Callable[..., Path]
     recover_command: str
+    backup_dir: Path
     _stopped: float | None = None
 
     def begin(self) -> None:
@@ -182,7 +196,8 @@ class Switch:
         console.line(f"❌ Restore failed: {cause}")
         if touched:
             console.line("🔄 Rolling back…")
-        self.undo()
+        with self._ending(ROLLED_BACK if touched else ""):
+            self.undo()
         with self.clearing_up():
             self.journal.remove()
         if touched:
@@ -205,22 +220,26 @@ class Switch:
         if self.journal.state == "begun":
             self.report.console.line("✅ The database was not touched")
         else:
-            self.journal.state = "rolling back"
-            try:
-                with contextlib.suppress(OSError):
-                    self.journal.write()
-                if self.journal.disputed:
-                    raise errors.UnfinishedRestoreError("somebody has replaced the database meanwhile")
-                if self.journal.new_is_live:
-                    self._refuse_users_of_new()
-                put_back(self.engine, self.journal)
-            except (OSError, errors.OperatorError) as error:
-                raise self._stuck(f"the old database could not be put back: {errors.explain(error)}") from None
-            self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
-            self.journal.new_inode = None  # it is free, and a database that comes here later may get it
+            self._put_old_back()
+        self.start_services()
+
+    def _put_old_back(self) -> None:
+        """Make the old database live again; the journal stays, and says so. RollbackFailedError when that fails."""
+        self.journal.state = "rolling back"
+        try:
             with contextlib.suppress(OSError):
                 self.journal.write()
-        self.start_services()
+            if self.journal.disputed:
+                raise errors.UnfinishedRestoreError("somebody has replaced the database meanwhile")
+            if self.journal.new_is_live:
+                self._refuse_users_of_new()
+            put_back(self.engine, self.journal)
+        except (OSError, errors.OperatorError) as error:
+            raise self._stuck(f"the old database could not be put back: {errors.explain(error)}") from None
+        self.report.console.line("✅ Rollback successful - database restored to pre-restore state")
+        self.journal.new_inode = None  # it is free, and a database that comes here later may get it
+        with contextlib.suppress(OSError):
+            self.journal.write()
 
     def _refuse_users_of_new(self) -> None:
         """Stop the services, and make sure that nobody else has the new database open."""
@@ -244,19 +263,33 @@ class Switch:
         :raises RollbackFailedError: manual intervention required.
         """
         try:
-            if self.journal.state == "committed":
-                self.start_services()
-            elif self.journal.state == "switching" and self.journal.new_is_live:
-                self._finish_or_undo()
-            else:
-                self.undo()
+            with self._ending(""):
+                if self.journal.state == "committed":
+                    self.start_services()
+                elif self.journal.state == "switching" and self.journal.new_is_live:
+                    self._finish_or_undo()
+                else:
+                    self.undo()
         except errors.ServicesDownError as error:
             if self.journal.state == "committed":
                 error.state = f"The restored database is live, {error.services}."
             raise
         except OSError as error:
+            self._note(ROLLBACK_FAILED)
             raise self._stuck(f"the recovery cannot go on: {errors.explain(error)}") from None
-        self.clear_away()
+        self.clear_away(RECOVERED)
+
+    def settle_files(self) -> None:
+        """Do the part of :meth:`resume` that needs no services, such as at boot before Docker starts any of them.
+
+        The old database is put back where it is to be live. A new one that is live stays: whether it is kept is decided
+        when the services come up with it, by :meth:`resume`, for which the journal stays, too.
+
+        :raises RollbackFailedError: manual intervention required.
+        """
+        journal = self.journal
+        if journal.state == "rolling back" or (journal.state == "switching" and not journal.new_is_live):
+            self._put_old_back()
 
     def _finish_or_undo(self) -> None:
         try:
@@ -269,8 +302,41 @@ class Switch:
             self.commit()
             self.report.console.line("✅ The restore is finished: the new database is live")
 
-    def clear_away(self) -> None:
-        """At the end: keep what was written after the safety backup, then remove the old database and the journal."""
+    @contextlib.contextmanager
+    def _ending(self, outcome: str) -> Iterator[None]:
+        """Write down how the block ended: what it raises that leaves something to do; else the outcome, if any."""
+        try:
+            yield
+        except (errors.ServicesDownError, errors.RollbackFailedError) as error:
+            self._note(SERVICES_DOWN if isinstance(error, errors.ServicesDownError) else ROLLBACK_FAILED)
+            raise
+        if outcome:
+            self._note(outcome)
+
+    def _note(self, outcome: str) -> None:
+        """Write down in the backup folder how this ended, and which database is live."""
+        journal, live = self.journal, UNKNOWN
+        with contextlib.suppress(OSError):
+            live = {"new": NEW, "old": OLD}.get(journal.live(), UNKNOWN)
+        try:
+            LastRestore(
+                target=str(journal.target),
+                ended=datetime.now().astimezone().isoformat(timespec="seconds"),
+                outcome=outcome,
+                live=live,
+                backup=journal.backup,
+                made=journal.made,
+                safety_backup=str(journal.safety_backup) if journal.safety_backup else None,
+                file=identity(journal.target),
+            ).write(self.backup_dir)
+        except OSError as error:
+            self.report.warn(f"how this ended could not be written down for --list: {errors.explain(error)}")
+
+    def clear_away(self, outcome: str) -> None:
+        """At the end: keep what was written after the safety backup, then remove the old database and the journal.
+
+        :param outcome: written down before the journal goes, so that one of them tells it at any time.
+        """
         set_aside = self.journal.set_aside
         with self.clearing_up():
             copies = database_files(set_aside)
@@ -282,9 +348,11 @@ class Switch:
                         path = self.back_up(label, set_aside, quiet=True)
                     done = "Pre-restore backup created" if first else "Last writes kept"
                     self.report.console.line(f"✅ {done}: {shown(path)}")
+                    self.journal.safety_backup = path
                 except errors.OperatorError as error:
                     self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
                     copies = []
+            self._note(outcome)
             if copies:
                 drop(*copies)
             self.journal.remove()

@@ -20,6 +20,7 @@ from backuplib import errors, files
 from backuplib.database import database_files, refuse_irregular, sidecars
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
+from backuplib.locks import LOCK_SECONDS, TRY_SECONDS
 from backuplib.processes import CAP_SYS_PTRACE, find_holders, has_capability, lock_owner
 from backuplib.storage import is_plain, looks_encrypted
 
@@ -63,6 +64,11 @@ class Target:
         """Where an unfinished restore is written down."""
         return self._beside("state.json")
 
+    @property
+    def lock_file(self) -> Path:
+        """What tells that a restore is running, and which."""
+        return self._beside("lock")
+
     def new_set_aside(self) -> Path:
         """Return a free name for the old database."""
         while True:
@@ -81,32 +87,30 @@ class Target:
         wal = self.path.with_name(self.path.name + "-wal")
         return [files.file_identity(path) for path in (self.path, wal) if path.exists()]
 
-    def restore_running(self) -> str:
-        """Return which process restores the database at this moment, and since when; empty when none does."""
-        with contextlib.suppress(OSError):
-            folder = files.open_folder(self.path.parent)
-            try:
-                return "" if files.flock(folder, fcntl.LOCK_SH) else lock_owner(folder)
-            finally:
-                os.close(folder)
-        return ""
-
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the kernel's lock on the target's folder: one restore at a time, and no backup meanwhile.
+    def lock(self, say: Callable[[str], object], patience: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the kernel's lock on the target's folder, so that no backup is made meanwhile.
 
-        :raises LockedError: when somebody else holds it.
+        :param say: is told who is waited for.
+        :param patience: seconds that a backup may take to end.
+        :raises LockedError: when somebody still holds it then.
         """
         try:
             folder = files.open_folder(self.path.parent)
         except OSError as error:
             raise errors.UnsuitableTargetError(f"cannot read the folder {self.path.parent}: {error.strerror}") from None
         try:
-            if not files.flock(folder, fcntl.LOCK_EX):
-                raise errors.LockedError(
-                    f"another restore or backup is running in {self.path.parent}: {lock_owner(folder)}",
-                    hint="Wait for it to end.",
-                )
+            until, told = time.monotonic() + patience, False
+            while not files.flock(folder, fcntl.LOCK_EX):
+                who = lock_owner(folder)
+                if time.monotonic() > until:
+                    raise errors.LockedError(
+                        f"another restore or backup is running in {self.path.parent}: {who}", hint="Wait for it to end."
+                    )
+                if not told:
+                    say(f"⏳ Waiting for {who} to end, up to {patience:.0f} s")
+                told = True
+                time.sleep(TRY_SECONDS)
             yield
         finally:
             os.close(folder)

@@ -16,6 +16,7 @@ from backuplib.console import in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted, Signals
 from backuplib.secret import Secret
+from backuplib.style import Kind, kind_of, styled
 
 PAGE = 15  # lines of a menu shown at a time; a terminal has 24
 QUIET_SECONDS = 0.3  # a paste has ended when so long nothing has come
@@ -31,7 +32,7 @@ class Terminal:
         self._encoding = shown_encoding("utf-8")
         self._modes: list[list[Any]] = []  # of the terminal: the shell's, and what it was changed to
         self._question = ""
-        self._suspensions = 0
+        self._suspensions, self._given_back = 0, False
         self.present = False
         with contextlib.suppress(OSError):
             os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -66,20 +67,22 @@ class Terminal:
                 _set_mode(descriptor, _changed(self._modes[0], off=termios.ICANON | termios.ECHO))
                 _discard(descriptor)
                 _set_mode(descriptor, self._modes[0])
+                self._given_back = True
 
     def _take_again(self, descriptor: int) -> None:
         """Make the terminal again what it was when the run was suspended, unless it is that already."""
         with contextlib.suppress(OSError, termios.error):
             if self._modes and _in_foreground(descriptor):
                 ours, flags = self._modes[-1], termios.ECHO | termios.ICANON
-                if (termios.tcgetattr(descriptor)[3] ^ ours[3]) & flags:
+                if self._given_back or (termios.tcgetattr(descriptor)[3] ^ ours[3]) & flags:
                     _set_mode(descriptor, ours)
+                    self._given_back = False
                     self._suspensions += 1
                     os.write(descriptor, in_words(self._question, self._encoding).encode())
 
     def say(self, text: str) -> None:
         with self._opened() as (_, write):
-            write(f"{text}\n")
+            write("".join(f"{styled(line, kind_of(line))}\n" for line in text.splitlines()))
 
     def confirm(self, question: str) -> bool:
         """Ask a yes/no question; the default is no."""
@@ -165,8 +168,8 @@ class Terminal:
         try:
             self._modes.append(_changed(before, on=on, off=off))
             _set_mode(descriptor, self._modes[-1])
-            self._question = question
-            os.write(descriptor, in_words(question, self._encoding).encode())
+            self._question = styled(question, Kind.QUESTION)
+            os.write(descriptor, in_words(self._question, self._encoding).encode())
             yield
         finally:
             self._question = ""

@@ -187,7 +187,7 @@ def test_health_check_that_is_due_late_is_run_at_once(prepare: Prepare, mode: st
     """The downtime is the time until it works, not until Docker's next turn in a minute."""
     scene = prepare(mode, compose, Bot(health=True), services=())
     shop = scene.shop
-    test = ["CMD-SHELL", "[ -e /healthy ] && [ -e /app/ctl/ready ]"]
+    test = ["CMD-SHELL", "[ -e /dev/shm/healthy ] && [ -e /app/ctl/ready ]"]
     shop.change_services(bot={"healthcheck": {"test": test, "interval": "60s", "timeout": "3s", "retries": 1}})
     (shop.path / "ctl/ready").touch()
     shop.up("bot")

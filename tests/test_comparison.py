@@ -13,6 +13,8 @@ from tests.support.shop import Completed, Shop
 
 Verify = Callable[..., Completed]
 
+NO_LIVE_DATABASE = "lost      there is no live database to compare with"
+
 
 @pytest.fixture
 def shop(make_shop: MakeShop, mode: str) -> Shop:
@@ -50,20 +52,22 @@ def test_rows_schema_version_and_size_of_both_are_compared(shop: Shop) -> None:
     )
     lines = comparison(verify(shop, backup))
     assert [re.sub(" +", " ", line) for line in lines[:7]] == [
-        "table now backup difference",
-        "audit 42 0 -42",
-        "customers 101 100 -1",
-        "orders 258 300 +42",
-        "old none 2",
-        "new 0 none",
+        "table now backup",
+        "audit 42 0 -42 rows",
+        "customers 101 100 -1 row",
+        "new 0 none table will be gone: 0 rows",
+        "orders 258 300 +42 rows",
+        "old none 2 new table: 2 rows",
         "1 other table with unchanged row count",
     ]
     facts = dict(line.split(maxsplit=1) for line in lines[7:])
-    assert re.fullmatch(r"of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d, just now", facts["backup"])
+    assert facts["backup"] == backup.name
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+, just now", facts["made"])
     assert re.fullmatch(r"[\d.]+ kB, 5 tables", facts["size"])
     assert facts["version"] == "user_version 4 now, 3 in the backup"
     assert facts["schema"] == "differs: index by_day, table new, table old"
     assert facts["services"] == "Docker is not touched"
+    assert lines[-1].split(maxsplit=1) == ["lost", "at least 43 rows in 2 tables; 1 table will be gone"]
 
 
 def test_what_loses_most_comes_first_and_all_fits_on_a_screen(shop: Shop) -> None:
@@ -77,11 +81,11 @@ def test_what_loses_most_comes_first_and_all_fits_on_a_screen(shop: Shop) -> Non
     execute(shop, *(f"CREATE INDEX i{name} ON {name} (a)" for name in numbered))
     done = verify(shop, backup, "--json")
     lines = comparison(done)
-    assert lines[1].split() == ["zz", "6", "0", "-6"]
-    assert "190 more tables with fewer or more rows" in lines
+    assert lines[1].split() == ["zz", "6", "0", "-6", "rows"]
+    assert "192 more tables with fewer or more rows" in lines
     assert len(lines) <= 22
     assert [line for line in lines if len(line) > 77] == []
-    assert any("a table whose name" in line and line.split()[-3:] == ["1", "0", "-1"] for line in lines)
+    assert any("a table whose name" in line and line.split()[-4:] == ["1", "0", "-1", "row"] for line in lines)
     assert json.loads(done.out)["tables"][long] == {"live": 1, "backup": 0}
 
 
@@ -106,18 +110,18 @@ def test_live_database_that_is_missing_or_cannot_be_read_is_said(shop: Shop) -> 
     shop.db_path.write_bytes(b"noise" * 5000)
     done = verify(shop, backup)
     assert any("live database" in warning for warning in done.report["warnings"]), done.text
-    assert comparison(done)[0] == "there is no live database to compare with"
+    assert comparison(done)[-1].split(maxsplit=1) == ["lost", "not known: the live database cannot be read"]
     for path in shop.db_path.parent.iterdir():
         path.unlink()
     done = verify(shop, backup)
     assert not any("live database" in warning for warning in done.report["warnings"]), done.text
-    assert comparison(done)[0] == "there is no live database to compare with"
+    assert comparison(done)[-1] == NO_LIVE_DATABASE
 
 
 def test_another_target_is_what_it_is_compared_with(shop: Shop, tmp_path: Path) -> None:
     backup = shop.create_backup()
     shop.change_data()
     target = tmp_path / "copy.db"
-    assert comparison(verify(shop, backup, "--target-path", target))[0] == "there is no live database to compare with"
+    assert comparison(verify(shop, backup, "--target-path", target))[-1] == NO_LIVE_DATABASE
     assert shop.restore(backup, "--target-path", target).code == 0
     assert comparison(verify(shop, backup, "--target-path", target))[0] == "unchanged row count in every table"

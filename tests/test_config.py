@@ -2,16 +2,19 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from backuplib.errors import WrongSettingError
 from backuplib.secret import Secret
-from config import Environment, Settings, load_settings
+from config import Environment, Settings, load_settings, survey_settings
+from database_backup import DatabaseBackup, get_backup_handler
 from tests.support.keys import Keys
 from tests.support.shop import PROGRAM, copy_program, quote_for_env
 
@@ -255,6 +258,144 @@ def test_wrong_setting_ends_both_commands_with_3_and_no_traceback(tmp_path: Path
         assert "STAGING" in done.stderr
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
+
+
+# --- what is odd, and no reason to refuse -----------------------------------------------------------------------------
+
+
+def warnings_of(folder: Path, text: str, environ: Mapping[str, str] | None = None, *, mode: int = 0o600) -> list[str]:
+    """What is said of an .env that holds this text."""
+    (folder / ".env").write_text(text, encoding="utf-8")
+    (folder / ".env").chmod(mode)
+    return list(load_settings(folder, environ or {}).warnings)
+
+
+def test_settings_that_are_right_cause_no_warning(tmp_path: Path) -> None:
+    assert load(tmp_path).warnings == ()
+    assert warnings_of(tmp_path, "# a comment\n\nexport DB_NAME='it\\'s.db'\nBOT_TOKEN=x\nDB_PASSWORD=postgres\n") == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o602, True)]
+)
+def test_env_file_that_others_can_read_or_change_is_told(tmp_path: Path, mode: int, told: bool) -> None:
+    said = warnings_of(tmp_path, "DB_NAME=a.db\n", mode=mode)
+    assert [f"mode {mode:04o}" in text and f"chmod 600 {tmp_path}/.env" in text for text in said] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("DB_NAME=a.db\nDB_PASS='it's secret'\n", "line 2"),
+        ("DB_NAME=a.db\n\n\n  DB_PASS: secret word\n", "line 4"),
+        ("DB_PASS='secret\nDATA_DIR=x\nBOT_TOKEN='secret'\nDB_NAME=a.db\n", "lines 1 to 3"),
+        ("=secret\nDB_NAME=a.db", "line 1"),
+    ],
+)
+def test_line_that_cannot_be_parsed_is_told_by_its_number_without_its_content(
+    tmp_path: Path, text: str, lines: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (said,) = warnings_of(tmp_path, text)
+    assert f"{tmp_path}/.env, {lines}: " in said
+    assert "secret" not in said
+    assert load_settings(tmp_path, {}).db_path.name == "a.db"  # the others are read
+    assert caplog.text == ""  # python-dotenv's own words, without the file's name
+
+
+def test_line_that_cannot_be_parsed_is_told_with_the_error_that_comes_of_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DB_ENCRYPTION=true\nDB_PASS='it's secret'\n")
+    said = refused(tmp_path)
+    assert "DB_PASS is not set" in said
+    assert "line 2" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("PGP_PUBLIC_KEY_BASE46", "PGP_PUBLIC_KEY_BASE64"),
+        ("PGP_PUBLIC_KEY", "PGP_PUBLIC_KEY_BASE64"),
+        ("GPG_PUBLIC_KEY_BASE64", "PGP_PUBLIC_KEY_BASE64"),
+        ("pgp_public_key_base64", "PGP_PUBLIC_KEY_BASE64"),
+        ("DBNAME", "DB_NAME"),
+        ("DB_BACKUP_RETENTION_DAY", "DB_BACKUP_RETENTION_DAYS"),
+    ],
+)
+def test_name_that_is_almost_that_of_a_setting_is_told_without_its_value(tmp_path: Path, name: str, right: str) -> None:
+    for said in (warnings_of(tmp_path, f"{name}=canary"), warnings_of(tmp_path, "", {name: "canary"})):
+        assert len(said) == 1
+        assert name in said[0]
+        assert right in said[0]
+        assert "canary" not in said[0]
+    if right != "PGP_PUBLIC_KEY_BASE64":
+        assert warnings_of(tmp_path, f"{name}=canary\n{right}=7\n") == []  # then it is another program's
+
+
+@pytest.mark.parametrize("value", ["change me", "Change_Me!", "changeme", "<passphrase>", "your-passphrase", "XXXX"])
+def test_placeholder_is_told(tmp_path: Path, value: str) -> None:
+    text = f"DB_PASS='{value}'\nDB_ENCRYPTION="
+    assert [text.startswith("DB_PASS is a placeholder") for text in warnings_of(tmp_path, f"{text}true")] == [True]
+    assert warnings_of(tmp_path, f"{text}false") == []  # where it counts for nothing
+
+
+@pytest.mark.parametrize("value", ["change me not", "correct horse", "your mother knows", "<", "todo list", ".."])
+def test_passphrase_that_is_a_real_one_is_no_placeholder(tmp_path: Path, value: str) -> None:
+    assert warnings_of(tmp_path, f"DB_PASS='{value}'\nDB_ENCRYPTION=true") == []
+
+
+def test_all_wrong_settings_are_found_at_once_and_the_others_are_read(tmp_path: Path) -> None:
+    environ = {"RUNTIME_ENVIRONMENT": "STAGING", "DB_ENCRYPTION": "yes", "MAX_DATABASE_MB": "x", "DB_BACKUP_PATH": "b"}
+    settings, wrong = survey_settings(tmp_path, environ | {"PGP_PUBLIC_KEY_BASE64": "?", "DB_NAME": "/"})
+    assert sorted(wrong) == ["db_pass", "db_path", "environment", "max_database_bytes", "public_key"]
+    assert settings.backup_dir == tmp_path / "b"
+    assert (settings.environment, settings.db_pass, settings.public_key) == (None, None, None)
+
+
+def test_both_programs_tell_what_is_odd_on_standard_error_each_time(tmp_path: Path) -> None:
+    """Once a run; what is printed for programs, and the exit code, are as ever."""
+    copy_program(tmp_path)
+    for folder in ("data", "backups"):
+        (tmp_path / folder).mkdir()
+    with closing(sqlite3.connect(tmp_path / "data/shop.db")) as connection:
+        connection.execute("CREATE TABLE customers (id)")
+    (tmp_path / ".env").write_text("RUNTIME_ENVIRONMENT=TEST\nPGP_PUBLIC_KEY_BASE46=canary\nDB_NAME='it's canary'\n")
+    (tmp_path / ".env").chmod(0o644)
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            start_new_session=True,
+        )
+        told = [line for line in done.stderr.splitlines() if line.startswith("⚠️  ")]
+        assert done.returncode == 0, done.stderr
+        for sign in ("mode 0644", ".env, line 3:", "PGP_PUBLIC_KEY_BASE46"):
+            assert [sign in line for line in told].count(True) == 1, done.stderr
+        assert "canary" not in done.stdout + done.stderr
+        return done
+
+    made = run("database_backup.py", "create", "--quiet")
+    assert "PGP_PUBLIC_KEY_BASE64 is not set: the backup is not encrypted" in made.stderr
+    assert Path(made.stdout.strip()).is_file()
+    run("database_backup.py", "list")
+    run("restore_backup.py", "--list")
+    run("restore_backup.py", "--verify-only", made.stdout.strip())
+    assert len(json.loads(run("restore_backup.py", "--recover", "--json").stdout)["warnings"]) == 3
+
+
+def test_class_in_a_program_of_others_logs_what_is_odd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("os.environ", {"PGP_PUBLIC_KEY_BASE46": "canary"})
+    get_backup_handler()
+    DatabaseBackup(tmp_path / "shop.db", tmp_path)
+    assert caplog.text.count("PGP_PUBLIC_KEY_BASE46") == 2
+    assert "canary" not in caplog.text
 
 
 # --- secrets and side effects ----------------------------------------------------------------------------------------

@@ -72,6 +72,22 @@ def test_every_option_in_a_command_of_the_documents_exists(readme: str) -> None:
     assert {option for line in lines for option in OPTION.findall(line)} <= options()
 
 
+BARE_PYTHON = re.compile(r"(?<![\w/.])(?<!PATH=\.venv/bin:\$PATH )python (?=\S*\.py)")
+
+
+def test_every_command_of_the_documents_finds_its_python_on_a_plain_debian(readme: str) -> None:
+    """Which has no `python`: .venv/bin/python on the host; over SSH the same by way of PATH, for that command alone."""
+    text = "\n".join([readme, (ROOT / "RUNBOOK.md").read_text(encoding="utf-8"), printed_help("restore_backup.py")])
+    lines = [line for line in text.replace(" \\\n", " ").splitlines() if "_backup.py" in line and "<Tab>" not in line]
+    assert BARE_PYTHON.search("cd shopbot && python restore_backup.py")
+    assert [line for line in lines if BARE_PYTHON.search(line)] == []
+
+
+def test_env_example_says_what_keeps_two_folders_of_one_name_apart() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert re.search(r"^#COMPOSE_PROJECT_NAME=\S+$", text, re.MULTILINE)
+
+
 def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
     shown = printed_help("database_backup.py")
     commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))
@@ -203,7 +219,13 @@ def test_readme_names_the_id_of_every_error_beside_its_exit_code(readme: str) ->
     for kind in kinds(OperatorError):
         made = rf"(?<!class ){kind.__name__}\(|^ +errors\.{kind.__name__},$"  # the latter: in a table of reasons
         if re.search(made, source, re.MULTILINE):
-            code = "129, 130, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
+            code = "129, 130, 131, 143" if kind is EndedBySignalError else str(int(kind.exit_code))
             ids[code].append(kind.id)
     described = {code: words_of([cell]) for code, cell in table(readme, "exit code").items()}
     assert described == {code: sorted(found) for code, found in ids.items()}
+
+
+def test_pictures_that_the_readme_shows_are_scenes_that_are_made_anew(readme: str) -> None:
+    made = {f"docs/{name}.svg" for name in re.findall(r'Scene\("([\w-]+)"', (ROOT / "docs/picture.py").read_text())}
+    shown = {*re.findall(r"\((docs/[\w-]+\.svg)\)", readme)} - {"docs/benchmark.svg"}
+    assert shown == made

@@ -1,4 +1,4 @@
-"""restore_backup.py --drill: proves what it says, fails when that does not hold, leaves and touches nothing."""
+"""restore_backup.py --drill: proves what it says, fails when that does not hold, leaves nothing and touches nothing."""
 
 import json
 import os
@@ -166,8 +166,12 @@ def test_drill_proves_a_restore_in_both_modes_with_an_empty_environment(place: P
         assert "backed up" in ours
         assert "restored" in ours
         assert "undone" in ours
-    assert out.startswith("✅ Drill passed in ")
-    assert out.count("\n") == 1
+    passed, proved, not_proved = out.splitlines()
+    assert passed.startswith("✅ Drill passed in ")
+    assert "throwaway keys and sample data" in proved
+    assert "our Docker, your key and your .env were not tried: " in not_proved
+    assert not_proved.endswith(" --check")
+    assert "on this machine a restore works" not in out + err
     wait_until_gone(folder, seconds=0.1)
 
 

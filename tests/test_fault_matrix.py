@@ -114,6 +114,7 @@ def judge(stage: Stage, done: Completed, allowed: set[int], *, whole_at_once: bo
     outcome = stage.outcome()
     assert done.code == 20 or outcome == said, f"exit code {done.code}, and after --recover {outcome}: {after.text}"
     assert stage.backup_leftovers() == []
+    assert stage.notes(outcome), "what is written down of it is false"
     assert outcome == "old" or stage.keeps_old(), "the old rows are in no backup"
     return f"exit {done.code}, {outcome}"
 

@@ -280,7 +280,7 @@ print(handler.verify_backup(made))
     before = adapted.snapshot()
     done = run_python(adapted, "-c", code)
     assert done.out.splitlines() == ["False True", "False", "False"], done.text
-    assert "python ops/restore_backup.py" in done.err
+    assert "ops/.venv/bin/python ops/restore_backup.py" in done.err
     assert adapted.snapshot() == before
     shutil.rmtree(adapted.path / "ops")
     assert cycle(adapted)["path"] is None

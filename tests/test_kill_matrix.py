@@ -45,6 +45,7 @@ def recovered(stage: Stage) -> str:
     assert first.code == 0, first.text
     outcome = stage.outcome()
     assert stage.backup_leftovers() == [], f"after --recover: {stage.backup_leftovers()}"
+    assert stage.notes(outcome), "what is written down of it is false"
     assert outcome == "old" or stage.keeps_old(), "the old rows are in no backup"
     second = stage.plain_recover()
     assert second.code == 0, second.text
@@ -59,6 +60,7 @@ def restored_anew(stage: Stage) -> str:
     assert done.code == 0, done.text
     assert stage.outcome() == "new"
     assert stage.backup_leftovers() == [], f"after a new restore: {stage.backup_leftovers()}"
+    assert stage.notes("new")
     return "new, by a new restore"
 
 

@@ -78,11 +78,16 @@ def test_list_tells_a_running_restore_from_one_that_was_killed(
     with shop.start_restore("--force", backup, wrapper=slow) as process:
         wait_until(lambda: list(shop.db_path.parent.glob("*.restore-state.json")), "the switch has begun")
         listed = shop.restore("--list")
+        made = shop.run("database_backup.py", "create")
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
     assert running.search(listed.err), listed.text
+    assert "switching since" in listed.err
+    assert (listed.report["running"]["doing"], listed.report["interrupted"]) == ("switching", None)
     assert "--recover" not in listed.err
-    assert "outcome" not in listed.err
+    assert "restored" not in listed.err
+    assert made.code == 3, made.text
+    assert str(listed.report["running"]["pid"]) in made.err
     wait_until(lambda: not running.search(shop.restore("--list").err), "nothing holds the lock")
     shop.db_path.rename(shop.db_path.parent / "real" / "shop.db")
     (journal,) = shop.db_path.parent.glob("*.restore-state.json")
@@ -90,8 +95,9 @@ def test_list_tells_a_running_restore_from_one_that_was_killed(
     shop.db_path.symlink_to("real/shop.db")
     listed = shop.restore("--list")
     assert "--recover" in listed.err
-    (last,) = [line for line in listed.err.splitlines() if line.startswith("last restore: ")]
-    assert "did not say how it ended" in last
+    assert listed.report["interrupted"]
+    assert listed.report["last_restore"] is None
+    assert "last restore" not in listed.err
 
 
 @pytest.mark.needs("root")
@@ -104,31 +110,36 @@ def test_lock_ends_with_its_process_even_by_sigkill(plain_shop: tuple[Shop, Path
 
 
 @pytest.mark.needs("root")
-def test_backup_is_refused_during_a_restore(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
+def test_backup_is_made_while_a_restore_waits_for_an_answer(plain_shop: tuple[Shop, Path], waiting: Terminal) -> None:
+    """Somebody may have gone for lunch. What the restore waits for is told meanwhile, and that it is suspended."""
     shop, _ = plain_shop
-    before = sorted(shop.backups.glob("*db_backup*"))
     done = shop.run("database_backup.py", "create")
-    assert done.code == 3, done.text
-    assert str(waiting.process.pid) in done.err
-    assert done.out == ""
-    assert sorted(shop.backups.glob("*db_backup*")) == before
+    assert done.code == 0, done.text
+    told = shop.restore("--list")
+    assert "waiting for the confirmation since" in told.err, told.text
+    assert told.report["running"]["pid"] == waiting.process.pid
+    waiting.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: "suspended: fg" in shop.restore("--list").err, "it is suspended")
+    waiting.process.send_signal(signal.SIGCONT)
     waiting.send("n\n")
     assert waiting.wait() == 10
-    assert shop.run("database_backup.py", "create").code == 0
+    assert [path.name for path in shop.db_path.parent.iterdir()] == ["shop.db"]
 
 
 @pytest.mark.needs("strace")
-def test_restore_is_refused_during_a_backup(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
+def test_restore_waits_for_a_backup_to_end(plain_shop: tuple[Shop, Path], tmp_path: Path) -> None:
     shop, backup = plain_shop
+    before = shop.rows()
     slow = strace(tmp_path / "log", [Hit(call, 1, "delay_enter=4s") for call in ("link", "linkat")])
     process = shop.start("database_backup.py", "create", wrapper=slow)
     wait_until(lambda: any(shop.backups.glob(".db_backup_*.tmp")), "the backup is being written")
     done = shop.restore("--force", backup)
     out, err = process.communicate(timeout=60)
-    assert done.ended == (3, "locked"), done.text
-    assert "database_backup.py" in done.error["message"]
+    assert done.code == 0, done.text
+    assert re.search(r"Waiting for \S*python.*database_backup\.py create \(pid \d+\)", done.err)
     assert process.returncode == 0, err
-    assert shop.backup_rows(shop.path / out.strip(), None) == shop.rows()
+    assert shop.backup_rows(shop.path / out.strip(), None) == before
+    assert shop.rows() == shop.backup_rows(backup, None)
 
 
 @pytest.mark.deep

@@ -12,11 +12,9 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support.keys import GpgHome, Keys
 from tests.support.shop import Shop
-from tests.support.terminal import Terminal
+from tests.support.terminal import SHELL, Terminal, interactive_shell
 
 pytestmark = pytest.mark.needs("bash")
-
-PROMPT = r"SHELL\$ "
 
 
 @pytest.fixture
@@ -34,12 +32,7 @@ def backup(plain_shop: Shop, gpg: GpgHome, keys: Keys) -> Path:
 
 @pytest.fixture
 def shell(plain_shop: Shop) -> Iterator[Terminal]:
-    """An interactive bash in the shop's folder, which keeps its history in a file there."""
-    own = {"PS1": "SHELL$ ", "HISTFILE": str(plain_shop.path / "history")}
-    terminal = Terminal(
-        ["bash", "--norc", "--noprofile", "-i"], cwd=plain_shop.path, env={**plain_shop.environment(), **own}
-    )
-    terminal.expect(PROMPT)
+    terminal = interactive_shell(plain_shop.path, plain_shop.environment())
     yield terminal
     terminal.end()
 
@@ -60,7 +53,7 @@ def paste(shell: Terminal, backup: Path, text: str, piece: int = 4096) -> None:
 def leave(shell: Terminal, shop: Shop, pasted: str) -> int:
     """The run's exit code, after a look at what was shown and what the shell keeps."""
     code = int(shell.expect(r"CODE=\d+").removeprefix("CODE="))
-    shell.expect(PROMPT)
+    shell.expect(SHELL)
     time.sleep(0.5)  # for what the shell would still get
     shell.send("exit\r")
     shell.wait()

@@ -6,8 +6,9 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from backuplib.errors import RefusedError
-from backuplib.ram_folder import GPG_HOME_LIMIT, RamFolder, filesystem_type, swap_on_disk
+from backuplib.ram_folder import GPG_HOME_LIMIT, RamFolder, filesystem_type, remove_leftovers, swap_on_disk
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.keys import Keys
 from tests.support.needs import find, require, skip
-from tests.support.shop import Shop
+from tests.support.shop import ROOT, Shop, open_way_to_python
 
 REFUSED = 3
 PREFIX = "restore-backup-"
@@ -57,12 +58,8 @@ def folders_of(pid: int) -> set[str]:
 
 def belongs_to(pid: int, folder: str) -> bool:
     """Whether a child of the process is the one that will clean the folder up; it looks at those of others, too."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if f"\nPPid:\t{pid}\n" in (process / "status").read_text():
-                command = (process / "cmdline").read_bytes()
-                if command.startswith(b"/bin/sh\0") and f"\0{folder}\0".encode() in command:
-                    return True
+    with suppress(OSError):
+        return any(f"\nPPid:\t{pid}\n" in Path(f"/proc/{item}/status").read_text() for item in reapers(folder))
     return False
 
 
@@ -272,6 +269,37 @@ def test_without_its_reaper_the_private_mount_still_goes_with_the_processes(larg
         left.rmdir()
 
 
+@needs_root
+@pytest.mark.parametrize("wrapper", [(), WITHOUT_MOUNTS], ids=["private mount", "without"])
+def test_agent_that_outlives_tool_and_reaper_is_ended_by_the_next_command(
+    shop: Shop, keys: Keys, wrapper: Sequence[str]
+) -> None:
+    backup = shop.create_backup()
+    waiting = ("--verify-only", "--key-stdin", "--passphrase-command", "sleep 20")
+    process = shop.start_restore(backup, *waiting, stdin=keys.rsa.private_b64.encode(), wrapper=wrapper)
+    folder = wait_for_folder(process)
+    while not agent_runs(process.pid, folder):
+        assert process.poll() is None
+        time.sleep(0.01)
+    reaper = next(reapers(folder))
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # neither may see the other's end
+        for pid in (process.pid, reaper):
+            os.kill(pid, number)
+    process.communicate()
+    assert agent_runs(0, folder)
+    assert shop.run("restore_backup.py", "--list").code == 0
+    wait_for_no_traces(folder, 3)
+
+
+def reapers(folder: str) -> Iterator[int]:
+    """The processes that will clean a folder up when its user has ended."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if command.startswith(b"/bin/sh\0") and f"\0reaper\0{folder}\0".encode() in command:
+                yield int(process.name)
+
+
 def in_namespace(namespace: str) -> list[int]:
     """The processes in a mount namespace."""
     found = []
@@ -354,21 +382,30 @@ def test_name_alone_makes_no_ram(without_private_mounts: None, monkeypatch: pyte
     assert not list(pretended.iterdir())
 
 
-@needs_root
-def test_ram_folder_of_the_session_is_preferred(shop: Shop, keys: Keys) -> None:
+@pytest.mark.needs("root", "mount", "setpriv")
+@pytest.mark.parametrize(
+    ("user", "owner", "mode", "used"),
+    [
+        (NOBODY, NOBODY, 0o700, True),
+        (NOBODY, NOBODY, 0o755, False),
+        (NOBODY, 0, 0o777, False),
+        (0, 0, 0o700, False),
+        (0, NOBODY, 0o700, False),
+    ],
+)
+def test_ram_folder_of_the_session_is_used_when_it_is_ours_and_closed(
+    user: int, owner: int, mode: int, *, used: bool
+) -> None:
+    """Never by root, to whom `su` hands that of somebody else on."""
+    open_way_to_python()
+    script = "from backuplib.ram_folder import RamFolder; ram = RamFolder(); print(ram.path); ram.close()"
     with tmpfs(Path(f"/mnt/session-{os.getpid()}")) as session:
-        process = shop.start_restore(
-            shop.create_backup(),
-            "--verify-only",
-            key=keys.rsa,
-            wrapper=WITHOUT_MOUNTS,
-            env={"XDG_RUNTIME_DIR": str(session)},
-        )
-        folder = wait_for_folder(process)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, out + err
-        assert folder.startswith(f"{session}/")
-        assert not list(session.iterdir())
+        os.chown(session, owner, owner)
+        session.chmod(mode)
+        argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", sys.executable, "-c", script]
+        env = {**os.environ, "XDG_RUNTIME_DIR": str(session), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        path = subprocess.run(argv, env=env, stdout=subprocess.PIPE, text=True, check=True, cwd="/").stdout
+    assert path.startswith(f"{session}/" if used else "/dev/shm/")
 
 
 @contextmanager
@@ -440,19 +477,15 @@ def test_database_larger_than_the_ram_folder_is_refused(make_shop: MakeShop, key
     assert shop.snapshot() == before
 
 
-def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_are_not(
-    without_private_mounts: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_are_not(without_private_mounts: None) -> None:
     """After a power loss nothing is left of a RAM folder; after SIGKILL of everything, its folder is."""
     with opened() as living:
         dead = Path(f"/dev/shm/{PREFIX}dead{os.getpid()}")
         dead.mkdir(mode=0o700)
         (dead / "secret").write_text("x")
-        now = time.time() + 11  # one that was just made may not have been locked yet
-        monkeypatch.setattr(time, "time", lambda: now)
-        with opened():
-            assert not dead.exists()
-            assert living.path.exists()
+        remove_leftovers()
+        assert not dead.exists()
+        assert living.path.exists()
 
 
 def test_leftover_of_somebody_else_is_not_removed(without_private_mounts: None) -> None:
@@ -462,8 +495,8 @@ def test_leftover_of_somebody_else_is_not_removed(without_private_mounts: None) 
     target.mkdir()
     link.symlink_to(target)
     try:
-        with opened():
-            assert target.exists()
+        remove_leftovers()
+        assert target.exists()
     finally:
         link.unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)

@@ -1,7 +1,9 @@
 """Every command block of README.md and RUNBOOK.md that can be run is run, word for word; so are the examples.
 
-A block of RUNBOOK.md says above itself in which situation it is run (`<!-- run: … -->`), or why it is not. README.md's
-two set-up commands are CI's own: `.ci/run` starts the tests with one, test_drill.py stands for the other.
+The host is as README.md's first command leaves a Debian: a .venv in the shop's folder, and no `python` on PATH. Here
+all is run as root; test_unprivileged.py runs the same as a user of the group `docker`.
+
+A block of RUNBOOK.md says above itself in which situation it is run (`<!-- run: … -->`), or why it is not.
 """
 
 import os
@@ -9,55 +11,40 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeHost, MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
+from tests.support.documents import blocks_for, readme_blocks, runbook_blocks, ssh_blocks_of_the_readme
 from tests.support.keys import GpgHome, Keys, gpg_home
 from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed, Shop
-from tests.support.ssh import CONFIRM, MENU, Host
+from tests.support.ssh import CONFIRM, MENU, Host, make_venv, run_bash
 from tests.support.terminal import COMPLETION
+from tests.support.units import FOLDER_OF_UNITS, commands_of
 
 SAFETY = "backups/db_backup_20250130_153045"
-NOT_RUN = ("python3 -m venv", "$ python restore_backup.py")
-RUN_ELSEWHERE = {f"ssh -t host '{MENU}'", *COMPLETION.values()}
-"""Blocks of README.md that test_ssh.py and test_completion.py run, on terminals."""
+MENU_BLOCK = f"ssh -t host '{MENU}'\n"
+
+RUN_ELSEWHERE = {
+    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements": ".ci/bare-machine, both of them",
+    MENU_BLOCK: "test_ssh.py, on a terminal",
+    "mkdir ops\n": "test_into_a_bot.py",
+    "cp TOOL/examples/bot/db_backup.py utils/db_backup.py\n": "test_into_a_bot.py",
+    "DB_PASS='it\\'s $9.99": "a setting: test_into_a_bot.py",
+    f"{COMPLETION['bash']}\n": "test_completion.py",
+    f"{COMPLETION['zsh']}\n": "test_completion.py",
+    "prepare, bot up ": "a picture",
+    "init: true\nshm_size:": "lines of a compose file",
+}
+"""Beginnings of the blocks of README.md that are not run here, and where they are."""
 
 
 # --- the blocks ------------------------------------------------------------------------------------------------------
-
-
-def runbook_blocks() -> list[tuple[str, str]]:
-    """Situation and commands of each block in RUNBOOK.md."""
-    text = (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
-    found = re.findall(r"(?:<!-- ([^>]*) -->\n)?```(\w+)\n(.*?)```\n", text, re.DOTALL)
-    assert found
-    for mark, kind, code in found:
-        assert kind == "text" or re.match(r"(not )?run: .", mark), f"say above it how it is to be run:\n{code}"
-    return [(mark.removeprefix("run: "), code) for mark, _, code in found if mark.startswith("run: ")]
-
-
-def readme_blocks() -> list[str]:
-    """The command blocks of README.md, which are indented there."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = [re.sub("^    ", "", block, flags=re.MULTILINE) for block in re.findall(r"\n\n((?:    .*\n)+)", text)]
-    commands = ("$ ", "python", "cat ", "ssh ", "{ ", "eval ", "gpg ", "./")
-    return [block for block in blocks if block.startswith(commands)]
-
-
-def is_run_elsewhere(block: str) -> bool:
-    """Whether other tests run each of its lines, or CI does."""
-    return block.startswith(NOT_RUN) or set(block.strip().splitlines()) <= RUN_ELSEWHERE
-
-
-def blocks_for(situation: str) -> list[str]:
-    return [code for where, code in runbook_blocks() if where == situation]
-
 
 SITUATIONS = (
     "at home",
@@ -68,6 +55,8 @@ SITUATIONS = (
     "raw",
     "raw, unpacked",
     "new machine",
+    "new machine, at home",
+    "copies",
     "keys",
 )
 
@@ -76,40 +65,17 @@ def test_every_situation_is_known() -> None:
     assert {where for where, _ in runbook_blocks()} == set(SITUATIONS)
 
 
+def test_every_block_of_the_readme_is_run_here_or_elsewhere() -> None:
+    others = [block for block in readme_blocks() if block not in README_BLOCKS]
+    ours = [[begin for begin in RUN_ELSEWHERE if block.startswith(begin)] for block in others]
+    assert [block for block, found in zip(others, ours, strict=True) if not found] == []
+    assert {begin for found in ours for begin in found} == set(RUN_ELSEWHERE)
+
+
+README_BLOCKS = [block for block in ssh_blocks_of_the_readme() if block != MENU_BLOCK]
+
+
 # --- where they are run ----------------------------------------------------------------------------------------------
-
-
-def on_host(host: Host, code: str, **env: str) -> Completed:
-    """Type it in the shop's folder on the host, without a terminal."""
-    return run_bash(code, host.shop.path, host.shop.environment({"PATH": path_of(host.folder), **env}))
-
-
-def path_of(folder: Path) -> str:
-    """PATH with the Python of these tests as `python`."""
-    return f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-
-
-def run_bash(code: str, cwd: Path, env: dict[str, str]) -> Completed:
-    done = subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", code],
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=90,
-        check=False,
-        start_new_session=True,
-    )
-    return Completed(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def shm(tmp_path: Path) -> Path:
-    """Stands for /dev/shm in the blocks, where the caller may have files of those names."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -127,14 +93,15 @@ def own_gpg(keys: Keys) -> Iterator[GpgHome]:
 @pytest.mark.deep
 @pytest.mark.parametrize("code", blocks_for("host"))
 def test_block_on_the_host(host: Host, code: str) -> None:
-    done = on_host(host, code)
+    assert host.on_host("command -v python").code
+    done = host.on_host(code)
     assert done.code == 0, done.text
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("code", blocks_for("at home"))
 def test_block_at_home(host: Host, code: str) -> None:
-    shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
+    copy_verify_newest(host)
     before = host.shop.snapshot()
     done = host.type(code)
     assert done.code == 0, done.text
@@ -148,7 +115,7 @@ def test_block_at_home(host: Host, code: str) -> None:
 @pytest.mark.parametrize("code", blocks_for("cut off"))
 def test_block_after_a_restore_was_cut_off(host: Host, code: str) -> None:
     cut_off(host)
-    done = on_host(host, code)
+    done = host.on_host(code)
     assert done.code == 0, done.text
     assert {path.name for path in host.shop.db_path.parent.iterdir()} <= {"shop.db", "shop.db-wal", "shop.db-shm"}
     assert host.is_restored() == ("--recover" in code)
@@ -203,11 +170,12 @@ def test_block_on_a_terminal(host: Host, ssh_terminal: SshTerminal) -> None:
 @pytest.mark.deep
 def test_undo_as_the_report_prints_it_and_as_the_runbook_does(host: Host, terminal: StartTerminal) -> None:
     before = host.shop.rows()
-    env = {"PATH": path_of(host.folder)}
-    done = host.shop.restore(BACKUP, "--force", key=host.key, env=env, as_json=False)
+    done = host.type(README_BLOCKS[0])
     assert done.code == 0, done.text
     found = re.search(
-        r"to undo +(python restore_backup.py (backups/db_backup_\d+_\d+\.db\.gz\.gpg))$", done.out, re.MULTILINE
+        r"to undo +(\.venv/bin/python restore_backup.py (backups/db_backup_\d+_\d+\.db\.gz\.gpg))$",
+        done.out,
+        re.MULTILINE,
     )
     assert found, done.out
     (code,) = blocks_for("terminal on the host")
@@ -235,7 +203,7 @@ def test_block_for_a_raw_safety_backup(make_host: MakeHost, make_shop: MakeShop,
     (raw,) = shop.backups.glob("*.raw.tar.gz.gpg")
     raw.rename(shop.path / f"{SAFETY}.raw.tar.gz.gpg")
     own_gpg.run("--import", stdin=host.key.private_binary)
-    rescued = run_bash(code, host.folder / "away", {**host.away(), "GNUPGHOME": str(own_gpg.path)})
+    rescued = run_bash(code, host.folder / "away", {**host.away(), "GNUPGHOME": str(own_gpg.path)}, 60)
     assert rescued.code == 0, rescued.text
     path = Path(rescued.out.strip())
     try:
@@ -266,7 +234,8 @@ def test_block_for_unpacked_files(shop: Shop) -> None:
     rows = shop.rows()
     shutil.move(shop.db_path, shop.path / "shop.db")
     spoil_customers(shop.path / "shop.db")
-    done = run_bash(code, shop.path, shop.environment({"PATH": path_of(shop.path)}))
+    make_venv(shop.path)
+    done = run_bash(code, shop.path, shop.environment(), 60)
     assert done.code == 0, done.text
     found = shop.rows(shop.path / "rescued.db")
     assert 0 < len(found["customers"]) < len(rows["customers"])
@@ -274,16 +243,21 @@ def test_block_for_unpacked_files(shop: Shop) -> None:
 
 
 @pytest.mark.deep
-def test_block_for_a_new_machine(host: Host, shm: Path) -> None:
-    (code,) = blocks_for("new machine")
+@pytest.mark.needs("rsync")
+def test_blocks_for_a_new_machine(host: Host) -> None:
+    """From the copies that the line in the crontab made, to the database."""
     rows = host.shop.backup_rows(host.shop.path / BACKUP, host.key)
-    shutil.rmtree(host.shop.db_path.parent)
-    (shm / "key.b64").write_text(host.key.private_b64)
-    (shm / "passphrase").write_text(f"{host.key.passphrase}\n")
-    done = on_host(host, code.replace("/dev/shm", str(shm)))
-    assert done.code == 0, done.text
+    (copy,), (fetch, restore), (look,) = map(blocks_for, ("copies", "new machine, at home", "new machine"))
+    env = {**host.away(), "HOME": str(host.folder / "home")}
+    copied = run_bash(copy.replace("/var/backups/shopbot", str(host.shop.backups)), host.folder / "away", env, 60)
+    assert copied.code == 0, copied.text
+    shutil.move(host.shop.path / ".env", host.folder / "away/.env")
+    for folder in (host.shop.backups, host.shop.db_path.parent):
+        shutil.rmtree(folder)
+    for done in (host.type(f"set -e\n{fetch}"), host.on_host(look), host.type(restore)):
+        assert done.code == 0, done.text
     assert host.shop.rows() == rows
-    assert list(shm.iterdir()) == []
+    assert (host.shop.path / ".env").stat().st_mode & 0o777 == (host.folder / "away/.env").stat().st_mode & 0o777
 
 
 def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg: GpgHome, tmp_path: Path) -> None:
@@ -291,7 +265,7 @@ def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg
     (code,) = blocks_for("keys")
     away = tmp_path / "keys"
     away.mkdir()
-    done = run_bash(code, away, {**os.environ, "GNUPGHOME": str(own_gpg.path)})
+    done = run_bash(f"set -e\n{code}", away, {**os.environ, "GNUPGHOME": str(own_gpg.path)}, 60)
     assert done.code == 0, done.text
     shop = make_shop("sqlcipher", DB_PASS=DB_PASS, PGP_PUBLIC_KEY_BASE64=(away / "public.b64").read_text())
     rows, backup = shop.rows(), shop.create_backup()
@@ -308,49 +282,113 @@ def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("code", [block for block in readme_blocks() if not is_run_elsewhere(block)])
+@pytest.mark.parametrize("code", README_BLOCKS)
 def test_block_of_the_readme(host: Host, code: str) -> None:
-    code = code.replace("/run/secrets/passphrase", str(host.folder / "away/passphrase"))
-    done = host.type(code) if "ssh host" in code else on_host(host, code)
-    if "--force" in code or "restore_backup.py backups/" not in code:
-        assert done.code == 0, done.text
-    else:  # it asks, which takes a terminal
-        assert done.code == 3, done.text
-        assert "--force" in done.text
+    """The first one is that of "The bad night"."""
+    done = host.type(code.replace("/run/secrets/passphrase", str(host.folder / "away/passphrase")))
+    assert done.code == 0, done.text
+    assert host.is_restored() == ("--force" in code)
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
+def copy_verify_newest(host: Host) -> None:
+    """The script at home, and on the host a backup that was just made by its name; its file is the oldest."""
+    shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
+    newest = copy_of_backup(host, datetime.now().astimezone())
+    os.utime(newest, (0, 0))
+
+
+def copy_of_backup(host: Host, made: datetime, kind: str = "") -> Path:
+    """The host's backup under the name of another moment, with its checksum."""
+    backup = host.shop.path / BACKUP
+    copy = backup.with_name(f"db_backup_{made:%Y%m%d_%H%M%S}.db.gz.gpg")
+    shutil.copy(backup, copy)
+    checksum = Path(f"{backup}.sha256").read_text().replace(backup.name, copy.name)
+    Path(f"{copy}.sha256").write_text(f"# kind: {kind}\n{checksum}" if kind else checksum)
+    return copy
+
+
+def verify_newest(host: Host, arguments: str = "host shopbot", **env: str) -> Completed:
+    """The script, as the operator's crontab calls it."""
+    settings = " ".join(f"{name}={value}" for name, value in env.items())
+    return host.type(
+        f"{settings} KEY_COMMAND='cat key.b64' PASSPHRASE_COMMAND='cat passphrase' ./verify-newest.sh {arguments}"
+    )
+
+
 @pytest.mark.deep
 def test_newest_backup_that_cannot_be_restored_is_told(host: Host) -> None:
-    shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
-    newest = host.shop.backups / "db_backup_20250131_120000.db.gz.gpg"
-    newest.write_bytes((host.shop.path / BACKUP).read_bytes()[:-100])
-    done = host.type("KEY_COMMAND='cat key.b64' PASSPHRASE_COMMAND='cat passphrase' ./verify-newest.sh host shopbot")
-    assert done.code == 4, done.text
-    assert "Nothing was touched" in done.out
+    copy_verify_newest(host)
+    newest = copy_of_backup(host, datetime.now().astimezone() + timedelta(seconds=5))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    os.utime(newest, (0, 0))
+    done = verify_newest(host)
+    assert done.code == 3, done.text
+    assert newest.name in done.out
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("unit", ["shopbot-backup.service", "shopbot-drill.service"])
-def test_commands_of_the_units_run(host: Host, unit: str) -> None:
-    text = (ROOT / "examples" / unit).read_text()
-    commands = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
-    assert commands
-    assert (ROOT / "examples" / unit.replace(".service", ".timer")).is_file()
-    for command in commands:
-        done = on_host(host, command.replace("/srv/shopbot/ops/.venv/bin/python", sys.executable))
+def test_newest_backup_is_told_when_it_is_too_old_or_there_is_none(host: Host) -> None:
+    """A safety backup is none that a schedule made: it does not hide that the schedule stands still."""
+    copy_verify_newest(host)
+    for path in host.shop.backups.glob("db_backup_2*"):
+        if BACKUP not in str(path):
+            path.unlink()
+    copy_of_backup(host, datetime.now().astimezone(), kind="before a restore")
+    made = datetime.now().astimezone() - timedelta(hours=27, minutes=30)
+    old = copy_of_backup(host, made)
+    (host.folder / "away/passphrase").write_text(str(host.key.passphrase))  # as password stores print it
+    done = verify_newest(host)
+    assert done.code == 1, done.text
+    assert old.name in done.out
+    assert "27 hours" in done.out
+    assert verify_newest(host, BACKUP_MAX_AGE_HOURS="28").text == ""
+    done = verify_newest(host, "host shopbot elsewhere")
+    assert done.code == 1, done.text
+    assert "no backup in elsewhere" in done.out
+    host.shop.backups.rename(host.shop.path / "elsewhere")
+    host.shop.write_env(DB_BACKUP_PATH="elsewhere")
+    assert verify_newest(host, BACKUP_MAX_AGE_HOURS="28").text == ""
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_units_are_understood_by_systemd(tmp_path: Path) -> None:
+    units = [*(ROOT / "examples").glob("*.service"), *(ROOT / "examples").glob("*.timer")]
+    assert len(units) == 7
+    for unit in units:
+        text = unit.read_text().replace(f"{FOLDER_OF_UNITS}/.venv/bin/python", "/usr/bin/env")
+        (tmp_path / unit.name).write_text(text.replace(FOLDER_OF_UNITS, str(tmp_path)))
+    argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.deep
+def test_commands_of_the_units_run(host: Host) -> None:
+    """The drill is the RUNBOOK's; test_services_recovery.py runs those at boot."""
+    folder = str(host.shop.path)
+    for command in commands_of("shopbot-backup.service"):
+        done = host.on_host(command.replace(FOLDER_OF_UNITS, folder))
         assert done.code == 0, done.text
+    (drill,) = commands_of("shopbot-drill.service")
+    assert f"{drill.removeprefix(FOLDER_OF_UNITS + '/')}\n" in blocks_for("host")
 
 
 @pytest.mark.deep
 def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
-    lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", (ROOT / "examples/crontab").read_text(), re.MULTILINE)
-    assert len(lines) == 3
+    text = (ROOT / "examples/crontab").read_text()
+    lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", text, re.MULTILINE)
+    backup, drill, copy, verify = lines
+    assert f"{copy}\n" in blocks_for("copies")
     with closing(host.shop.connect()) as connection:
         connection.execute("DELETE FROM items")  # those of orders that are gone would be told
-    for line in lines[:2]:
-        code = line.replace("/srv/shopbot/ops", str(host.shop.path)).replace(".venv/bin/python", sys.executable)
-        done = on_host(host, code)
-        assert (done.code, done.text) == (0, "") or "not encrypted" in done.text
+    for line in (backup, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
+        done = host.on_host(line.replace(FOLDER_OF_UNITS, str(host.shop.path)))
+        assert (done.code, done.text) == (0, "")
+    shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
+    program, arguments = verify.split(maxsplit=1)
+    assert Path(program).name == "verify-newest.sh"
+    done = verify_newest(host, arguments.replace("/ops", "").replace("/var/backups/shopbot", "backups"))
+    assert (done.code, done.text) == (0, "")

@@ -12,7 +12,7 @@ from tests.conftest import MakeShop, StartTerminal
 from tests.support.shop import ROOT, Shop
 from tests.support.terminal import Terminal
 
-CONFIRM = r"Warning: This will restore over production database\. Continue\? \[y/N\] "
+CONFIRM = r"Warning: This will restore over the configured database\. Continue\? \[y/N\] "
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -122,7 +122,8 @@ def test_compose_files_as_they_are_shipped(
 ) -> None:
     image, file = import_stand_in(), Environment[environment].value
     settings = {"RUNTIME_ENVIRONMENT": environment, "BOT_IMAGE": image, "REDIS_IMAGE": image}
-    shop = make_bot_shop(mode, compose, Bot(file=file), **settings)
+    project = f"another-{uuid.uuid4().hex[:10]}"  # two folders of one name share one without
+    shop = make_bot_shop(mode, compose, Bot(file=file), **settings, COMPOSE_PROJECT_NAME=project)
     shutil.copyfile(ROOT / file, shop.compose_file)
     expected, backup = shop.rows(), shop.create_backup()
     shop.change_data()
@@ -130,6 +131,7 @@ def test_compose_files_as_they_are_shipped(
     shop.wait_health("healthy")
     before, described = shop.states(), shop.inspect()
     assert described
+    assert described["Config"]["Labels"][PROJECT_LABEL] == project
     assert {mount["Destination"] for mount in described["Mounts"]} >= {"/app/data", "/app/backups"}
     assert shop.passphrase is None or f"DB_PASS={shop.passphrase}" in described["Config"]["Env"]
     done = shop.restore(backup, "--force", key=keys.rsa)

@@ -40,6 +40,7 @@ from tests.support.scene import (
 from tests.support.shop import Completed, Rows, filled_pipe
 from tests.support.strace import KILL as KILL_SIGNAL
 from tests.support.strace import Hit, random_hits, spread, strace
+from tests.support.units import FOLDER_OF_UNITS, commands_of
 
 pytestmark = pytest.mark.docker
 
@@ -264,9 +265,11 @@ def test_recovery_that_does_not_touch_docker_names_what_was_stopped(
     restore_killed(scene, **KILL_POINTS["after the stop"])
     done = scene.shop.restore("--recover", "--no-restart")
     check_code(done, 0)
+    assert done.report["outcome"] == "services pending"
     assert any(f"{scene.shop.project}-bot-1" in text for text in done.report["warnings"])
+    assert re.search(r"To finish, with the services: .*restore_backup.py --recover$", done.err, re.MULTILINE)
     assert not scene.shop.state().running
-    scene.shop.up("bot")
+    recover(scene)
     check_whole(scene, new=False)
 
 
@@ -351,6 +354,52 @@ def test_reboot_in_the_middle_loses_nothing(
     recover(scene)
     check_whole(scene, new=point == "before the start")
     assert set(written) <= set(scene.shop.rows_in_place()["bot_log"])
+
+
+BOOTS = {
+    "before the start": (KILL_POINTS, Bot(health=True, restart="unless-stopped"), True),
+    "after the rollback's stop": (ROLLBACK_KILL_POINTS, Bot(health=True, healthy_if=LIVE_ROW), False),
+}
+"""Where the power fails; the bot, which the engine starts at boot or not; whether the new database is live at last."""
+
+
+@pytest.mark.usefixtures("docker")
+@pytest.mark.parametrize("point", BOOTS)
+@ONE_COMPOSE
+def test_units_recover_at_boot_before_the_bot_starts(
+    engine: Engine, prepare: Prepare, mode: str, compose: Compose, point: str
+) -> None:
+    """The files before the engine starts, which is when it starts the bot; the services, and the end of it, after."""
+    points, bot, new = BOOTS[point]
+    scene = prepare(mode, compose, bot)
+    shop = scene.shop
+    restore_killed(scene, **points[point])
+    engine.stop()
+    at_boot(shop, "shopbot-recover-files.service")
+    assert is_old(scene) != new
+    engine.start()
+    if bot.restart == "always":
+        wait_until(lambda: shop.state().running, "the engine has started the bot again")
+        shop.wait_rows()
+    else:
+        assert not shop.state().running
+    written = shop.rows_in_place().get("bot_log", [])
+    at_boot(shop, "shopbot-recover.service")
+    check_whole(scene, new=new)
+    assert set(written) <= set(shop.rows_in_place()["bot_log"])
+    assert shop.state().health == "healthy"
+    again = shop.restore("--recover")
+    check_code(again, 0)
+    assert "Nothing to recover" in again.text
+
+
+def at_boot(shop: BotShop, unit: str) -> None:
+    """What systemd runs for a unit of the examples."""
+    for command in commands_of(unit):
+        program, script, *options = command.replace(FOLDER_OF_UNITS, str(shop.path)).split()
+        assert program == f"{shop.path}/.venv/bin/python"
+        done = shop.run(script, *options)
+        assert done.code == 0, done.text
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

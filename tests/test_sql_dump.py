@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import os
-import re
 import resource
 import sqlite3
 import subprocess
@@ -479,17 +478,25 @@ def test_a_dump_without_tables_is_refused(empty: Any) -> None:
 
 @pytest.mark.parametrize("good_rows", [0, 1, 700])
 @pytest.mark.parametrize(
-    "bad", ["INSERT INTO t VALUES(1, 2, '{}');", "INSERT INTO t VALUES('{}', 7;", "INSERT INTO t '{}' x;"]
+    ("bad", "why"),
+    [
+        ("INSERT INTO t VALUES(1, 2, 'SECRET');", "table t has 2 columns but 3 values were supplied"),
+        ("INSERT INTO t VALUES('SECRET', 7;", "incomplete input"),
+        ("INSERT INTO t 'SECRET' x;", "syntax error"),
+        ("INSERT INTO t VALUES('a' 'SECRET', 'x' y);", "syntax error"),
+        ("INSERT INTO t VALUES(1, SECRET);", "no such column"),
+        ("INSERT INTO t VALUES('SECRET', substr());", "wrong number of arguments to function substr()"),
+        ("INSERT INTO t VALUES('SECRET', load_extension('SECRET'));", "must not use the function load_extension"),
+    ],
 )
-def test_an_error_names_line_statement_and_80_characters_and_no_more(bad: str, good_rows: int, empty: Any) -> None:
-    sql = bad.format("p" * 70 + "SECRET" * 30)
+def test_an_error_names_line_statement_and_table_and_no_value(bad: str, why: str, good_rows: int, empty: Any) -> None:
     good = "INSERT INTO t VALUES('two\nlines', 0.5);\n" * good_rows
     with pytest.raises(UnusableDumpError) as refused:
-        load(f"BEGIN;\n\nCREATE TABLE t(a,\n b);\n{good}{sql}\n{good}COMMIT;", empty)
+        load(f"BEGIN;\n\nCREATE TABLE t(a,\n b);\n{good}{bad}\n{good}COMMIT;", empty)
     assert (refused.value.line, refused.value.statement) == (5 + 2 * good_rows, 3 + good_rows)
-    assert f"line {5 + 2 * good_rows}, statement {3 + good_rows}: " in str(refused.value)
-    assert str(refused.value).endswith(": " + sql[:80])
-    assert len(re.findall("SECRET", str(refused.value))) == sql[:80].count("SECRET")
+    at = f"SQL dump, line {5 + 2 * good_rows}, statement {3 + good_rows} (INSERT INTO t…): "
+    assert str(refused.value).startswith(at + why)
+    assert "SECRET" not in str(refused.value)
     assert refused.value.__suppress_context__
 
 

@@ -1,6 +1,7 @@
 """Over real SSH: Debian's sshd on a loopback port, and its client. The commands are the README's, word for word."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.deep
 WITH_COMMAND = f"""cat key.b64 | ssh host '{RESTORE} --key-stdin --force --passphrase-command "cat {{passphrase}}"'"""
 
 WITH_DESCRIPTOR = f"""\
-{{ cat passphrase; cat key.b64; }} | ssh host 'IFS= read -r p && {RESTORE} \
+{{ cat passphrase; echo; cat key.b64; }} | ssh host 'IFS= read -r p && {RESTORE} \
     --key-stdin --force --passphrase-fd 3 3< <(printf "%s\\n" "$p")'"""
 
 
@@ -96,7 +97,7 @@ def test_without_a_terminal_it_is_refused_with_all_options_named(
 
 
 def test_without_a_terminal_and_without_a_file_it_is_refused(host: Host) -> None:
-    done = host.type("ssh host 'cd shopbot && python restore_backup.py --json'")
+    done = host.type(f"ssh host '{MENU} --json'")
     assert done.ended == (3, "no-terminal"), done.text
     assert "--list" in done.error["hint"]
 
@@ -143,7 +144,9 @@ def test_lost_at_the_confirmation_nothing_is_touched(host: Host, ssh_terminal: S
     client = start_with_terminal(host, ssh_terminal)
     client.expect(CONFIRM)
     lose(client)
-    assert "SIGHUP" in host.ended()
+    ended = host.ended()
+    assert "SIGHUP" in ended
+    assert "last restore" not in ended  # none has touched anything
     assert host.shop.snapshot() == before
 
 
@@ -172,7 +175,7 @@ def test_lost_during_the_switch_it_ends_by_itself(host: Host, ssh_terminal: SshT
     journal = host.shop.db_path.with_name("shop.db.restore-state.json")
     wait_until(journal.exists, "the switch has begun", 60)
     lose(client)
-    assert "restored" in host.ended()
+    assert re.search(r"^last restore: .*, restored$", host.ended(), re.MULTILINE)
     assert host.is_restored()
     assert "Database restored successfully" in host.log()
 
@@ -192,7 +195,7 @@ def test_without_a_terminal_a_lost_connection_does_not_end_it(host: Host) -> Non
     with client:
         wait_for_slow(host)
         os.killpg(client.pid, signal.SIGKILL)
-    assert "restored" in host.ended()
+    assert re.search(r"^last restore: .*, restored$", host.ended(), re.MULTILINE)
     assert host.is_restored()
 
 
@@ -213,7 +216,7 @@ def test_lost_while_the_bot_is_stopped_the_bot_runs_afterwards(
     client.send("y\n")
     client.expect("Stopping Docker containers")
     lose(client)
-    assert "restored" in host.ended()
+    assert re.search(r"^last restore: .*, restored$", host.ended(), re.MULTILINE)
     assert shop.state().running
     assert shop.state("redis").running
     assert len(shop.rows_in_place()["orders"]) == 300

@@ -1,23 +1,32 @@
-"""A user without any rights runs everything on files of its own: what works, works; what needs root is said."""
+"""A user without any rights runs everything on files of its own: what works, works; what needs root is said.
+
+So does the shop's user of RUNBOOK.md: in the group `docker`, the owner of data and backups, which the bot runs as, too.
+"""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ONE_MODE, MakeShop
-from tests.support.containers import wait_until
+from tests.conftest import ONE_MODE, MakeBotShop, MakeHost, MakeShop
+from tests.support.containers import Bot, BotShop, Compose, wait_until
+from tests.support.documents import blocks_for, ssh_blocks_of_the_readme
 from tests.support.keys import Key, Keys, with_system_settings
-from tests.support.shop import Completed, Shop, open_way_to_python
+from tests.support.needs import skip
+from tests.support.shop import ROOT, Completed, Shop, open_way_to_python
+from tests.support.ssh import Host
 
 UID = 50000 + os.getpid() % 10000
 """Of nobody: no name, no home, no group that has files; and no other test process has it."""
@@ -121,14 +130,39 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
 
 
 @ONE_MODE
-def test_log_that_cannot_be_read_is_said(user_shop: Shop) -> None:
+def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys: Keys) -> None:
+    """Backups, the safety backup among them, each with its checksum, and the logs: the user works with all of them."""
+    backup = user_shop.create_backup()
+    user_shop.change_data()
+    changed = user_shop.rows()
+    done = user_shop.restore(backup, "--force", key=keys.rsa)
+    assert done.code == 0, done.text
+    safety = Path(done.report["safety_backup"])
+    made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
+    ours = {"restore.log", "last-restore.json"}
+    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")} | ours
+    assert {(of.st_uid, of.st_gid, oct(of.st_mode & 0o7777)) for of in made.values()} == {(UID, UID, "0o600")}
+    undone = restore(user_shop, safety, "--force", key=keys.rsa)
+    assert undone.code == 0, undone.text
+    assert user_shop.rows() == changed
+
+
+@ONE_MODE
+def test_how_the_last_restore_ended_is_told_to_the_owner_of_the_backups_or_said_to_be_unknown(
+    user_shop: Shop, keys: Keys
+) -> None:
     """Root restored; somebody else asks how it ended."""
-    backup_of(user_shop)
+    backup = backup_of(user_shop)
     assert "last restore" not in restore(user_shop, "--list").text
-    assert user_shop.restore("--recover").code == 0
+    assert user_shop.restore("--force", backup, key=keys.rsa).code == 0
+    listed = restore(user_shop, "--list")
+    assert listed.report["last_restore"]["live"] == "new", listed.text
+    record = user_shop.backups / "last-restore.json"
+    os.chown(record, 0, 0)
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
-    assert f"last restore: not known, {user_shop.backups}/restore.log: Permission denied" in listed.err
+    assert listed.report["last_restore"] is None
+    assert f"last restore: not known, {record}: Permission denied" in listed.err
 
 
 @ONE_MODE
@@ -181,7 +215,7 @@ def test_wrong_passphrase_and_damage_are_refused_the_same_way(user_shop: Shop, k
 def test_checksum_that_cannot_be_read_is_refused(user_shop: Shop, keys: Keys) -> None:
     """Root made the backup and handed over the backup alone."""
     backup = user_shop.create_backup()
-    os.chown(backup, UID, UID)
+    os.chown(f"{backup}.sha256", 0, 0)
     before = user_shop.snapshot()
     done = restore(user_shop, backup, "--force", key=keys.rsa)
     assert done.ended == (3, "checksum-unreadable"), done.text
@@ -267,3 +301,81 @@ def test_small_limit_of_locked_memory_does_no_harm(user_shop: Shop, keys: Keys) 
         wrapper = ["prlimit", f"--memlock={limit}:{limit}", *AS_USER]
         done = user_shop.restore(backup, "--verify-only", "--allow-swap", key=keys.rsa, wrapper=wrapper)
         assert done.code == 0, f"{limit}: {done.text}"
+
+
+# --- the shop's user, with a bot -------------------------------------------------------------------------------------
+
+
+@dataclass
+class UsersHost:
+    """A host whose logins become the shop's user; the bot runs as that user, too."""
+
+    host: Host
+    shop: BotShop
+
+
+@pytest.fixture
+def users_host(make_bot_shop: MakeBotShop, compose: Compose, make_host: MakeHost) -> UsersHost:
+    """Its bot is up; the key's passphrase is in a file of the user's, too."""
+    socket = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")).stat()
+    if socket.st_mode & 0o060 != 0o060:
+        skip("a socket of Docker that its group may use")
+    shop = make_bot_shop("sqlite", compose, Bot(health=True))
+    shop.change_services(bot={"user": f"{UID}:{UID}"})
+    host = make_host(shop)
+    shutil.copy(host.folder / "away/passphrase", host.folder / "home")
+    for path in (shop.path, *shop.path.rglob("*"), host.folder / "home", host.folder / "home/passphrase"):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", f"--groups={socket.st_gid}", "--no-new-privs"]
+    host.log_in_as(*with_reachable_python(host.folder / "reachable"), *user)
+    shop.up()
+    shop.wait_rows()
+    shop.wait_health("healthy")
+    return UsersHost(host, shop)
+
+
+def with_reachable_python(folder: Path) -> list[str]:
+    """The beginning of a command that finds the Python of the tests, which may be in a folder closed to others."""
+    script = []
+    needed = [Path(sys.base_prefix), Path(sysconfig.get_paths()["purelib"])]
+    closed = [next((top for top in reversed(path.parents) if not top.stat().st_mode & 0o001), None) for path in needed]
+    for top in filter(None, dict.fromkeys(closed)):
+        for path in [path for path in needed if path.is_relative_to(top)]:
+            place = folder / top.name / path.relative_to(top)
+            place.mkdir(parents=True)
+            script.append(shlex.join(["mount", "--bind", str(path), str(place)]))
+        script.append(shlex.join(["mount", "--rbind", str(folder / top.name), str(top)]))
+    return ["unshare", "--mount", "sh", "-ec", "\n".join([*script, 'exec "$@"']), "sh"]
+
+
+def accept_swap(code: str) -> str:
+    """Swap of this machine is not the matter here."""
+    return re.sub(r"(restore_backup\.py) (?=backups/|\"\$newest)", r"\1 --allow-swap ", code)
+
+
+@pytest.mark.docker
+@pytest.mark.needs("mount")
+@pytest.mark.parametrize("compose", ["v2"], indirect=True)
+def test_blocks_of_the_documents_as_the_user_of_the_shop(users_host: UsersHost) -> None:
+    """Word for word; the bot goes on, on what was restored."""
+    host, shop = users_host.host, users_host.shop
+    assert host.on_host("id -u").out.strip() == str(UID)
+    assert host.on_host("command -v python").code
+    assert host.on_host(".venv/bin/python database_backup.py create").code == 0
+    script = host.folder / "away/verify-newest.sh"
+    script.write_text(accept_swap((ROOT / "examples/verify-newest.sh").read_text()))
+    script.chmod(0o755)
+    for block in dict.fromkeys([*ssh_blocks_of_the_readme(), *blocks_for("at home"), *blocks_for("host")]):
+        if "ssh -t" in block:  # test_ssh.py, on a terminal
+            continue
+        code = accept_swap(block).replace("/run/secrets/passphrase", str(host.folder / "home/passphrase"))
+        began = shop.state().started_at
+        done = host.on_host(code) if block in blocks_for("host") else host.type(code)
+        assert done.code == 0, f"{block}\n{done.text}"
+        assert shop.state().running
+        assert (shop.state().started_at > began) == ("--force" in block)
+        if "--force" in block:
+            assert len(shop.rows_in_place()["orders"]) == 300
+            assert shop.db_path.stat().st_uid == UID
+            with closing(shop.connect()) as connection:
+                connection.execute("DELETE FROM orders WHERE id % 7 = 0")

@@ -69,7 +69,9 @@ class DatabaseBackup:
     def restore_backup(self, backup_path: Path | str, target_path: str | None = None) -> bool:  # noqa: ARG002
         """Return False and log what to do: a restore stops the bot, so it is run on the host."""
         name = Path(backup_path).name
-        logger.error("Nothing was restored. On the host run: python ops/restore_backup.py backups/%s", name)
+        logger.error(
+            "Nothing was restored. On the host run: ops/.venv/bin/python ops/restore_backup.py backups/%s", name
+        )
         return False
 
     def _run(self, command: str, *arguments: str, **settings: str) -> str | None:

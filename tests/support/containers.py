@@ -190,14 +190,14 @@ class BotShop(Shop):
 
     @property
     def project(self) -> str:
-        return self.bot.project or self.path.name
+        return self.bot.project or self.settings.get("COMPOSE_PROJECT_NAME") or self.path.name
 
     def write_compose_file(self) -> None:
         """The compose file and the bot's orders; also after `bot` was changed."""
         control = self.path / "ctl"
         control.mkdir(exist_ok=True)
         # As of this start: a container that is started again keeps its files.
-        self.set_health('test "$(cat /healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
+        self.set_health('test "$(cat /dev/shm/healthy)" = "$(cut -d" " -f22 /proc/1/stat)"')
         orders = {
             "role": "bot",
             "db": f"/app/data/{self.db_path.name}",

@@ -129,6 +129,7 @@ class Shop:
         merged: dict[str, str | None] = {**self.settings, **settings}
         self.settings = {name: value for name, value in merged.items() if value is not None}
         lines = [f"{name}={quote_for_env(value)}\n" for name, value in self.settings.items()]
+        (self.path / ".env").touch(mode=0o600)
         (self.path / ".env").write_text("".join(lines), encoding="utf-8")
 
     # --- the database ---

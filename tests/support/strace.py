@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from backuplib.outcome import LastRestore
 from tests.support.keys import Key
 from tests.support.needs import require
 from tests.support.shop import SIDECARS, Completed, Rows, Shop
@@ -226,10 +227,15 @@ class Stage:
         return which
 
     def backup_leftovers(self) -> list[str]:
-        """What lies in the backup folder and is neither a whole backup, its checksum, nor the log."""
+        """What lies in the backup folder that is no backup, no checksum of one, no log and not the last outcome."""
         names = {path.name for path in self.shop.backups.iterdir()}
         whole = {name for name in names if re.fullmatch(r"db_backup_\d{8}_\d{6}\.(db|raw\.tar)\.gz(\.gpg)?", name)}
-        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log"})
+        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log", "last-restore.json"})
+
+    def notes(self, outcome: str) -> bool:
+        """Whether what is written down of the last restore, if anything is, says that this one is live."""
+        last = LastRestore.of(self.shop.db_path, self.shop.backups)
+        return last is None or last.live_now() == outcome
 
     def keeps_old(self) -> bool:
         """Whether the old rows are in a safety backup (which is not encrypted here)."""

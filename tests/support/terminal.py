@@ -20,6 +20,21 @@ COMPLETION = {
 """README.md's commands that set up completion in a shell."""
 
 
+PASTE, PASSPHRASE = "Paste the private key", r"🔑 Passphrase[^\n]*: "
+"""The secret prompts."""
+
+SHELL = r"SHELL\$ "
+"""The prompt of an interactive shell."""
+
+
+def interactive_shell(folder: Path, env: Mapping[str, str]) -> "Terminal":
+    """An interactive bash in a folder, which keeps its history in a file there."""
+    own = {"PS1": "SHELL$ ", "HISTFILE": str(folder / "history")}
+    terminal = Terminal(["bash", "--norc", "--noprofile", "-i"], cwd=folder, env={**env, **own})
+    terminal.expect(SHELL)
+    return terminal
+
+
 class Terminal:
     """One program on its own terminal. `output` is all that it has shown so far."""
 
@@ -31,10 +46,14 @@ class Terminal:
         env: Mapping[str, str],
         stdin: int | None = None,
         pass_fds: Sequence[int] = (),
+        size: tuple[int, int] = (50, 200),
     ) -> None:
-        """`stdin`: another descriptor than the terminal, such as a pipe; the caller closes its copy."""
+        """`stdin`: another descriptor than the terminal, such as a pipe; the caller closes its copy.
+
+        `size`: lines and columns.
+        """
         self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self._seen = 0
         self._bytes = b""
         # A session leader gets the terminal that it opens as its controlling one: the shell does, then is replaced.
@@ -110,3 +129,16 @@ class Terminal:
             return False
         self._bytes += data
         return bool(data)
+
+
+def echoes(terminal: Terminal) -> bool:
+    """Whether it shows what is typed."""
+    return bool(termios.tcgetattr(terminal.master)[3] & termios.ECHO)
+
+
+def wait_for_quiet(terminal: Terminal) -> None:
+    """Wait until what is typed is not shown: a prompt may be seen before that is switched."""
+    deadline = time.monotonic() + 5
+    while echoes(terminal):
+        assert time.monotonic() < deadline, terminal.output
+        time.sleep(0.01)

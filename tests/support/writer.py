@@ -67,7 +67,9 @@ def run_bot(config: dict[str, Any]) -> None:
         sys.exit(f"bot: the database is not the one I need \033[31m, opened with {config['passphrase']}")
     connection.execute("CREATE TABLE IF NOT EXISTS bot_log (id INTEGER PRIMARY KEY, at REAL, note TEXT)")
     if not config.get("healthy_if") or has_row(connection, config["healthy_if"]):
-        Path("/healthy").write_text(Path("/proc/1/stat").read_text().split()[21])  # when the container was started
+        Path("/dev/shm/healthy").write_text(
+            Path("/proc/1/stat").read_text().split()[21]
+        )  # when the container was started
     while not stopping:
         connection.execute("INSERT INTO bot_log (at, note) VALUES (?, ?)", (time.time(), config.get("note", "tick")))
         time.sleep(config.get("interval", 0.005))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from backuplib.console import Console, Report
-from backuplib.processes import Signals
+from backuplib.processes import BACKGROUND, ENDING, KEYBOARD, Signals
 from tests.support.inspected import FakeDocker
 
-TAKEN_OVER = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+TAKEN_OVER = {*ENDING, *KEYBOARD, *BACKGROUND, signal.SIGCONT}
 
 
 @pytest.fixture

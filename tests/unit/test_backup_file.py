@@ -3,18 +3,24 @@
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from backuplib.backup_file import (
     BACKUP_NAME,
+    BEFORE_A_RESTORE,
     BackupFile,
     BackupInfo,
     backup_time,
     checksum_path,
+    checksum_text,
     outer_layer,
     recorded_checksum,
 )
@@ -105,17 +111,125 @@ def test_names_of_other_files(name: str) -> None:
     assert not BACKUP_NAME.fullmatch(name)
 
 
-def test_time_is_what_the_name_says(tmp_path: Path) -> None:
-    made = backup_time(tmp_path / NAME)  # it need not be there
-    assert f"{made:%Y%m%d_%H%M%S}" == "20250130_120000"
-    assert made.tzinfo is not None
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """in_zone("Europe/Berlin"): from now on this machine is there."""
+
+    def move(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
 
 
-@pytest.mark.parametrize("name", ["copy.db.gz", "db_backup_20251332_256199.db.gz"])
+def file_of(folder: Path, name: str, written: datetime) -> Path:
+    """A file of that name, written then."""
+    path = folder / name
+    path.touch()
+    os.utime(path, (written.timestamp(),) * 2)
+    return path
+
+
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns")
+
+
+@pytest.mark.parametrize("maker", [*ZONES, "Pacific/Kiritimati", "Etc/GMT+12"])
+@pytest.mark.parametrize("month", [1, 7])
+@pytest.mark.parametrize("seconds", [-20, 0, 90], ids=["the check took a while", "at once", "writing took a while"])
+def test_name_is_in_the_zone_that_the_time_of_its_file_tells(
+    tmp_path: Path, in_zone: Callable[[str], None], maker: str, month: int, seconds: int
+) -> None:
+    made = datetime(2025, month, 30, 12, 0, 17, tzinfo=UTC)
+    name = f"db_backup_{made.astimezone(ZoneInfo(maker)):%Y%m%d_%H%M%S}.db.gz.gpg"
+    path = file_of(tmp_path, name, made + timedelta(seconds=seconds))
+    for reader in ZONES:
+        in_zone(reader)
+        assert backup_time(path) == made
+        assert backup_time(path).utcoffset() == made.astimezone(ZoneInfo(reader)).utcoffset()
+
+
+@pytest.mark.parametrize("hour", [0, 1], ids=["in summer time", "in winter time"])
+def test_hour_that_comes_twice_is_told_by_the_time_of_its_file(
+    tmp_path: Path, in_zone: Callable[[str], None], hour: int
+) -> None:
+    in_zone("Europe/Berlin")
+    made = datetime(2025, 10, 26, hour, 30, tzinfo=UTC)  # both are 02:30 there
+    assert backup_time(file_of(tmp_path, "db_backup_20251026_023000.db.gz", made)) == made
+
+
+def test_name_of_a_copy_counts_as_one_of_this_machine(tmp_path: Path, in_zone: Callable[[str], None]) -> None:
+    """Copied at 15:07:30: no zone has its name at that time."""
+    in_zone("Europe/Berlin")
+    copy = file_of(tmp_path, NAME, datetime(2025, 1, 30, 14, 7, 30, tzinfo=UTC))
+    assert backup_time(copy) == datetime(2025, 1, 30, 11, tzinfo=UTC)
+    os.utime(copy, (0, 0))
+    assert backup_time(copy) == datetime(2025, 1, 30, 11, tzinfo=UTC)
+
+
+def test_name_of_a_zone_that_does_not_exist_is_none_of_another_zone(
+    tmp_path: Path, in_zone: Callable[[str], None]
+) -> None:
+    """A quarter of an hour, or 15 hours, from UTC."""
+    in_zone("UTC")
+    made = datetime(2025, 1, 30, 12, tzinfo=UTC)
+    for apart in (timedelta(minutes=15), timedelta(hours=15), timedelta(days=3)):
+        assert backup_time(file_of(tmp_path, NAME, made - apart)) == made
+
+
+@pytest.mark.parametrize("name", ["copy.db.gz", "db_backup_20251332_256199.db.gz", "db_backup_00000000_000000.db.gz"])
 def test_time_is_that_of_the_file_where_its_name_does_not_tell(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
     assert backup_time(tmp_path / name).timestamp() == 1_700_000_000
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> str:
+    info = BackupInfo.of(path)
+    assert info
+    return info.kind
+
+
+def test_kind_is_recorded_beside_a_backup_where_sha256sum_skips_it(backup: Path) -> None:
+    assert kind_of(backup) == "ordinary"
+    note_checksum(backup)
+    assert checksum_path(backup).read_text() == checksum_text(NAME, digest_of(backup), "ordinary")
+    assert kind_of(backup) == "ordinary"
+    checksum_path(backup).write_text(checksum_text(NAME, digest_of(backup), BEFORE_A_RESTORE))
+    assert kind_of(backup) == "before a restore"
+    assert recorded_checksum(backup) == digest_of(backup)
+    done = subprocess.run(["sha256sum", "-c", "--strict", f"{NAME}.sha256"], cwd=backup.parent, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("text", ["files as they were", "of mine", "before a restore, or not", "\x1b[2J"])
+def test_kind_that_others_invent_is_none(backup: Path, text: str) -> None:
+    checksum_path(backup).write_text(f"{digest_of(backup)}  {NAME}\n# kind: {text}\n")
+    assert kind_of(backup) == "ordinary"
+
+
+@pytest.mark.timeout(10)
+def test_kind_is_not_waited_for(backup: Path) -> None:
+    os.mkfifo(checksum_path(backup))
+    assert kind_of(backup) == "ordinary"
+
+
+def test_kind_is_told_by_what_a_file_holds(tmp_path: Path) -> None:
+    dump = b"BEGIN TRANSACTION;\nCREATE TABLE t (a);\n"
+    for name, content, kind in (
+        ("db_backup_20250130_120000.raw.tar.gz.gpg", b"", "files as they were"),
+        ("db_backup_20250130_120000.db.gz", gzip.compress(dump), "SQL dump"),
+        ("of the bot.sql", dump, "SQL dump"),
+        ("db_backup_20250130_120001.db.gz", gzip.compress(b"SQLite format 3\0" + bytes(5000)), "ordinary"),
+        ("db_backup_20250130_120002.db.gz", b"\x1f\x8b damaged", "ordinary"),
+        ("db_backup_20250130_120003.db.gz.gpg", b"damaged", "ordinary"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert kind_of(tmp_path / name) == kind, name
 
 
 # --- checksums -------------------------------------------------------------------------------------------------------

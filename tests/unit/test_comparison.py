@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -24,11 +25,14 @@ from backuplib.comparison import (
     read_live,
     row_comparison,
     tables_of,
+    total_loss,
 )
 from backuplib.database import Engine
 from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnsoundBackupError
+from backuplib.formatting import display_width
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
+from backuplib.style import Kind
 from tests.support.shop import ROOT
 from tests.support.writer import make_slow_to_check
 
@@ -46,8 +50,8 @@ def contents(**rows: int | None) -> Contents:
 
 def compared(live: Contents, backup: Contents) -> list[list[str]]:
     """The lines of the tables that differ, below their heading."""
-    lines = row_comparison(tables_of(live, backup))
-    return [line.split() for line in lines[1:] if not line[0].isdigit()]
+    lines = [text for text, _ in row_comparison(live, backup)]
+    return [re.split(" {2,}", line) for line in lines[1:] if not line[0].isdigit()]
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -57,44 +61,91 @@ def test_what_loses_most_comes_first_then_what_gains_most() -> None:
     live = contents(a=10, b=500, c=3, d=1, same=7)
     backup = contents(a=9, b=0, c=4, d=1001, same=7)
     assert compared(live, backup) == [
-        ["b", "500", "0", "-500"],
-        ["a", "10", "9", "-1"],
-        ["d", "1", "1,001", "+1,000"],
-        ["c", "3", "4", "+1"],
+        ["b", "500", "0", "-500 rows"],
+        ["a", "10", "9", "-1 row"],
+        ["d", "1", "1,001", "+1,000 rows"],
+        ["c", "3", "4", "+1 row"],
     ]
 
 
-def test_table_that_is_only_in_one_of_them_has_no_difference_and_its_place() -> None:
-    assert compared(contents(a=10, gone=200), contents(a=5, new=3)) == [
-        ["gone", "200", "none"],
-        ["a", "10", "5", "-5"],
-        ["new", "none", "3"],
+def test_table_that_will_be_gone_is_its_loss() -> None:
+    assert compared(contents(a=10, gone=200, empty=0), contents(a=5, new=3)) == [
+        ["gone", "200", "none", "table will be gone: 200 rows"],
+        ["a", "10", "5", "-5 rows"],
+        ["empty", "0", "none", "table will be gone: 0 rows"],
+        ["new", "none", "3", "new table: 3 rows"],
     ]
 
 
-def test_table_that_cannot_be_counted_in_either_is_no_difference() -> None:
+def test_losses_are_marked_and_nothing_else_is() -> None:
+    lines = row_comparison(contents(a=10, gone=2, c=1, same=1), contents(a=5, new=3, c=2, same=1))
+    assert {text.split()[0]: kind for text, kind in lines} == {
+        "table": Kind.ASIDE,
+        "a": Kind.LOSS,
+        "gone": Kind.LOSS,
+        "new": Kind.PLAIN,
+        "c": Kind.PLAIN,
+        "1": Kind.ASIDE,
+    }
+
+
+def test_table_that_cannot_be_counted_is_not_called_gone() -> None:
+    """Its rows are not known, of an index whose module is not here; that it is there is known."""
     assert compared(contents(search=None), contents(search=None)) == []
+    assert compared(contents(search=5), contents(search=None)) == [["search", "5", "?", "cannot be counted"]]
+    assert compared(contents(search=None), contents(search=5)) == [["search", "?", "5", "cannot be counted"]]
+    assert compared(contents(search=None), contents(a=1)) == [
+        ["search", "?", "none", "table will be gone"],
+        ["a", "none", "1", "new table: 1 row"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("live", "backup", "words"),
+    [
+        ({"a": 10, "b": 5, "gone": 35}, {"a": 7, "b": 5}, "at least 38 rows in 2 tables; 1 table will be gone"),
+        ({"a": 1}, {"a": 0}, "at least 1 row in 1 table"),
+        ({"a": 1, "gone": 0}, {"a": 1}, "1 table will be gone"),
+        ({"gone": None, "more": None}, {}, "2 tables will be gone"),
+    ],
+)
+def test_total_of_what_will_be_lost(live: dict[str, int | None], backup: dict[str, int | None], words: str) -> None:
+    assert total_loss(contents(**live), contents(**backup)) == (words, Kind.TOTAL_LOSS)
+
+
+def test_gains_are_set_against_no_loss() -> None:
+    assert total_loss(contents(a=10, b=0), contents(a=0, b=1000))[0] == "at least 10 rows in 1 table"
+
+
+def test_where_nothing_is_lost_that_is_said_of_what_was_counted_only() -> None:
+    assert total_loss(contents(a=1), contents(a=1, b=2)) == ("no table will have fewer rows than now", Kind.FACT)
+    assert (
+        total_loss(contents(a=1), contents(a=None))[0] == "no table that can be counted will have fewer rows than now"
+    )
 
 
 def test_equal_databases_are_said_in_one_line() -> None:
-    assert len(row_comparison(tables_of(contents(a=1), contents(a=1)))) == 1
+    assert len(row_comparison(contents(a=1), contents(a=1))) == 1
 
 
 def test_no_more_tables_are_shown_than_fit_on_a_screen() -> None:
     live = Contents({f"t{number:03}": number for number in range(1, 101)}, {}, 0)
     backup = Contents(dict.fromkeys(live.rows, 0), {}, 0)
-    lines = row_comparison(tables_of(live, backup))
+    lines = row_comparison(live, backup)
     assert len(lines) == 1 + MOST_TABLES + 1
-    assert lines[1].split()[0] == "t100"
-    assert str(100 - MOST_TABLES) in lines[-1]
+    assert lines[1][0].split()[0] == "t100"
+    assert str(100 - MOST_TABLES) in lines[-1][0]
+    assert lines[-1][1] == Kind.LOSS
 
 
-def test_name_of_a_table_steers_no_terminal_and_takes_no_second_line() -> None:
-    evil = "x\x1b[2J\n" + "y" * 200
-    lines = row_comparison(tables_of(Contents({evil: 1}, {}, 0), contents()))
+@pytest.mark.parametrize("rows", [1, 123_456_789_012])
+def test_name_of_a_table_steers_no_terminal_and_takes_no_second_line(rows: int) -> None:
+    evil = "x\x1b[2J\n" + "注" * 200
+    lines = [text for text, _ in row_comparison(Contents({evil: rows}, {}, 0), contents())]
     assert len(lines) == 2
     assert "\x1b" not in lines[1]
-    assert len(lines[1]) < 80
+    assert display_width(f"   {lines[1]}") <= 80
+    assert lines[1].endswith(f"none  table will be gone: {rows:,} row{'s' if rows > 1 else ''}")
 
 
 def test_tables_of_no_live_database() -> None:

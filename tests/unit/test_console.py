@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backuplib.console import LOG_NAME, OUTCOME, RESTORED, Console, Report, Step, Unbreakable, in_words, last_outcome
+from backuplib.console import LOG_BYTES, LOG_NAME, RESTORED, Console, Report, Unbreakable, in_words
 from backuplib.errors import (
     ExitCode,
     FolderNotMountedError,
@@ -74,11 +74,6 @@ def test_json_stands_alone_on_standard_output(monkeypatch: pytest.MonkeyPatch) -
     assert err.getvalue() == "progress\nresult\n"
 
 
-@pytest.mark.parametrize(("label", "wide"), [("a", 0), ("🔓 a", 1), ("⚙️  a", -1), ("📦📦", 2)])
-def test_columns_of_a_label_beyond_its_characters(label: str, wide: int) -> None:
-    assert Step(label).wide == wide
-
-
 def test_step_says_its_notes_and_its_result_or_that_it_failed(report: Report, screen: io.StringIO) -> None:
     with report.console.step("Checking...") as step:
         step.notes.append("a note")
@@ -95,16 +90,33 @@ def test_step_says_its_notes_and_its_result_or_that_it_failed(report: Report, sc
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
-def test_outcome_of_the_last_run_is_read_from_the_log(report: Report, tmp_path: Path) -> None:
-    assert last_outcome(tmp_path) == ""
-    assert report.console.log_to(tmp_path) == tmp_path / LOG_NAME
+def test_log_is_bounded(report: Report, tmp_path: Path) -> None:
+    """The one before is kept; nothing is written to what a planted link names."""
+    log, before, victim = tmp_path / LOG_NAME, tmp_path / f"{LOG_NAME}.1", tmp_path / "victim"
+    victim.write_text("as it was")
+    before.symlink_to(victim)
+    log.write_bytes(b"x" * LOG_BYTES)
+    log.chmod(0o600)
+    assert report.console.log_to(tmp_path) == log
     report.console.line("a line")
-    killed = last_outcome(tmp_path)
-    assert "a line" not in killed
-    assert str(os.getpid()) in killed
-    report.console.record(f"{OUTCOME}restored")
     report.console.close()
-    assert last_outcome(tmp_path).endswith(f"{os.getpid()} restored")
+    assert log.read_text().endswith(" a line\n")
+    assert (log.stat().st_size, before.lstat().st_size) == (len(log.read_text()), LOG_BYTES)
+    assert [path.stat().st_mode & 0o777 for path in (log, before)] == [0o600, 0o600]
+    assert victim.read_text() == "as it was"
+    assert report.console.log_to(tmp_path) == log  # one that is small goes on
+    report.console.close()
+    assert log.read_text().endswith(" a line\n")
+
+
+def test_log_that_cannot_be_renamed_is_told_and_written_all_the_same(
+    report: Report, screen: io.StringIO, tmp_path: Path
+) -> None:
+    (tmp_path / f"{LOG_NAME}.1").mkdir()
+    (tmp_path / LOG_NAME).write_bytes(b"x" * LOG_BYTES)
+    assert report.console.log_to(tmp_path)
+    report.console.close()
+    assert LOG_NAME in screen.getvalue()
 
 
 @pytest.mark.timeout(10)
@@ -119,8 +131,6 @@ def test_log_that_is_no_file_is_neither_written_to_nor_waited_for(report: Report
         log.mkdir()
     assert report.console.log_to(tmp_path) is None
     assert not victim.exists()
-    if kind != "link":
-        assert last_outcome(tmp_path)  # that it is not known
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

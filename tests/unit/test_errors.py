@@ -4,6 +4,7 @@ import errno
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_identities_that_scripts_know() -> None:
 
 
 def test_numbers_are_the_promised_ones() -> None:
-    assert [*map(int, ExitCode)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 129, 130, 143]
+    assert [*map(int, ExitCode)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 129, 130, 131, 143]
 
 
 @pytest.mark.parametrize("code", ExitCode)
@@ -132,6 +133,20 @@ def test_hint_names_the_python_that_runs_where_another_one_is_on_the_path(
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shlex.split(restore_command())[0] != "python"
+
+
+def test_hint_names_the_python_of_a_folder_that_is_on_the_path_of_one_command_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`PATH=.venv/bin:$PATH python …`: the shell into which the hint is copied has no such PATH."""
+    python = tmp_path / "venv/python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(python))
+    for path, found in ((str(python.parent), "python"), ("venv", "venv/python")):
+        monkeypatch.setenv("PATH", path)
+        assert shlex.split(restore_command())[0] == found
 
 
 def test_error_of_the_system_is_explained_with_its_file() -> None:

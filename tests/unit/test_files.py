@@ -21,6 +21,7 @@ from backuplib.files import (
     file_identity,
     fit_into_folder,
     flock,
+    give_to_owner_of,
     mount_point,
     name_without_replacing,
     open_folder,
@@ -388,6 +389,25 @@ def test_lock_is_had_once(tmp_path: Path) -> None:
     finally:
         os.close(one)
         os.close(other)
+
+
+# --- files that root makes for others --------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("root")
+def test_file_that_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4712)
+    with create_file(tmp_path / "new") as file:
+        give_to_owner_of(tmp_path, file.fileno())
+    status = (tmp_path / "new").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (4711, 4712, 0o600)
+
+
+def test_file_that_cannot_be_given_stays_as_it_is(tmp_path: Path) -> None:
+    give_to_owner_of(tmp_path, 9999)  # as a filesystem without owners: fchown fails
+    with create_file(tmp_path / "new") as file:
+        give_to_owner_of(tmp_path / "gone", file.fileno())
+        assert os.fstat(file.fileno()).st_uid == os.geteuid()
 
 
 # --- mounts ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import pytest
 from backuplib.formatting import (
     age,
     aligned,
+    display_width,
     megabytes,
+    padded,
     plural,
     printable,
     quoted,
@@ -60,7 +62,8 @@ def test_megabytes_are_powers_of_ten(size: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (-5000, "just now"),
+        (-5000, "in the future: clock?"),
+        (-2, "just now"),
         (0, "just now"),
         (59, "just now"),
         (60, "1 minute ago"),
@@ -116,6 +119,30 @@ def test_columns_are_aligned() -> None:
     assert aligned([("a", "b"), ("cc", "d")], gap="|") == ["a |b", "cc|d"]
 
 
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("größe…│", 7),
+        ("🔓 a", 4),
+        ("✅", 2),
+        ("⚙️  a", 4),
+        ("注文", 4),
+        ("e\u0301", 1),
+        ("a\u200db", 2),
+    ],
+)
+def test_columns_of_a_text_on_a_terminal(text: str, columns: int) -> None:
+    assert display_width(text) == columns
+
+
+def test_columns_of_wide_characters_are_aligned() -> None:
+    assert aligned([("注文", "1"), ("orders", "x")], right=(0,)) == ["  注文  1", "orders  x"]
+    assert padded("注文", 6) == "注文  "
+    assert padded("too long", 3) == "too long"
+
+
 def test_rows_of_different_lengths_are_no_table() -> None:
     with pytest.raises(ValueError, match="shorter"):
         aligned([("a", "b"), ("c",)])
@@ -125,6 +152,12 @@ def test_shortened_keeps_to_its_width_and_to_one_line() -> None:
     assert shortened("orders", 6) == "orders"
     assert shortened("orders", 5) == "orde…"
     assert shortened("or\nders", 10) == "or?ders"
+
+
+def test_shortened_keeps_to_its_width_with_wide_characters() -> None:
+    assert shortened("注文表", 6) == "注文表"
+    assert shortened("注文表", 5) == "注文…"
+    assert shortened("注文表", 4) == "注…"
 
 
 def test_some_of_shows_what_fits_and_counts_the_rest() -> None:
@@ -139,6 +172,6 @@ def test_some_of_shows_at_least_the_beginning_of_one() -> None:
     assert some_of(["a long name", "b"], 5) == "a lo… and 1 more"
 
 
-def test_row_count_tells_none_from_zero() -> None:
+def test_row_count_tells_what_cannot_be_counted_from_zero() -> None:
     assert row_count(None) != row_count(0) == "0"
     assert row_count(12345) == "12,345"

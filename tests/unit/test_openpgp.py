@@ -3,7 +3,7 @@
 import pytest
 
 from backuplib.errors import WrongPassphraseError
-from backuplib.openpgp import _key_warnings, passphrase_text
+from backuplib.openpgp import _expiry, _key_warnings, passphrase_text
 from backuplib.secret import Secret
 
 # --- passphrases -----------------------------------------------------------------------------------------------------
@@ -35,3 +35,22 @@ def test_unusual_keys_are_told_of() -> None:
         (warning,) = _key_warnings([odd])
         assert "A" in warning
     assert len(_key_warnings([key("A"), key("B")])) == 1
+
+
+@pytest.mark.parametrize(
+    ("primary", "parts", "end"),
+    [
+        ("", [""], None),
+        ("2000", [""], 2000),
+        ("", ["1000", "3000"], 3000),  # as long as one part encrypts
+        ("2000", ["1000", "3000"], 2000),
+        ("", ["1000", ""], None),
+    ],
+)
+def test_key_encrypts_until_its_own_end_or_that_of_its_last_encrypting_part(
+    primary: str, parts: list[str], end: int | None
+) -> None:
+    signing = {"sign": {"cap": "s", "expires": "1", "trust": "u"}, "gone": {"cap": "e", "expires": "", "trust": "r"}}
+    encrypting = {str(number): {"cap": "e", "expires": at, "trust": "u"} for number, at in enumerate(parts)}
+    key = {"cap": "scESC", "expires": primary, "trust": "u", "subkey_info": signing | encrypting}
+    assert _expiry(key) == end

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_capability_is_that_of_the_process() -> None:
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
 def test_signal_ends_the_run_once(signals: Signals, number: signal.Signals) -> None:
     signals.install()
     with pytest.raises(Interrupted) as raised:
@@ -202,9 +203,12 @@ def test_signal_ends_the_run_once(signals: Signals, number: signal.Signals) -> N
 def test_nothing_interrupts_behind_the_shield(signals: Signals) -> None:
     signals.install()
     signals.shield()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    answers: list[None] = []
+    signals.answer = lambda: answers.append(None)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM):
         os.kill(os.getpid(), number)
     signals.check()
+    assert len(answers) == 3  # to those of the keyboard
 
 
 def test_signal_that_was_swallowed_does_not_get_behind_the_shield(signals: Signals) -> None:
@@ -246,7 +250,23 @@ def test_signal_that_was_swallowed_while_they_were_heard_counts(signals: Signals
 def test_child_of_a_shielded_run_ignores_them_too(signals: Signals) -> None:
     signals.install()
     signals.shield()
-    assert run_command(["sh", "-c", "kill -TERM $$; kill -HUP $$; echo alive"], timeout=10) == "alive\n"
+    kills = "; ".join(f"kill -{name} $$" for name in ("TERM", "HUP", "INT", "QUIT", "TSTP"))
+    assert run_command(["sh", "-c", f"{kills}; echo alive"], timeout=10) == "alive\n"
+
+
+def test_run_goes_on_after_a_suspension_that_is_told_of_before_and_after() -> None:
+    script = (
+        "import os, signal; from backuplib.processes import Signals; signals = Signals(); signals.install();"
+        "signals.before_suspension = lambda: print('before', flush=True);"
+        "signals.after_suspension = lambda: print('after', flush=True);"
+        "[os.kill(os.getpid(), signal.SIGTSTP) for _ in range(2)]; print('on')"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout
+        for _ in range(2):
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            process.send_signal(signal.SIGCONT)
+        assert re.fullmatch(rb"(before\n(after\n)+){2}on\n", process.stdout.read())
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from backuplib.errors import (
 from backuplib.files import Identity, file_identity
 from backuplib.journal import Journal
 from backuplib.newest import NewestSQLite
+from backuplib.outcome import LastRestore
 from backuplib.secret import Secret
 from backuplib.switch import Switch, checkpoint_and_lock, link_aside, put_back, remove_sidecars
 from backuplib.target import Target
@@ -126,6 +127,8 @@ class Scene:
             "safety_backup": None,
             "unsaved": False,
             "started": "2025-01-30T15:30:45+00:00",
+            "backup": "/srv/shopbot/backups/db_backup_20250130_120000.db.gz.gpg",
+            "made": "2025-01-30T12:00:00+00:00",
         }
         switch = self.switch(Journal(**values | changes))
         switch.begin()
@@ -140,7 +143,21 @@ class Scene:
             report=self.report,
             back_up=self.back_up,
             recover_command="restore_backup.py --recover",
+            backup_dir=self.backups,
         )
+
+    @property
+    def backups(self) -> Path:
+        """Where it is written down how a restore ended."""
+        folder = Path(f"{self.target.path.parent}.backups")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def noted(self) -> tuple[str, str] | None:
+        """How the last restore ended, as it is written down, and which database is live since then."""
+        last = LastRestore.of(self.target.path, self.backups)
+        return (last.outcome, last.live_now()) if last else None
 
     def next_run(self) -> Switch:
         """What the next run finds."""
@@ -253,9 +270,11 @@ def test_what_was_exchanged_ends_with_the_new_database(scene: Scene, stage: Stag
 def test_recovery_that_is_called_again_finds_nothing_to_do(scene: Scene, stage: Stage) -> None:
     stage(scene)
     scene.recover()
-    before = file_identity(scene.target.path)
+    assert scene.noted == ("recovered", scene.live)
+    before, noted = file_identity(scene.target.path), sorted(scene.backups.iterdir())
     scene.recover()
     assert file_identity(scene.target.path) == before
+    assert sorted(scene.backups.iterdir()) == noted == [scene.backups / "last-restore.json"]
 
 
 def test_sqlcipher_database_comes_back_alike(tmp_path: Path, report: Report) -> None:
@@ -300,7 +319,7 @@ def test_sidecars_of_an_empty_or_missing_database_come_back_with_it(scene: Scene
     assert scene.live == NEW
     switch = scene.next_run()
     switch.undo()
-    switch.clear_away()
+    switch.clear_away("restored")
     assert wal.read_bytes() == before
     assert scene.names == (["shop.db-wal"] if missing else ["shop.db", "shop.db-wal"])
 
@@ -325,7 +344,7 @@ def test_unreadable_database_comes_back_byte_for_byte_with_its_sidecars(scene: S
     assert scene.live == NEW
     switch = scene.next_run()
     switch.undo()
-    switch.clear_away()
+    switch.clear_away("restored")
     assert {path: path.read_bytes() for path in before} == before
     assert [path.stat().st_ino for path in before] == inodes  # by renames: a copy might not fit, or not be readable
     assert scene.names == ["shop.db", "shop.db-wal"]
@@ -378,6 +397,7 @@ def test_recovery_may_be_killed_before_each_of_its_lines(
         scene.recover()
         assert scene.names == ["shop.db"]
         assert scene.live in expected
+        assert scene.noted == ("recovered", scene.live)
         assert OLD in scene.kept or NEW not in expected
 
 
@@ -392,6 +412,7 @@ def test_failure_before_the_exchange_stays_the_error_it_is(scene: Scene) -> None
     assert error.state == ""
     assert file_identity(scene.target.path) == before
     assert Journal.load(scene.target) is None
+    assert scene.noted is None
 
 
 def test_failure_after_the_stop_says_that_the_services_run_again(scene: Scene) -> None:
@@ -417,6 +438,18 @@ def test_failure_after_the_exchange_is_rolled_back_and_says_so(scene: Scene, err
     assert raised.value.hint == getattr(error, "hint", "")
     assert scene.live == OLD
     assert scene.names == ["shop.db"]
+    assert scene.noted == ("rolled back", OLD)
+
+
+def test_end_that_cannot_be_written_down_is_a_warning(scene: Scene) -> None:
+    switch, candidate = scene.prepare()
+    switch.exchange(candidate, lambda: None, unsaved=True)
+    (scene.backups / "last-restore.json.tmp").mkdir()
+    with pytest.raises(RolledBackError):
+        switch.roll_back(RefusedError("the cause"))
+    assert scene.names == ["shop.db"]
+    (warning,) = scene.report.warnings
+    assert "--list" in warning
 
 
 def test_bug_is_told_with_its_traceback(scene: Scene, screen: io.StringIO) -> None:
@@ -530,6 +563,7 @@ def test_docker_that_does_not_answer_ends_it_in_a_state_that_is_told(
     assert type(raised.value) is error
     assert raised.value.state == state
     assert unstartable.live == live
+    assert unstartable.noted == ("rollback failed" if error is RollbackFailedError else "services down", live)
     assert unstartable.next_run().journal.containers == (CONTAINER,)  # they are still owed a start
     if error is RollbackFailedError:
         assert "is the new one" in str(raised.value)
@@ -558,6 +592,7 @@ def test_services_that_do_not_come_up_are_told_with_the_database_that_is_live(
     live = "The restored database is live" if stage is committed else AS_BEFORE
     assert raised.value.state == f"{live}, {clause}"
     assert with_bot.live == (NEW if stage is committed else OLD)
+    assert with_bot.noted == ("services down", with_bot.live)
     assert Journal.load(with_bot.target)
     assert ("last words" in raised.value.log) == ("Name" not in changes)
 
@@ -570,6 +605,23 @@ def test_services_that_come_up_later_end_it(unstartable: Scene) -> None:
     unstartable.recover()
     assert unstartable.live == OLD
     assert unstartable.names == ["shop.db"]
+
+
+@pytest.mark.parametrize("stage", [*TO_OLD, *TO_NEW])
+def test_files_are_settled_before_the_services_can_be_looked_at(with_bot: Scene, stage: Stage) -> None:
+    """At boot, before Docker starts any of them; the run that starts them is the one that ends it."""
+    stage(with_bot)
+    bot, with_bot.bot = with_bot.bot, None
+    for _ in range(2):
+        with_bot.next_run().settle_files()
+        assert Journal.load(with_bot.target)
+        assert with_bot.live == (OLD if stage in TO_OLD else NEW)
+    assert bool(database_files(with_bot.next_run().journal.set_aside)) == (stage in TO_NEW)
+    with_bot.bot = bot
+    with_bot.recover()
+    assert with_bot.live == (OLD if stage in TO_OLD else NEW)
+    assert with_bot.names == ["shop.db"]
+    assert with_bot.kept == ([] if stage in TO_OLD else [OLD])
 
 
 def test_inode_of_a_restore_taken_back_is_forgotten(unstartable: Scene) -> None:
@@ -724,9 +776,13 @@ def test_last_writes_are_kept_before_the_old_database_goes(scene: Scene, unsaved
     switch, candidate = scene.prepare()
     switch.exchange(candidate, lambda: None, unsaved=unsaved)
     switch.commit()
-    switch.clear_away()
+    switch.clear_away("restored")
     assert scene.kept == ([OLD] if unsaved else [])
     assert scene.names == ["shop.db"]
+    assert scene.noted == ("restored", NEW)
+    last = LastRestore.of(scene.target.path, scene.backups)
+    assert last
+    assert last.safety_backup == (f"{scene.target.path.parent}.kept" if unsaved else None)
 
 
 def test_old_database_stays_where_its_last_writes_cannot_be_kept(scene: Scene) -> None:
@@ -738,7 +794,7 @@ def test_old_database_stays_where_its_last_writes_cannot_be_kept(scene: Scene) -
         raise BackupFailedError("disk full")
 
     switch.back_up = fail
-    switch.clear_away()
+    switch.clear_away("restored")
     assert scene.row(switch.journal.set_aside) == OLD
     assert len(scene.report.warnings) == 1
     assert Journal.load(scene.target) is None
@@ -750,6 +806,6 @@ def test_what_cannot_be_cleared_away_is_a_warning(scene: Scene) -> None:
     switch.commit()
     os.unlink(switch.journal.set_aside)
     switch.journal.set_aside.mkdir()
-    switch.clear_away()
+    switch.clear_away("restored")
     (warning,) = scene.report.warnings
     assert switch.recover_command in warning

@@ -1,15 +1,17 @@
 """The database to replace: what it may be, the names beside it, and the new file before it takes its name."""
 
+import fcntl
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backuplib.errors import CannotWriteError, DatabaseInUseError, LockedError, NoSpaceError, UnsuitableTargetError
-from backuplib.files import file_identity
+from backuplib.files import file_identity, flock, open_folder
 from backuplib.image import DatabaseImage
 from backuplib.target import Target, is_immutable, is_mount_point
 
@@ -107,17 +109,30 @@ def test_name_of_the_set_aside_is_free(target: Target) -> None:
 
 
 def test_lock_is_had_once_and_its_owner_is_told(target: Target) -> None:
-    assert target.restore_running() == ""
-    with target.lock():
-        assert f"pid {os.getpid()}" in target.restore_running()
-        with pytest.raises(LockedError), target.lock():
+    said: list[str] = []
+    with target.lock(said.append):
+        with pytest.raises(LockedError, match=f"pid {os.getpid()}"), target.lock(said.append, patience=0.1):
             pass
-    with target.lock():
+        (waiting,) = said
+        assert f"pid {os.getpid()}" in waiting
+    with target.lock(said.append):
         pass
+    assert len(said) == 1
+
+
+def test_backup_that_runs_is_waited_for(target: Target) -> None:
+    said: list[str] = []
+    folder = open_folder(target.path.parent)
+    assert flock(folder, fcntl.LOCK_SH)
+    ended = threading.Timer(0.5, os.close, (folder,))
+    ended.start()
+    with target.lock(said.append, patience=30):
+        assert not ended.is_alive()
+    assert len(said) == 1
 
 
 def test_folder_that_cannot_be_locked_is_told(target: Target) -> None:
-    with pytest.raises(UnsuitableTargetError), Target(target.path / "x").lock():
+    with pytest.raises(UnsuitableTargetError), Target(target.path / "x").lock(print):
         pass
 
 
