@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backuplib.errors import CannotWriteError, LockedError
+from backuplib.errors import CannotWriteError, LockedError, writing_hint
 from backuplib.files import create_file, drop_quietly, flock, open_regular
 from backuplib.formatting import instant, printable, quoted
 from backuplib.processes import command_of
@@ -69,7 +69,9 @@ def taking_turn(path: Path) -> Iterator[Turn]:
     except OSError as error:
         raise CannotWriteError(
             f"cannot make {path}: {error.strerror}",
-            hint=f"Check: ls -ld {quoted(path.parent)} {quoted(path)}; df -h {quoted(path.parent)}",
+            hint=writing_hint(
+                error, path.parent, f"Check: ls -ld {quoted(path.parent)} {quoted(path)}; df -h {quoted(path.parent)}"
+            ),
         ) from None
     try:
         turn = Turn(file)
