@@ -1,5 +1,6 @@
 """The backups as people see them: the menu and --list."""
 
+import re
 import string
 from collections.abc import Sequence
 from datetime import datetime
@@ -135,9 +136,9 @@ def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str
         return [item.checksum_state(progress) for item in backups]
 
 
-COLUMNS = 80
 PLAIN, FUTURE = "PLAIN", "future?"
-IN_SHORT = {"MISMATCH": "BAD", "unreadable": "?"}
+
+BAD = ("MISMATCH", "unreadable")  # checksums
 
 # Marks behind the date of what is not ordinary, and what they say
 MARKS = {BEFORE_A_RESTORE: "*", AS_THEY_WERE: "!", SQL_DUMP: "~", ORDINARY: ""}
@@ -151,24 +152,24 @@ SAYING = {
 def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
     """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns.
 
-    Times are those of this machine; there is a column for the keys where they differ. See :func:`explanations`.
+    Times are those of this machine. Where keys differ, each has a letter, see :func:`explanations`: before the state of
+    the checksum, unless that is bad, since no key opens such a file.
     """
     keys, times = key_names(backups), [item.created.astimezone() for item in backups]
     zones = dict.fromkeys(f"{time:%Z}" for time in times)
     made = (f"{time:%Y-%m-%d %H:%M}{MARKS[item.kind]}" for time, item in zip(times, backups, strict=True))
+    letters = [keys[item.opened_by] if len(keys) > 1 else "" for item in backups]
+    states = [
+        state if state in BAD else f"{key} {state}".strip() for key, state in zip(letters, checksums, strict=False)
+    ]
     columns = [
         [f"made ({'/'.join(zones)})", *made],
         ["age", *(brief_age(item.created) for item in backups)],
-        ["size", *(megabytes(item.size) for item in backups)],
-        *([["key", *(keys[item.opened_by] for item in backups)]] if len(keys) > 1 else []),
-        *([["checksum", *checksums]] if checksums else []),
+        ["size", *(brief_size(item.size) for item in backups)],
+        *([["checksum", *states]] if checksums else [["key", *letters]] if any(letters) else []),
         ["name", *(printable(item.path.name) for item in backups)],
     ]
-    lines = aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
-    if checksums and max(map(len, lines)) > COLUMNS:
-        columns[-2] = ["sum", *(IN_SHORT.get(state, state) for state in checksums)]
-        lines = aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
-    return lines
+    return aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
 
 
 def key_names(backups: Sequence[BackupInfo]) -> dict[str, str]:
@@ -176,6 +177,11 @@ def key_names(backups: Sequence[BackupInfo]) -> dict[str, str]:
     ways = dict.fromkeys(item.opened_by for item in backups if item.encrypted)
     letters = {way: string.ascii_uppercase[number] if number < 26 else f"{number}" for number, way in enumerate(ways)}
     return letters | {item.opened_by: PLAIN for item in backups if not item.encrypted}
+
+
+def brief_size(size: int) -> str:
+    """Return a size in six columns."""
+    return re.sub(r"(\d\d)\.\d ", r"\1 ", megabytes(size))
 
 
 def brief_age(made: datetime) -> str:

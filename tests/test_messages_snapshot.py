@@ -44,7 +44,7 @@ def normalised(text: str, shop: Shop) -> str:
     for pattern, replacement in (
         (r"\b[0-9A-F]{16}\b", "0123456789ABCDEF"),
         (r"\b[0-9A-F]{4}…[0-9A-F]{4}\b", "0123…CDEF"),
-        (r"[\d,]+ days ago", "662 days ago"),
+        (r"(?<=:\d\d) \S+, [\d,]+ days ago", " UTC, 662 days ago"),
         (r" \(\d+\.\d s\)", ""),
         (r"\(pid \d+\)", "(pid 4711)"),
         (r"\(kill \d+\)", "(kill 4711)"),

@@ -43,7 +43,7 @@ def backups(tmp_path: Path) -> list[BackupInfo]:
 
 def test_table_has_a_heading_and_a_line_for_each(backups: list[BackupInfo]) -> None:
     heading, *lines = backup_table(backups, ["none", "ok"])
-    assert heading.split() == ["made", f"({backups[0].created:%Z})", "age", "size", "key", "sum", "name"]
+    assert heading.split() == ["made", f"({backups[0].created:%Z})", "age", "size", "checksum", "name"]
     assert [line.split()[-1] for line in lines] == [item.path.name for item in backups]
     assert [line.split()[-2] for line in lines] == ["none", "ok"]
     assert [line[:16] for line in lines] == ["2025-01-31 12:00", "2025-01-30 12:00"]
@@ -107,7 +107,7 @@ def test_table_fits_into_80_columns_beside_a_number(tmp_path: Path, seconds: flo
         assert max(map(len, explanations(given))) <= 80
         for state in ("MISMATCH", "unreadable", "none"):
             assert max(map(len, backup_table(given, [state] * len(given)))) <= 80
-    assert backup_table([marked], ["MISMATCH"])[1].split()[-2] == "MISMATCH"  # in words where there is room
+    assert backup_table([marked, other], ["MISMATCH", "ok"])[1].split()[-2] == "MISMATCH"
 
 
 def test_keys_that_open_a_backup_are_shown(tmp_path: Path) -> None:
