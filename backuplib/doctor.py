@@ -32,6 +32,7 @@ from backuplib.ram_folder import RamFolder, available_memory
 from backuplib.running import running
 from backuplib.secret import Secret
 from backuplib.storage import is_plain, journal_mode, looks_encrypted
+from backuplib.style import Kind
 from backuplib.target import Target, is_immutable, is_mount_point
 
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
@@ -98,7 +99,7 @@ def run(subject: Subject, report: Report) -> None:
             f"a restore would be refused: {plural(problems, 'problem')}, {rest}",
             hint=f"Remove what is marked as a problem, then look again: {errors.restore_command('--check')}",
         )
-    report.console.result(f"✅ Nothing was found that would refuse a restore: {rest}")
+    report.console.result(f"✅ Nothing was found that would refuse a restore: {rest}", kind=Kind.DONE)
 
 
 class Checkup:

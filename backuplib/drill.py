@@ -31,6 +31,7 @@ from backuplib.files import create_file
 from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from backuplib.secret import Secret
+from backuplib.style import Kind
 
 ROOM = 64 << 20  # bytes that the drill needs in RAM, its children's copies included
 
@@ -85,7 +86,7 @@ def run(console: Console, backup_script: Path) -> dict[str, object]:
             drill.prove_mode(Shop(ram.path, db_pass, own), foreign)
     require(not ram.path.exists(), f"the RAM folder {ram.path} still exists")
     seconds = round(time.monotonic() - began, 1)
-    console.result(f"✅ Drill passed in {seconds} s, for SQLite and for SQLCipher")
+    console.result(f"✅ Drill passed in {seconds} s, for SQLite and for SQLCipher", kind=Kind.DONE)
     console.result("   Proved: backup, restore, undo and refusals work here, with throwaway keys and sample data")
     console.result(f"   Your Docker, your key and your .env were not tried: {restore_command('--check')}")
     return {"seconds": seconds, "proved": drill.proved}
