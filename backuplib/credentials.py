@@ -123,12 +123,11 @@ class Credentials:
 
 
 def tell_waiting(descriptor: int, what: str, say: Callable[[str], object]) -> None:
-    """Wait until a file descriptor has something, or is at its end; after a second, say what is waited for."""
+    """Say what is waited for when a file descriptor has nothing within a second, and is not at its end."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     if not poll.poll(WAITING_SECONDS * 1000):
         say(f"⏳ Waiting for {what}")
-        poll.poll()
 
 
 def read_descriptor(number: int | None, option: str, say: Callable[[str], object] = print) -> Secret | None:

@@ -151,7 +151,7 @@ class Signals:
         """Let nothing interrupt until the end; a signal that has already arrived still ends the run."""
         self.ignore()
         for number in KEYBOARD:
-            signal.signal(number, lambda *_: self.answer())
+            signal.signal(number, self.answered)
         self.check()
 
     def ignore(self) -> None:
@@ -171,6 +171,10 @@ class Signals:
             self._ended_by = number
             raise Interrupted(number)
 
+    def answered(self, _number: int, _frame: object) -> None:
+        """Answer a key that comes too late."""
+        self.answer()
+
     def _suspended(self, number: int, _frame: object) -> None:
         self.before_suspension()
         signal.signal(number, signal.SIG_DFL)
@@ -186,15 +190,21 @@ BACKGROUND = (signal.SIGTTIN, signal.SIGTTOU)  # which stop a process there that
 
 
 def start_apart(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, where no key of the keyboard reaches it, not even before it has that.
+    """Start a command in a session of its own, where no key of the keyboard reaches it.
+
+    Behind the shield it ignores them, so that none ends it before it has that session: a handler is not inherited.
 
     :param options: those of Popen.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, KEYBOARD)  # which a child inherits, unlike a handler
+    handlers = {number: signal.getsignal(number) for number in KEYBOARD}
+    answered = {n: one for n, one in handlers.items() if getattr(one, "__func__", None) is Signals.answered}
     try:
+        for number in answered:
+            signal.signal(number, signal.SIG_IGN)
         return subprocess.Popen(argv, start_new_session=True, **options)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in answered.items():
+            signal.signal(number, handler)
 
 
 def open_streams() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from backuplib.target import Target
 from tests.conftest import MakeBotShop, Prepare, StartTerminal
 from tests.support.containers import Bot, BotShop, Compose, import_image, wait_until
 from tests.support.keys import Keys
@@ -267,7 +268,7 @@ def test_recovery_that_does_not_touch_docker_names_what_was_stopped(
     check_code(done, 0)
     assert done.report["outcome"] == "services pending"
     assert any(f"{scene.shop.project}-bot-1" in text for text in done.report["warnings"])
-    assert re.search(r"To finish, with the services: .*restore_backup.py --recover$", done.err, re.MULTILINE)
+    assert re.search(r"To finish, with the services: .*restore_backup.py --recover --json$", done.err, re.MULTILINE)
     assert not scene.shop.state().running
     recover(scene)
     check_whole(scene, new=False)
@@ -279,6 +280,7 @@ def test_recovery_without_docker_is_refused_and_works_later(
 ) -> None:
     scene = prepare(mode, compose)
     restore_killed(scene, **KILL_POINTS["before the start"])
+    Target(scene.shop.db_path).lock_file.unlink()  # which a refusal does not leave either
     before = scene.shop.snapshot()
     done = scene.shop.restore("--recover", env={"DOCKER_HOST": f"unix://{tmp_path}/no.sock"})
     check_code(done, 3, "docker-unreachable")
