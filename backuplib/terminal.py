@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from backuplib.armor import holds_private_key
-from backuplib.console import in_words, shown_encoding
+from backuplib.console import for_terminal, in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted, Signals
 from backuplib.secret import Secret
-from backuplib.style import Kind, kind_of, styled
+from backuplib.style import Kind, kind_of
 
 PAGE = 15  # lines of a menu shown at a time; a terminal has 24
 QUIET_SECONDS = 0.3  # a paste has ended when so long nothing has come
@@ -80,9 +80,11 @@ class Terminal:
                     self._suspensions += 1
                     os.write(descriptor, in_words(self._question, self._encoding).encode())
 
-    def say(self, text: str) -> None:
-        with self._opened() as (_, write):
-            write("".join(f"{styled(line, kind_of(line))}\n" for line in text.splitlines()))
+    def say(self, text: str, kind: Kind | None = None) -> None:
+        """Show lines; ``kind``: how they look; None: as the mark at the beginning of each tells."""
+        with self._opened() as (descriptor, write):
+            for line in text.splitlines():
+                write(f"{for_terminal(line, kind or kind_of(line), descriptor, self._encoding)}\n")
 
     def confirm(self, question: str) -> bool:
         """Ask a yes/no question; the default is no."""
@@ -96,7 +98,9 @@ class Terminal:
         """Show a menu, a page at a time, and return the index of the choice; None when the operator quits."""
         width = len(str(len(choices)))
         lines = [f"{number:>{width}} {text}" for number, text in enumerate(choices, 1)]
-        self.say("\n".join([title, *([f"{'':{width}} {heading}"] if heading else []), *lines[:PAGE]]))
+        self.say(title, Kind.QUESTION)
+        self.say(f"{'':{width}} {heading}" if heading else "", Kind.ASIDE)
+        self.say("\n".join(lines[:PAGE]))
         visible = PAGE
         while True:
             more = visible < len(lines)
@@ -168,7 +172,7 @@ class Terminal:
         try:
             self._modes.append(_changed(before, on=on, off=off))
             _set_mode(descriptor, self._modes[-1])
-            self._question = styled(question, Kind.QUESTION)
+            self._question = for_terminal(question, Kind.QUESTION, descriptor, self._encoding)
             os.write(descriptor, in_words(self._question, self._encoding).encode())
             yield
         finally:

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import os
+import re
 import termios
 import time
 from collections.abc import Callable
@@ -373,7 +374,8 @@ def test_menu_shows_the_table_of_list_without_waiting_for_checksums(
         file.truncate(64 << 30)  # holes: they take no room, and a minute to be read
     at = terminal(shop)
     at.expect(r"q\b.*: ", timeout=20)
-    lines = at.output.split("Which backup?")[1].splitlines()[1:-1]
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", at.output)  # without its styles
+    lines = shown.split("Which backup?")[1].splitlines()[1:-1]
     assert [line.split()[-1] for line in lines] == [line.split()[-1] for line in table]
     at.send("q\n")
     assert at.wait() == 10, at.output

@@ -60,6 +60,17 @@ def test_no_colours_where_none_are_wanted(shop: Shop, setting: str) -> None:
     assert not COLOURS.search(at.output)
 
 
+def test_name_in_a_question_steers_no_terminal(shop: Shop, terminal: StartTerminal) -> None:
+    target = shop.path / "x\x1b[2J.db"
+    target.write_bytes(shop.content())
+    at = terminal(shop, shop.create_backup(), "--target-path", target)
+    asked = at.expect(r"exists\. Overwrite\? \[y/N\]")
+    at.send("n\n")
+    assert at.wait() == 10, at.output
+    assert asked
+    assert "\x1b[2J" not in at.output
+
+
 PROGRESS = """
 import time
 from backuplib.console import Console
