@@ -948,6 +948,7 @@ def command_line() -> CommandLine:
     codes = [textwrap.fill(f"{code:3d}  {code.meaning}", 78, subsequent_indent=" " * 5) for code in errors.ExitCode]
     parser = CommandLine(
         prog="restore_backup.py",
+        usage="%(prog)s [options] [backup_file]",
         description=DESCRIPTION,
         epilog=EXAMPLES.format(codes="\n".join(codes)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
