@@ -92,7 +92,7 @@ _HEAD = re.compile(rf" *(?:{_LABEL.pattern}|\S.*? {{2,}})?(?:[^\w\s!-~]\ufe0f? +
 def wrapped(text: str, columns: int) -> list[str]:
     """Return the lines of a line that may be too long: no word is broken, and a command has a line of its own.
 
-    A word that is longer than a line stays whole.
+    A word that is longer than a line stays whole. A command that is longer goes on behind a backslash.
     """
     columns -= text.count("\N{VARIATION SELECTOR-16}")  # some terminals take a column more for it
     if display_width(text) <= columns:
@@ -109,7 +109,30 @@ def wrapped(text: str, columns: int) -> list[str]:
                 lines[-1] += word
             else:
                 bare = word.lstrip(" ")
-                lines.append(hang + bare if display_width(hang + bare) <= columns else bare)
+                if display_width(hang + bare) <= columns:
+                    lines.append(hang + bare)
+                elif command and display_width(bare) > columns:
+                    lines += _continued(hang, bare, columns)
+                else:
+                    lines.append(bare)
             room = columns
     *others, last = [line.rstrip(" ") for line in lines]
     return [*others, last + text[len(text.rstrip(" ")) :]]  # behind a question, its blank stays
+
+
+_SHELL_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
+
+
+def _continued(hang: str, command: str, columns: int) -> list[str]:
+    """Return a command as lines that a shell takes for one; whole where its words cannot be told."""
+    first, *words = _SHELL_WORD.findall(command)
+    if " ".join([first, *words]) != command:
+        return [command]
+    lines = [hang + first]
+    for word in words:
+        if display_width(f"{lines[-1]} {word} \\") <= columns:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{hang}  {word}")
+    return lines

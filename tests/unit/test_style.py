@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,9 +142,20 @@ COMMAND = "python restore_backup.py backups/db_backup_20250130_120000.db.gz.gpg 
 )
 def test_command_that_does_not_fit_has_a_line_of_its_own(text: str) -> None:
     command = COMMAND if COMMAND in text else text.rpartition(": ")[2]
-    lines = [line.strip(" ") for line in wrapped(text, 80)]
-    assert command in lines
+    lines = wrapped(text, 80)
+    assert command in re.sub(r" \\\n +", " ", "\n".join(lines))
     assert len(lines) > 1
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("file", ["backups/db_backup_20250130_120000.db.gz.gpg", "'my bot/a backup.db.gz.gpg'"])
+def test_command_longer_than_a_line_goes_on_behind_a_backslash(file: str) -> None:
+    command = f"python restore_backup.py --verify-only {file} --target-path x --key-stdin --force"
+    first, *lines = wrapped(f"   Only this proves it: {command}", 80)
+    assert first == "   Only this proves it:"
+    assert len(lines) > 1
+    assert all(len(line) <= 80 for line in lines)
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
 
 
 def test_blank_behind_a_question_stays() -> None:
