@@ -496,7 +496,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
                 console.line(line)
         console.result(str(made))
     elif arguments.command == "verify":
-        console.result(f"✅ {arguments.file}: {backups.verify_backup(arguments.file)}")
+        console.result(f"✅ {shown(arguments.file)}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "rescue":
         from backuplib.rescue import rescue
 

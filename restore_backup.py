@@ -39,7 +39,7 @@ from backuplib.formatting import age, aligned, instant, megabytes, plural, print
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
-from backuplib.listing import choose_backup, show_backups, show_restores
+from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import refuse_misnamed, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
@@ -222,6 +222,8 @@ class Restorer:
                 "--key-stdin was given, but standard input is a terminal, which would show the key and cut it",
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
+        if self.options.backup_file == LATEST:
+            self.options.backup_file = choose_latest(self.list_backups(), self.settings.backup_dir, self.console.line)
         if self.options.backup_file:
             refuse_misnamed(self.options.backup_file, self.settings.backup_dir, target.path, self.list_backups)
         hidden = 0 if self.options.verify_only else target.hidden_from_us()
@@ -938,6 +940,11 @@ settings (from the environment, else from .env beside the script):
 """
 
 
+def named_file(name: str) -> Path:
+    """Return the backup that was named: a path, or the word for the newest one where no file has that name."""
+    return LATEST if name == str(LATEST) and not os.path.lexists(name) else absolute(name)
+
+
 def absolute(path: str) -> Path:
     """Return a path on the command line, which is relative to the current folder."""
     return Path(path).absolute()
@@ -954,9 +961,8 @@ def command_line() -> CommandLine:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "backup_file", nargs="?", type=absolute, help="the backup: .db.gz.gpg, .db.gz or .db; left out: a menu"
-    )
+    what = "the backup: .db.gz.gpg, .db.gz or .db, or latest; left out: a menu"
+    parser.add_argument("backup_file", nargs="?", type=named_file, help=what)
     group = parser.add_argument_group("key and passphrase")
     add = group.add_argument
     add("--key-stdin", action="store_true", help="read the private key from standard input: base64, armored or binary")
@@ -1081,7 +1087,7 @@ def check(options: Options, report: Report) -> None:
         target=target,
         db_pass=settings.db_pass,
         backup_dir=settings.backup_dir,
-        backup_file=options.backup_file,
+        backup_file=None if options.backup_file == LATEST else options.backup_file,
         public_key=settings.public_key,
         services=options.service,
         force=options.force,

@@ -105,7 +105,7 @@ class BackupInfo:
             message = read_message(message_in(head))
         if not own and not message.encrypted and not _begins_like_backup(head, layer):
             return None
-        encrypted = layer == "openpgp" or path.name.endswith(ENCRYPTED_NAMES)
+        encrypted = layer == "openpgp" or (not layer and path.name.endswith(ENCRYPTED_NAMES))  # it cannot be told
         kind = _kind(path, own, b"" if layer == "openpgp" else head)
         return cls(path, backup_time(path), size, encrypted, tuple(dict.fromkeys(message.recipients)), kind)
 

@@ -234,8 +234,9 @@ class Console:
             yield
 
     def record(self, text: str) -> None:
-        """Write a line to the log file only."""
+        """Write a line to the log file only; of several, the others cannot be taken for lines of their own."""
         if self._log:
+            text = harmless(text).replace("\n", "\n│ ")
             stamp = datetime.now().astimezone().isoformat(timespec="seconds")
             with contextlib.suppress(OSError):
                 self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))

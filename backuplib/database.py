@@ -48,9 +48,9 @@ def size_of_files(database: Path) -> int:
 
 
 def refuse_irregular(files: list[Path]) -> None:
-    """Refuse, with UnsuitableTargetError, a planted named pipe: SQLite would open a sidecar like that and block."""
+    """Refuse, with UnsuitableTargetError, a planted named pipe or link: SQLite would open it, and may block."""
     for path in files:
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise UnsuitableTargetError(
                 f"{path} is not a regular file", hint=f"Find out who made it, then remove it: ls -l {quoted(path)}"
             )

@@ -61,9 +61,9 @@ class OperatorError(Exception):
     id: ClassVar[str] = "operator"
 
     def __init__(self, message: str, *, hint: str = "", state: str = "", log: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.state = state
+        super().__init__(printable(message))  # names of files and of processes are chosen by others
+        self.hint = printable(hint)
+        self.state = printable(state)
         self.log = log
 
     def __init_subclass__(cls) -> None:
@@ -389,8 +389,7 @@ class UnsoundBackupError(OperatorError):
     exit_code = ExitCode.UNSOUND_BACKUP
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        # printable: SQLite quotes names from the backup
-        super().__init__(printable(message), hint=hint or choose_another_backup_hint())
+        super().__init__(message, hint=hint or choose_another_backup_hint())
 
 
 class DamagedGzipError(UnsoundBackupError):

@@ -45,7 +45,18 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return io.FileIO(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "a")
+    return _Regular(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "a")
+
+
+class _Regular(io.FileIO):
+    """A file that never blocks: one of the kernel's, which is regular by its status only, has nothing to read yet."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read on; OSError where that would block."""
+        data: bytes | None = super().read(size)
+        if data is None:
+            raise OSError(errno.EAGAIN, "not a file on a disk", self.name)
+        return data
 
 
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:

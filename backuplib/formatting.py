@@ -16,10 +16,10 @@ def printable(text: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """Return a path for people: relative to the current folder when it lies below it."""
+    """Return a path for people: relative to the current folder when it lies below it, and harmless to a terminal."""
     with contextlib.suppress(ValueError, OSError):
-        return str(path.absolute().relative_to(Path.cwd()))
-    return str(path)
+        return printable(str(path.absolute().relative_to(Path.cwd())))
+    return printable(str(path))
 
 
 def quoted(path: Path | str) -> str:

@@ -2,7 +2,8 @@
 
 import re
 import string
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,17 @@ from typing import Any
 from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, ORDINARY, SQL_DUMP, BackupInfo
 from backuplib.console import Console
 from backuplib.errors import BackupNotFoundError, DeclinedError, UnfinishedRestoreError, explain, restore_command
-from backuplib.formatting import IN_THE_FUTURE, age, aligned, instant, megabytes, plural, printable, shown
+from backuplib.formatting import (
+    CLOCKS_DIFFER,
+    IN_THE_FUTURE,
+    age,
+    aligned,
+    instant,
+    megabytes,
+    plural,
+    printable,
+    shown,
+)
 from backuplib.journal import Journal
 from backuplib.openpgp import Recipient
 from backuplib.outcome import LastRestore, UnknownOutcomeError
@@ -35,6 +46,36 @@ def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Ter
     if chosen is None:
         raise DeclinedError("no backup was chosen")
     return backups[chosen].path
+
+
+LATEST = Path("latest")  # the word, not a file
+
+
+def choose_latest(backups: Sequence[BackupInfo], backup_dir: Path, say: Callable[[str], object]) -> Path:
+    """Return the newest backup, and say which one that is, which one is older, and what was left out.
+
+    Left out is what was made before a restore, what can only be rescued, and what has a time in the future.
+
+    :param backups: newest first.
+    :raises BackupNotFoundError: when there is none.
+    """
+    now = time.time() + CLOCKS_DIFFER
+    fit = [item for item in backups if item.kind in (ORDINARY, SQL_DUMP) and item.created.timestamp() <= now]
+    if not fit:
+        raise BackupNotFoundError(
+            f"there is no backup in {backup_dir}" + (" but what was made before a restore" if backups else ""),
+            hint=f"Name a file; to see what is there: {restore_command('--list')}",
+        )
+    left_out = backups.index(fit[0])
+    say(f"✅ latest is {_told(fit[0])}")
+    say(f"   the one before it: {_told(fit[1]) if fit[1:] else 'none'}")
+    if left_out:
+        say(f"   left out: {plural(left_out, 'newer one')}, made before a restore, or in the future")
+    return fit[0].path
+
+
+def _told(item: BackupInfo) -> str:
+    return f"{printable(item.path.name)}, made {instant(item.created)}, {age(item.created.timestamp())}"
 
 
 def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Path) -> list[dict[str, Any]]:

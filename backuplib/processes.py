@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import stat_or_none
+from backuplib.formatting import printable
 
 CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19  # linux/capability.h: lock any amount of memory; inspect any process
 
@@ -237,7 +238,7 @@ def command_of(process: Path) -> str:
         program, *arguments = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return "?"
-    return " ".join([Path(program).name, *arguments]).strip()[:100] or "?"
+    return printable(" ".join([Path(program).name, *arguments]).strip())[:100] or "?"
 
 
 def lock_owner(descriptor: int) -> str:

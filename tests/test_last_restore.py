@@ -25,6 +25,20 @@ def plain_shop(make_shop: MakeShop) -> tuple[Shop, Path]:
     return shop, shop.back_up_then_change()
 
 
+def test_latest_is_the_newest_that_was_not_made_before_a_restore(plain_shop: tuple[Shop, Path]) -> None:
+    shop, backup = plain_shop
+    expected = shop.rows()
+    newest = shop.create_backup()
+    assert shop.restore("--force", backup).code == 0  # leaves a safety backup that is newer
+    done = shop.restore("--force", "latest")
+    assert done.code == 0, done.text
+    assert done.report["backup"] == str(newest)
+    assert re.search(
+        rf"latest is {newest.name}.*the one before it: {backup.name}.*left out: 1 newer", done.err, re.DOTALL
+    )
+    assert shop.rows() == expected
+
+
 def record(shop: Shop) -> bytes:
     return (shop.backups / "last-restore.json").read_bytes()
 
@@ -81,7 +95,7 @@ def test_database_that_was_put_there_by_hand_is_not_called_the_restored_one(plai
 def test_question_stands_below_what_is_about_to_happen(plain_shop: tuple[Shop, Path], terminal: StartTerminal) -> None:
     """Also where it comes first."""
     shop, backup = plain_shop
-    zone = {"RUNTIME_ENVIRONMENT": "PROD", "TZ": "Europe/Berlin"}
+    zone = {"RUNTIME_ENVIRONMENT": "PROD", "TZ": "Europe/Berlin", "NO_COLOR": "1"}
     at = terminal(shop, backup, "--no-restart", "--stop-first", env=zone)
     at.expect(re.escape(QUESTION.format("production")))
     *_, target, named, made, services, _ = at.output.splitlines()

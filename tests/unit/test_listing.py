@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from backuplib.backup_file import BackupInfo, backup_time, checksum_path
+from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, BackupInfo, backup_time, checksum_path
 from backuplib.console import Report
 from backuplib.errors import BackupNotFoundError
 from backuplib.listing import (
     backup_table,
     checksum_states,
     choose_backup,
+    choose_latest,
     explanations,
     show_backups,
     show_restores,
@@ -39,6 +40,20 @@ def backups(tmp_path: Path) -> list[BackupInfo]:
     old = found[1].path
     checksum_path(old).write_text(f"{hashlib.sha256(old.read_bytes()).hexdigest()}  {old.name}\n")
     return found
+
+
+def test_latest_is_neither_a_safety_backup_nor_from_the_future(backups: list[BackupInfo], tmp_path: Path) -> None:
+    said: list[str] = []
+    assert choose_latest(backups, tmp_path, said.append) == backups[0].path
+    assert backups[1].path.name in said[1]
+    future = replace(backups[0], created=datetime.now().astimezone() + timedelta(hours=1))
+    unfit = [future, *(replace(backups[0], kind=kind) for kind in (BEFORE_A_RESTORE, AS_THEY_WERE))]
+    assert choose_latest([*unfit, backups[1]], tmp_path, said.append) == backups[1].path
+    assert "none" in said[-2]
+    assert "3 newer ones" in said[-1]
+    for nothing in (unfit, []):
+        with pytest.raises(BackupNotFoundError):
+            choose_latest(nothing, tmp_path, said.append)
 
 
 def test_table_has_a_heading_and_a_line_for_each(backups: list[BackupInfo]) -> None:
