@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backuplib import errors
-from backuplib.files import fsync_folder, give_to_owner_of, open_regular
+from backuplib.files import fsync_folder, is_ours, open_regular
 from backuplib.formatting import display_width, padded, printable
 from backuplib.processes import Interrupted, Signals
 from backuplib.style import Kind, drawn, is_dumb_terminal, kind_of
@@ -116,6 +116,7 @@ def with_time(line: str, seconds: float) -> str:
 
 
 LOG_NAME, OUTCOME = "restore.log", "outcome: "
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
 LOG_BYTES = 1_000_000  # from which on a run begins a new log; the one before is kept as restore.log.1
 
 
@@ -133,12 +134,7 @@ class Console:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._rotate(path)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-            try:
-                self._log = open_regular(path, flags | os.O_EXCL)
-                give_to_owner_of(folder, self._log.fileno())
-            except FileExistsError:
-                self._log = open_regular(path, flags)
+            self._log = open_regular(path, _LOG_FLAGS)
         except OSError as error:
             hint = errors.writing_hint(error, folder, "")
             self.line(f"⚠️  No log file: {path}: {error.strerror}{'. ' if hint else ''}{hint}")
@@ -146,15 +142,28 @@ class Console:
         return path
 
     def _rotate(self, path: Path) -> None:
-        """Give a log that has grown large another name, in the place of the one before; links are not followed."""
+        """Give a log that is large, or not ours alone, another name, in the place of the one before.
+
+        :raises OSError: when one that is not ours alone cannot be renamed; it is not written to.
+        """
         try:
-            if path.lstat().st_size >= LOG_BYTES:
-                path.rename(path.with_name(f"{LOG_NAME}.1"))
-                fsync_folder(path.parent)
-        except FileNotFoundError:
-            pass
+            with open_regular(path, _LOG_FLAGS) as log:
+                ours, size = is_ours(log.fileno()), os.fstat(log.fileno()).st_size
+        except OSError:  # a link, a pipe
+            ours, size = False, 0
+        if ours and size < LOG_BYTES:
+            return
+        aside = path.with_name(f"{LOG_NAME}.1")
+        try:
+            path.rename(aside)
+            fsync_folder(path.parent)
         except OSError as error:
+            if not ours:
+                raise
             self.line(f"⚠️  {path} is large, and cannot be renamed: {error.strerror}")
+        else:
+            if not ours:
+                self.line(f"⚠️  {path} belonged to others, or was open to them: it is {aside.name} now")
 
     def line(self, text: str, *, kind: Kind | None = None, record: bool = True) -> None:
         """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too.

@@ -189,6 +189,12 @@ def give_to_owner_of(folder: Path, descriptor: int) -> None:
             os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
+def is_ours(descriptor: int) -> bool:
+    """Whether an open file is this user's, has no other name, and nobody else may read or write it."""
+    status = os.fstat(descriptor)
+    return status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
+
+
 def drop_quietly(path: Path) -> None:
     """Remove a file of ours if possible; otherwise the next run does."""
     with contextlib.suppress(OSError):

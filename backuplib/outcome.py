@@ -1,7 +1,7 @@
 """How the last restore of a database ended, and which database is live since then: a small file of facts.
 
-It lies in the backup folder, one for all databases that share the folder. Whoever may write there can change it, so it
-is read strictly, and what is live is looked up.
+It lies in the backup folder, one for all databases that share the folder. Whoever may write there can replace it, so
+it is believed only as this user's or root's, read strictly, and what is live is looked up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from backuplib.errors import explain, restore_command
-from backuplib.files import CHUNK, give_to_owner_of, open_regular, replacing, stat_or_none, write_all
+from backuplib.files import CHUNK, open_regular, replacing, stat_or_none, write_all
 from backuplib.formatting import aligned, instant, printable, shown
 
 NAME = "last-restore.json"
@@ -109,7 +109,7 @@ class LastRestore:
         kept = dict(list(known.items())[-(MOST_DATABASES - 1) :])
         with replacing(folder / NAME, ".tmp") as file:
             write_all(file, json.dumps(kept | {self.target: values}, indent=1).encode())
-            give_to_owner_of(folder, file.fileno())  # who may read the backups may read this
+            os.fchmod(file.fileno(), 0o644)  # it holds no secret, and the shop's user asks, too
 
     def live_now(self) -> str:
         """Look which database is live at this moment: that of then, unless its file is another one."""
@@ -185,6 +185,9 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid not in (0, os.geteuid()) or status.st_nlink > 1 or status.st_mode & 0o022:
+                raise UnknownOutcomeError(f"{path} is not this user's alone, nor root's: it could say anything")
             data = json.loads(file.read(CHUNK))
     except FileNotFoundError:
         return {}

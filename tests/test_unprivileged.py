@@ -131,7 +131,7 @@ def test_backup_folder_that_cannot_be_read_is_not_called_empty(user_shop: Shop) 
 
 @ONE_MODE
 def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys: Keys) -> None:
-    """Backups, the safety backup among them, each with its checksum, and the logs: the user works with all of them."""
+    """Backups, the safety backup among them, each with its checksum; what is believed stays root's."""
     backup = user_shop.create_backup()
     user_shop.change_data()
     changed = user_shop.rows()
@@ -139,8 +139,11 @@ def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys:
     assert done.code == 0, done.text
     safety = Path(done.report["safety_backup"])
     made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
-    ours = {"restore.log", "last-restore.json"}
-    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")} | ours
+    roots = {"restore.log": 0o600, "last-restore.json": 0o644}
+    for name, mode in roots.items():
+        status = made.pop(name)
+        assert (status.st_uid, status.st_mode & 0o7777) == (0, mode)
+    assert {*made} == {f"{path.name}{end}" for path in (backup, safety) for end in ("", ".sha256")}
     assert {(of.st_uid, of.st_gid, oct(of.st_mode & 0o7777)) for of in made.values()} == {(UID, UID, "0o600")}
     undone = restore(user_shop, safety, "--force", key=keys.rsa)
     assert undone.code == 0, undone.text
@@ -158,7 +161,7 @@ def test_how_the_last_restore_ended_is_told_to_the_owner_of_the_backups_or_said_
     listed = restore(user_shop, "--list")
     assert listed.report["last_restore"]["live"] == "new", listed.text
     record = user_shop.backups / "last-restore.json"
-    os.chown(record, 0, 0)
+    record.chmod(0o600)
     listed = restore(user_shop, "--list")
     assert listed.code == 0, listed.text
     assert listed.report["last_restore"] is None

@@ -114,23 +114,40 @@ def test_log_that_cannot_be_renamed_is_told_and_written_all_the_same(
 ) -> None:
     (tmp_path / f"{LOG_NAME}.1").mkdir()
     (tmp_path / LOG_NAME).write_bytes(b"x" * LOG_BYTES)
+    (tmp_path / LOG_NAME).chmod(0o600)
     assert report.console.log_to(tmp_path)
     report.console.close()
     assert LOG_NAME in screen.getvalue()
 
 
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
-def test_log_that_is_no_file_is_neither_written_to_nor_waited_for(report: Report, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "open to others", "second name"])
+def test_log_that_is_not_ours_alone_is_set_aside_and_neither_written_to_nor_waited_for(
+    report: Report, screen: io.StringIO, tmp_path: Path, kind: str
+) -> None:
     log, victim = tmp_path / LOG_NAME, tmp_path / "victim"
     if kind == "pipe":
         os.mkfifo(log)
     elif kind == "link":
         log.symlink_to(victim)
-    else:
+    elif kind == "folder":
         log.mkdir()
-    assert report.console.log_to(tmp_path) is None
-    assert not victim.exists()
+    else:
+        log.write_text("planted")
+        log.chmod(0o666)
+        if kind == "second name":
+            log.chmod(0o600)
+            os.link(log, victim)
+    planted = log.lstat()
+    assert report.console.log_to(tmp_path) == log
+    report.console.line("a line")
+    report.console.close()
+    assert log.read_text().endswith(" a line\n")
+    assert log.stat().st_mode & 0o777 == 0o600
+    aside = tmp_path / f"{LOG_NAME}.1"
+    assert os.path.samestat(aside.lstat(), planted)
+    assert kind != "second name" or aside.read_text() == "planted"
+    assert LOG_NAME in screen.getvalue()
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

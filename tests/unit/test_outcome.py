@@ -45,14 +45,23 @@ def test_what_was_written_is_read(last: LastRestore, target: Path, tmp_path: Pat
     last.write(tmp_path)
     assert LastRestore.of(target, tmp_path) == last
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", NAME]
-    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o644  # for the shop's user, who asks, too
 
 
 @pytest.mark.needs("root")
-def test_who_may_read_the_backups_may_read_it(last: LastRestore, tmp_path: Path) -> None:
-    os.chown(tmp_path, 65534, 65534)
+@pytest.mark.parametrize("change", ["owner", "mode", "second name"])
+def test_what_others_may_have_written_is_not_believed(
+    last: LastRestore, target: Path, tmp_path: Path, change: str
+) -> None:
     last.write(tmp_path)
-    assert ((tmp_path / NAME).stat().st_uid, (tmp_path / NAME).stat().st_mode & 0o777) == (65534, 0o600)
+    if change == "owner":
+        os.chown(tmp_path / NAME, 65534, 65534)
+    elif change == "mode":
+        (tmp_path / NAME).chmod(0o666)
+    else:
+        os.link(tmp_path / NAME, tmp_path / "second")
+    with pytest.raises(UnknownOutcomeError):
+        LastRestore.of(target, tmp_path)
 
 
 @pytest.mark.parametrize(
