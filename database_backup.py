@@ -36,6 +36,7 @@ from backuplib.database import (
     check_database,
     database_files,
     refuse_irregular,
+    refuse_planted_link,
     sidecars,
     size_of_files,
 )
@@ -111,6 +112,7 @@ class DatabaseBackup:
             )
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
             raise errors.UnreadableDatabaseError(f"{self.db_path} is empty")
+        refuse_planted_link(self.db_path)
         refuse_irregular(sidecars(self.db_path))
         need = size_of_files(self.db_path)
         with self._no_restore_meanwhile(), RamFolder(need + files.CHUNK) as ram:

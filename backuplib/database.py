@@ -56,6 +56,21 @@ def refuse_irregular(files: list[Path]) -> None:
             )
 
 
+def refuse_planted_link(database: Path) -> None:
+    """Refuse a link that somebody else than this user or root may have made, who can lead it anywhere.
+
+    :raises UnsuitableTargetError: naming it.
+    """
+    if not os.path.islink(database):
+        return
+    ours, folder = {0, os.geteuid()}, database.parent.stat()
+    if database.lstat().st_uid not in ours or folder.st_uid not in ours or folder.st_mode & 0o022:
+        raise UnsuitableTargetError(
+            f"{database} is a link, and others than this user and root may have made it: it is not followed",
+            hint=f"If it is meant, set DATA_DIR and DB_NAME in .env to what it leads to: readlink {quoted(database)}",
+        )
+
+
 def quoted_passphrase(passphrase: Secret) -> str:
     """Return a passphrase as an SQL string: `PRAGMA key` takes no bound parameter."""
     return "'" + passphrase.reveal().replace("'", "''") + "'"

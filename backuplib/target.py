@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors, files
-from backuplib.database import database_files, refuse_irregular, sidecars
+from backuplib.database import database_files, refuse_irregular, refuse_planted_link, sidecars
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS
@@ -35,8 +35,10 @@ class Target:
     def resolve(cls, path: Path) -> Target:
         """Follow links, and look what is there.
 
-        :raises UnsuitableTargetError: when it is neither a regular file nor absent, or its folder is not there.
+        :raises UnsuitableTargetError: when it is neither a regular file nor absent, its folder is not there, or it is a
+            link that others may have made.
         """
+        refuse_planted_link(path)
         target = cls(Path(os.path.realpath(path)))
         folder = target.path.parent
         if not folder.is_dir():

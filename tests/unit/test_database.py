@@ -14,6 +14,7 @@ from backuplib.database import (
     database_files,
     quoted_passphrase,
     refuse_irregular,
+    refuse_planted_link,
     sidecars,
 )
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
@@ -140,3 +141,33 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"noise" * 1000)
     with pytest.raises(UnsoundBackupError):
         check_database(PLAIN, tmp_path / "a")
+
+
+# --- what others may have planted ------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("root")
+def test_link_is_followed_only_where_nobody_else_can_have_made_it(tmp_path: Path) -> None:
+    data, link = tmp_path / "data", tmp_path / "data/shop.db"
+    data.mkdir(mode=0o755)
+    link.symlink_to("/root/secret")
+    refuse_planted_link(link)
+    refuse_planted_link(tmp_path / "none")
+    for mode, owner, owner_of_link in ((0o777, 0, 0), (0o755, 1000, 0), (0o755, 0, 1000)):
+        data.chmod(mode)
+        os.chown(data, owner, owner)
+        os.lchown(link, owner_of_link, 0)
+        with pytest.raises(UnsuitableTargetError):
+            refuse_planted_link(link)
+    link.unlink()
+    os.chown(data, 1000, 1000)
+    link.touch()
+    refuse_planted_link(link)  # a file may be anybody's
+
+
+def test_sidecar_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim").touch()
+    (tmp_path / "shop.db-wal").symlink_to("victim")
+    with pytest.raises(UnsuitableTargetError):
+        refuse_irregular([tmp_path / "shop.db-wal"])
+    refuse_irregular([tmp_path / "victim"])
