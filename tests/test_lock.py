@@ -219,7 +219,8 @@ def test_unprivileged_user_is_asked_before_the_menu_whether_to_go_on_without_roo
     argv = [*wrapper, sys.executable, "restore_backup.py", "--allow-swap", "--no-restart", "--force"]
     started = Terminal(argv, cwd=shop.path, env=shop.environment({"PYTHONDONTWRITEBYTECODE": "1"}))
     try:
-        started.expect(r"sudo \S+\s+restore_backup.py\s+--no-restart\s+--force\s+--allow-swap")
+        gap = r"(?:\s|\\|\x1b\[\d*m)+"  # it may be longer than a line
+        started.expect(gap.join([r"sudo \S+", "restore_backup.py", "--no-restart", "--force", "--allow-swap"]))
         started.expect(r"\[y/N\] ")
         assert backup.name not in started.output
         started.send(f"{answer}\n")

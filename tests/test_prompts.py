@@ -149,7 +149,7 @@ def test_other_key_than_the_backups_may_be_corrected_before_a_passphrase_is_aske
     shop, backup = ready(keys.open)
     at = terminal(shop, backup, "--force")
     type_secret(at, PASTE, keys.rsa.private_b64 + "\n")  # which has a passphrase
-    type_secret(at, "wrong private key[^\n]*\r\n.*" + PASTE, keys.open.private_b64 + "\n")
+    type_secret(at, r"wrong private key[\s\S]*" + PASTE, keys.open.private_b64 + "\n")
     assert at.wait() == 0, at.output
     assert shop.is_restored()
     assert "2 keys" not in at.output
@@ -423,8 +423,8 @@ def test_menu_without_any_backup_says_where_it_looked(make_shop: MakeShop, termi
 def test_compose_menu_goes_on_without_docker(ready: Ready, with_key_piped: Callable[..., Terminal], keys: Keys) -> None:
     shop, backup = ready(keys.open, "sqlite", RUNTIME_ENVIRONMENT=None)
     at = with_key_piped(shop, keys.open, backup)
-    at.expect(r"1\b[^\n]*docker-compose\.prod\.yml")
-    at.expect(r"2\b[^\n]*docker-compose\.dev\.yml")
+    at.expect(r"1 production:\s+\S*docker-compose\.prod\.yml")
+    at.expect(r"2 development:\s+\S*docker-compose\.dev\.yml")
     at.expect(r"3\b[^\n]*path")
     at.expect(r"4\b[^\n]*without Docker")
     at.expect(r"q\b.*: ")
