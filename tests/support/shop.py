@@ -290,8 +290,11 @@ class Shop:
     # --- the program ---
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of commands: this one, less our settings, with a home folder of the shop's own."""
-        inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        """The environment of commands: this one, less our settings, with a home folder of the shop's own.
+
+        Without the width that the tests' own runner has set for its workers.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "COLUMNS")}
         own = {"HOME": str(self.path.parent / f"{self.path.name}-home"), "LC_ALL": "C.UTF-8"}
         return {**inherited, **own, **self.env, **(extra or {})}
 
