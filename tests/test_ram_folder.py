@@ -269,6 +269,7 @@ def test_without_its_reaper_the_private_mount_still_goes_with_the_processes(larg
         left.rmdir()
 
 
+@pytest.mark.deep
 @needs_root
 @pytest.mark.parametrize("wrapper", [(), WITHOUT_MOUNTS], ids=["private mount", "without"])
 def test_agent_that_outlives_tool_and_reaper_is_ended_by_the_next_command(
