@@ -98,7 +98,7 @@ def test_terminal_is_the_controlling_one_and_can_be_lost(tmp_path: Path) -> None
 
 
 def test_ctrl_c_reaches_the_program_on_the_terminal(tmp_path: Path) -> None:
-    started = Terminal([sys.executable, "-c", "print('go', flush=True); input()"], cwd=tmp_path, env=dict(os.environ))
+    started = Terminal(["/bin/sh", "-c", "echo go; exec sleep 60"], cwd=tmp_path, env=dict(os.environ))
     try:
         started.expect("go")
         started.send("\x03")
