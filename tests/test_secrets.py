@@ -213,9 +213,9 @@ BYTECODE = r".*/__pycache__/[^/]+\.pyc(\.\d+)?"
 BACKUPS = r"backups/(\.db_backup_\d+_\d+\.tmp|db_backup_\d{8}_\d{6}(\.raw\.tar|\.db)\.gz\.gpg(\.sha256)?)"
 DATABASE = (
     r"data/shop\.db"
-    r"(-wal|-shm|-journal|\.restore-(new|probe|probe2)|\.backup-\d{8}-\d{6}|\.restore-state\.json(\.tmp)?)?"
+    r"(-wal|-shm|-journal|\.restore-(new|probe|probe2|lock)|\.backup-\d{8}-\d{6}|\.restore-state\.json(\.tmp)?)?"
 )
-LOG = r"backups/restore\.log"
+LOG = r"backups/(restore\.log|last-restore\.json\.tmp)"
 
 
 def check_files(trace: Trace, shop: Shop, *allowed: str) -> None:
@@ -530,7 +530,8 @@ def test_files_are_private_from_the_first_byte_whatever_the_umask(
     assert created >= 5  # new database, journal, safety backup, its checksum, log
     for path in canary_shop.backups.iterdir():
         if path not in (backup, backup.with_name(f"{backup.name}.sha256")):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            private = 0o644 if path.name == "last-restore.json" else 0o600  # it says what the list says to everybody
+            assert stat.S_IMODE(path.stat().st_mode) == private, path
 
 
 def test_backup_is_private_whatever_the_umask(canary_shop: Shop) -> None:
