@@ -180,7 +180,7 @@ WHATEVER_IT_HOLDS: list[Refusal] = [
     (checksum_of_another_file, 3, "checksum-mismatch"),
     (checksum_that_is_none, 3, "checksum-unreadable"),
     (missing_file, 3, "backup-not-found"),
-    (folder_for_a_file, 3, "backup-not-found"),
+    (folder_for_a_file, 3, "not-a-backup"),
 ]
 """What ends before it matters whether the database is encrypted; see also test_keys.py and test_messages.py."""
 
