@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import NoReturn
 
 import pytest
 
-PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
-"""Where programs are looked for: also where Debian has those of root, whoever asks."""
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:{os.path.dirname(sys.executable)}"
+"""Where programs are looked for: also where Debian has those of root, whoever asks, and where pip puts those of PyPI."""
 
 PLUGIN_FOLDERS = (
     "~/.docker/cli-plugins",
