@@ -35,6 +35,7 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
+from backuplib.folder import anchored_folder
 from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
@@ -410,6 +411,7 @@ class Restorer:
 
     def refuse_users(self, target: Target, bot: Bot | None, stopping: Sequence[Container]) -> None:
         """Refuse when the database is in use by anything but the containers that will be stopped, naming who it is."""
+        target.refuse_moved()
         if bot:
             bot.refuse_strangers(stopping)
         if hidden := target.refuse_holders([item.id for item in stopping]):
@@ -822,6 +824,7 @@ class Restorer:
         if plan.stopping:
             switch.start_services()
             switch.check_live(restored)
+        plan.target.refuse_moved()
         switch.commit()
 
     # --- recovery --------------------------------------------------------------------------------------------
@@ -1118,6 +1121,8 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
     enter_private_mounts()
+    with contextlib.suppress(OSError):  # it may not be there yet
+        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()

@@ -82,6 +82,8 @@ class Journal:
                 f"{quoted(target.path.parent)}.",
             ) from None
         journal.refuse_other_files()
+        journal.target, journal.candidate = target.path, target.candidate  # in the folder that was opened
+        journal.set_aside = target.path.with_name(journal.set_aside.name)
         return journal
 
     def refuse_other_files(self) -> None:

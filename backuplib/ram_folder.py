@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 
 from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
+from backuplib.folder import mount_place
 from backuplib.formatting import megabytes
 from backuplib.processes import start_apart
 
@@ -52,7 +53,9 @@ _MS_NOSUID_NODEV_NOEXEC, MS_BIND, _MS_REC_SLAVE = 2 | 4 | 8, 1 << 12, 1 << 14 | 
 
 
 def enter_private_mounts() -> None:
-    """Give this process its own mount namespace, where a RAM folder can be a tmpfs that is never swapped out.
+    """Give this process its own mount namespace.
+
+    There a RAM folder can be a tmpfs that is never swapped out, and folders are reached where nobody else has a name.
 
     Call it before any thread starts. Without root it has no effect. Mounts made outside later still appear inside.
     """
@@ -60,6 +63,8 @@ def enter_private_mounts() -> None:
     if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS) != 0:
         return
     RamFolder.private_mounts = libc.mount(b"none", b"/", None, _MS_REC_SLAVE, None) == 0
+    if RamFolder.private_mounts:
+        mount_place()
 
 
 class RamFolder:
