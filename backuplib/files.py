@@ -69,47 +69,42 @@ def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
 def name_without_replacing(file: Path, descriptor: int, name: Path) -> None:
     """Give an open file a new name, or raise FileExistsError; the old name may remain as a second link.
 
-    :param file: the old name, which others may have given to another file meanwhile.
+    :param file: the old name.
     """
     try:
-        link_open_file(descriptor, name)
+        os.link(file, name)
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
         if os.path.lexists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
-        rename_open_file(file, descriptor, name)
+        os.rename(file, name)
+    refuse_exchanged(descriptor, name)
+
+
+def refuse_exchanged(descriptor: int, name: Path) -> None:
+    """Make sure that an open file is what was given a name, after the fact: OSError when others had exchanged it."""
+    if not os.path.samestat(name.lstat(), os.fstat(descriptor)):
+        raise OSError(errno.ESTALE, "another file was put in the place of the one that was opened", str(name))
 
 
 def link_or_copy(file: Path, name: Path) -> None:
     """Give a regular file one more name, without reading it; where the filesystem has no hard links, to a copy of it.
 
-    :raises OSError: also when it is no regular file, or the name is taken.
+    :raises OSError: also when it is no regular file, or was exchanged, or the name is taken.
     """
     descriptor = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # the end of such a one ends no lock of SQLite
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(file))
-        link_open_file(descriptor, name)
+        os.link(file, name, follow_symlinks=False)
+        refuse_exchanged(descriptor, name)
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
         copy_durably(file, name)
     finally:
         os.close(descriptor)
-
-
-def link_open_file(descriptor: int, name: Path) -> None:
-    """Give an open file one more name, or raise FileExistsError."""
-    # Only with a folder's descriptor, which an absolute path makes no use of, Python has the link in /proc followed.
-    os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
-
-
-def rename_open_file(file: Path, descriptor: int, name: Path) -> None:
-    """Rename a file that is open; OSError when another one got the new name, since others had exchanged it."""
-    os.rename(file, name)
-    if not os.path.samestat(name.lstat(), os.fstat(descriptor)):
-        raise OSError(errno.ESTALE, "another file was put in the place of the one that was written", str(name))
 
 
 def flock(descriptor: int, operation: int) -> bool:
@@ -174,11 +169,21 @@ def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
         with create_file(temporary) as file:
             yield file
             os.fsync(file.fileno())
-            rename_open_file(temporary, file.fileno(), path)
+            temporary.rename(path)
+            refuse_exchanged(file.fileno(), path)
     except BaseException:
         drop_quietly(temporary)
         raise
     fsync_folder(path.parent)
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files, which may have been planted, hold the same bytes; OSError when they cannot be read."""
+    with open_regular(one) as first, open_regular(other) as second:
+        while (piece := first.read(CHUNK)) == second.read(CHUNK):
+            if not piece:
+                return True
+    return False
 
 
 def copy_content(source: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ import itertools
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, Self, cast
@@ -121,11 +121,11 @@ class AnchoredPath(PosixPath):
         """The folder that it is in."""
         return self._made(Path(str(self)).parent)
 
-    def iterdir(self) -> Iterator[Self]:
+    def iterdir(self) -> Generator[Self, None, None]:
         """Return what is in it."""
         return (self / name for name in os.listdir(self))
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[Self]:  # type: ignore[override]  # of one folder only
+    def glob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:  # type: ignore[override]  # of one folder only
         """Return what is in it under names that fit."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
@@ -136,12 +136,15 @@ class AnchoredPath(PosixPath):
 
 def mount_place() -> None:
     """Make a place for folders in the mount namespace of this process, if that is possible."""
-    Folder.private = _mount("restore-backup", PLACE, _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "tmpfs", "mode=0700")
+    flags, mode = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "mode=0700"
+    Folder.private = any(  # a kernel before 6.4 does not know noswap
+        _mount("restore-backup", PLACE, flags, "tmpfs", options) for options in (f"noswap,{mode}", mode)
+    )
 
 
 def _mount(source: str | None, place: str, flags: int, kind: str | None = None, options: str | None = None) -> bool:
     words = [os.fsencode(word) if word is not None else None for word in (source, place, kind, options)]
-    return ctypes.CDLL(None, use_errno=True).mount(*words[:3], flags, words[3]) == 0
+    return bool(ctypes.CDLL(None, use_errno=True).mount(*words[:3], flags, words[3]) == 0)
 
 
 def anchored(path: Path, *, mounted: bool = True) -> AnchoredPath:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
@@ -12,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from backuplib.errors import UnfinishedRestoreError, explain
-from backuplib.files import CHUNK, fsync_folder, open_regular, replacing, same_file, stat_or_none, write_all
+from backuplib.files import (
+    CHUNK,
+    fsync_folder,
+    open_regular,
+    replacing,
+    same_content,
+    same_file,
+    stat_or_none,
+    write_all,
+)
 from backuplib.formatting import quoted
 from backuplib.target import Target
 
@@ -135,7 +143,7 @@ class Journal:
             return False
         if not self.set_aside.exists() or same_file(self.target, self.set_aside):
             return False
-        return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)
+        return not self.target.exists() or not same_content(self.target, self.set_aside)
 
 
 _KINDS = {item.name: str(item.type) for item in fields(Journal)}

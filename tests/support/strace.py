@@ -89,6 +89,11 @@ def reached_as(path: str) -> Iterator[str]:
         yield from ("-P", f"{place}{path}")
 
 
+def by_name(text: str) -> str:
+    """A path, or a text with some, by name: a folder that the program has mounted for itself has its own place."""
+    return re.sub(rf"{PLACE}/\d+(?=/)", "", text)
+
+
 LINE = re.compile(r"(\d+) +(\w+)\((.*?)(?:\) += | <unfinished|$)")
 PATH = re.compile(r'"(/[^"]*)"|\d+<(/[^>]*)>')
 
@@ -96,7 +101,7 @@ PATH = re.compile(r'"(/[^"]*)"|\d+<(/[^>]*)>')
 def read_log(log: Path) -> list[Call]:
     """The calls of a run, in order."""
     calls = []
-    for line in re.sub(rf"{PLACE}/\d+(?=/)", "", log.read_text(errors="replace")).splitlines():
+    for line in by_name(log.read_text(errors="replace")).splitlines():
         match = LINE.match(line)
         if match:
             thread, name, arguments = match.groups()

@@ -377,7 +377,7 @@ def test_status_that_cannot_be_had_is_not_taken_for_absence(tmp_path: Path) -> N
     assert stat_or_none(tmp_path / "file/below") is None
     assert stat_or_none(tmp_path / "file") is not None
     with pytest.raises(OSError, match="symbolic links"):
-        stat_or_none(tmp_path / "loop")
+        stat_or_none(tmp_path / "loop/file")
 
 
 def test_lock_is_had_once(tmp_path: Path) -> None:
