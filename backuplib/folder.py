@@ -125,7 +125,7 @@ class AnchoredPath(PosixPath):
         """Return what is in it."""
         return (self / name for name in os.listdir(self))
 
-    def glob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:  # type: ignore[override]  # of one folder only
+    def glob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:
         """Return what is in it under names that fit."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
