@@ -20,6 +20,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -519,9 +520,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, report: Report) -> None:
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
+    if arguments.command in ("create", "rescue"):
+        enter_private_mounts()
+    with contextlib.suppress(OSError):  # it may not be there yet
+        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
-        enter_private_mounts()
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
         if not arguments.quiet:
@@ -533,7 +537,6 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     elif arguments.command == "rescue":
         from backuplib.rescue import rescue
 
-        enter_private_mounts()
         console.result(str(rescue(arguments.file, arguments.to, settings.db_pass, report)))
     elif arguments.command == "prune":
         report.signals.shield()  # an end in between could not say what was removed

@@ -138,6 +138,7 @@ class Restorer:
         self.console = report.console
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
+        self.database = Path(os.path.realpath(settings.db_path))
         self.told_unseen = False
         self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
@@ -210,7 +211,13 @@ class Restorer:
         """Return the database to replace."""
         target = Target.resolve(self.options.target_path or self.settings.db_path)
         self.report.target = str(target.path)
+        if not self.options.target_path:
+            self.database = Path(str(target.path))
         return target
+
+    def is_configured(self, target: Path) -> bool:
+        """Whether a target, links resolved, is the configured database."""
+        return target == self.database
 
     def settle_before(self, target: Target) -> None:
         """Settle what has to do with who calls this, and from where, before the menu and before a key is asked for.
@@ -244,7 +251,7 @@ class Restorer:
 
     def questions(self, target: Target, unseen: str) -> Questions:
         """Return what will be asked, as far as that can be known before anything is done."""
-        options, configured = self.options, is_configured(target.path, self.settings)
+        options, configured = self.options, self.is_configured(target.path)
         encrypted, swappable, problem = True, False, ""
         if options.backup_file and not options.key_stdin:
             with contextlib.closing(BackupFile(options.backup_file)) as backup:
@@ -267,7 +274,7 @@ class Restorer:
         :param pending: services that a restore before this one stopped, and that have not come up again.
         :raises RefusedError: when something is missing or in the way.
         """
-        configured = is_configured(target.path, self.settings)
+        configured = self.is_configured(target.path)
         self.check_encryption(target)
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
@@ -371,8 +378,7 @@ class Restorer:
                 file = self.ask_compose_file(str(error))
             # as options, so that what is printed to be typed next names them, too
             self.options.compose_file, self.options.no_restart = file, file is None
-        database = Path(os.path.realpath(self.settings.db_path))
-        return Bot.find(file, database, self.settings.db_pass) if file else None
+        return Bot.find(file, self.database, self.settings.db_pass) if file else None
 
     def ask_the_bot(self, bot: Bot) -> None:
         """Compare what the bot's containers have with our settings: what differs is refused, or said by --verify-only.
@@ -906,7 +912,7 @@ class Restorer:
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore
-        bot = self.find_bot(is_configured(target.path, self.settings)) if journal.containers else None
+        bot = self.find_bot(self.is_configured(target.path)) if journal.containers else None
         if journal.containers and not bot:
             names = printable(", ".join(journal.containers))
             self.report.warn(f"Docker is not touched: {names}, stopped by that restore, may still have to be started")
@@ -1098,7 +1104,7 @@ def check(options: Options, report: Report) -> None:
         allow_swap=options.allow_swap,
         convert=options.convert,
         memory_limit=restorer.image_limit(),
-        find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
+        find_bot=lambda: restorer.find_bot(restorer.is_configured(target)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,
     )
@@ -1166,11 +1172,6 @@ def summary(report: Report, seconds: float) -> list[str]:
 def in_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
     """Return facts as lines, below each other wherever they are printed."""
     return aligned([(f"{name:<8}", text) for name, text in facts])
-
-
-def is_configured(target: Path, settings: Settings) -> bool:
-    """Whether a target, links resolved, is the configured database."""
-    return target == Path(os.path.realpath(settings.db_path))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class BackupInfo:
     def of(cls, path: Path) -> Self | None:
         """Return what a file is as a backup, None if it is none: by its name, or by how it begins."""
         own = BACKUP_NAME.fullmatch(path.name)
-        if not path.is_file() or (not own and path.name.startswith(".")):
+        if path.is_symlink() or not path.is_file() or (not own and path.name.startswith(".")):
             return None
         head, size, layer, message = b"", path.stat().st_size, "", MessagePackets()
         with contextlib.suppress(OSError), open_regular(path) as file:

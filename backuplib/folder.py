@@ -14,13 +14,14 @@ An :class:`AnchoredPath` is such a place: a path that is called by its name, and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
 import os
 import stat
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, Self, cast
@@ -33,12 +34,16 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_NOSYMFOLLOW, _MS_BIND = 2, 4
 _KEPT = 1 | _MS_NOEXEC | 1024 | 2048  # of the mount that it is in: read-only, noexec, noatime, nodiratime
 
 
+_MOST_LINKS = 40  # that lead to a folder, as the kernel has it
+BY_OTHERS = "a link that others than this user and root may have made"
+
+
 class Folder:
     """A folder, opened: the same one whatever its name leads to later.
 
-    :param path: links in it are followed, this once.
+    :param path: links in it are followed, this once, unless others can have made them.
     :param mounted: reach it where it is mounted, if that is possible.
-    :raises OSError: when it cannot be opened.
+    :raises OSError: when it cannot be opened; ELOOP for such a link.
     """
 
     private: ClassVar[bool] = False  # whether folders can be mounted where nobody else sees them
@@ -46,8 +51,7 @@ class Folder:
     names: ClassVar[dict[str, str]] = {}  # by where they are reached
 
     def __init__(self, path: Path, *, mounted: bool = True) -> None:
-        self.path = Path(os.path.realpath(str(path)))
-        self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._descriptor, self.path = _opened(str(path))
         weakref.finalize(self, os.close, self._descriptor)
         own = f"/proc/self/fd/{self._descriptor}"
         os.stat(own)  # FileNotFoundError where there is no /proc
@@ -77,6 +81,52 @@ class Folder:
         except OSError:
             return False
         return os.path.samestat(named, os.fstat(self._descriptor))
+
+
+def _opened(path: str) -> tuple[int, Path]:
+    """Open a folder, and return its path without links, which lead nowhere else between a look and a step here."""
+    with contextlib.suppress(OSError):
+        os.stat(f"{path}/.")  # what is mounted when somebody asks for it
+    found, left, links = ["/"], [*reversed(Path(path).absolute().parts[1:])], 0
+    here = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        while left:
+            name = left.pop()
+            try:
+                there = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.path.join(*found, name)) from None
+            if stat.S_ISLNK(os.fstat(there).st_mode):
+                try:
+                    links += 1
+                    if (by_others := _made_by_others(os.fstat(there), os.fstat(here))) or links > _MOST_LINKS:
+                        why = BY_OTHERS if by_others else os.strerror(errno.ELOOP)
+                        raise OSError(errno.ELOOP, why, os.path.join(*found, name))
+                    to = os.readlink("", dir_fd=there)
+                finally:
+                    os.close(there)
+                left += reversed(Path(to).parts)
+            else:
+                os.close(here)
+                here = there
+                found = ["/"] if name == "/" else found[:-1] or ["/"] if name == ".." else [*found, name]
+        if not stat.S_ISDIR(os.fstat(here).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    except BaseException:
+        os.close(here)
+        raise
+    return here, Path(*found)
+
+
+def _made_by_others(link: os.stat_result, folder: os.stat_result) -> bool:
+    """Whether others can have made a link: neither root, this user, nor who called sudo; who shares a group counts."""
+    users, groups = {0, os.geteuid()}, {0, os.getegid(), *os.getgroups()}
+    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+        users.add(int(os.environ["SUDO_UID"]))
+        groups.add(int(os.environ.get("SUDO_GID", "0")))
+    by_others = folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid not in groups)
+    exchangeable = by_others and not folder.st_mode & stat.S_ISVTX
+    return link.st_uid not in users or folder.st_uid not in users or bool(exchangeable)
 
 
 class AnchoredPath(PosixPath):
@@ -120,6 +170,11 @@ class AnchoredPath(PosixPath):
     def parent(self) -> Self:
         """The folder that it is in."""
         return self._made(Path(str(self)).parent)
+
+    @property
+    def parents(self) -> Sequence[Self]:
+        """The folders that it is in."""
+        return [self._made(path) for path in Path(str(self)).parents]
 
     def iterdir(self) -> Generator[Self, None, None]:
         """Return what is in it."""
@@ -170,7 +225,7 @@ def resolved(path: Path, *, mounted: bool = True) -> AnchoredPath:
     if not place.is_symlink():
         return place
     if may_be_planted(place):
-        raise OSError(errno.ELOOP, "a link that others than this user and root may have made", str(place))
+        raise OSError(errno.ELOOP, BY_OTHERS, str(place))
     return anchored(Path(os.path.realpath(place.folder.path / os.readlink(place))), mounted=mounted)
 
 

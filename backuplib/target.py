@@ -51,6 +51,14 @@ class Target:
             raise errors.UnsuitableTargetError(
                 f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}"
             ) from None
+        except OSError as error:
+            raise errors.UnsuitableTargetError(
+                f"cannot open the folder of {path}: {errors.explain(error)}",
+                hint="Of a link that is meant, set DATA_DIR and DB_NAME in .env to what it leads to: "
+                f"readlink -f {quoted(path)}"
+                if error.errno == errno.ELOOP
+                else f"Check: ls -ld {quoted(path.parent)}",
+            ) from None
         status = files.stat_or_none(target.path)
         if status and not stat.S_ISREG(status.st_mode):
             raise errors.UnsuitableTargetError(
