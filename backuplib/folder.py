@@ -34,14 +34,13 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_NOSYMFOLLOW, _MS_BIND = 2, 4
 _KEPT = 1 | _MS_NOEXEC | 1024 | 2048  # of the mount that it is in: read-only, noexec, noatime, nodiratime
 
 
-_MOST_LINKS = 40  # that lead to a folder, as the kernel has it
-BY_OTHERS = "a link that others than this user and root may have made"
+_MOST_LINKS = 40  # on the way to a folder, as the kernel has it
 
 
 class Folder:
     """A folder, opened: the same one whatever its name leads to later.
 
-    :param path: links in it are followed, this once, unless others can have made them.
+    :param path: links in it are followed, this once, but for those of other users that lead to what is not theirs.
     :param mounted: reach it where it is mounted, if that is possible.
     :raises OSError: when it cannot be opened; ELOOP for such a link.
     """
@@ -87,46 +86,46 @@ def _opened(path: str) -> tuple[int, Path]:
     """Open a folder, and return its path without links, which lead nowhere else between a look and a step here."""
     with contextlib.suppress(OSError):
         os.stat(f"{path}/.")  # what is mounted when somebody asks for it
-    found, left, links = ["/"], [*reversed(Path(path).absolute().parts[1:])], 0
+    found, left = ["/"], [*reversed(Path(path).absolute().parts[1:])]
+    links: list[tuple[str, int]] = []  # with their owners
     here = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
         while left:
             name = left.pop()
+            place = os.path.join(*found, name)
             try:
                 there = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
             except OSError as error:
-                raise OSError(error.errno, error.strerror, os.path.join(*found, name)) from None
-            if stat.S_ISLNK(os.fstat(there).st_mode):
-                try:
-                    links += 1
-                    if (by_others := _made_by_others(os.fstat(there), os.fstat(here))) or links > _MOST_LINKS:
-                        why = BY_OTHERS if by_others else os.strerror(errno.ELOOP)
-                        raise OSError(errno.ELOOP, why, os.path.join(*found, name))
-                    to = os.readlink("", dir_fd=there)
-                finally:
-                    os.close(there)
-                left += reversed(Path(to).parts)
+                raise OSError(error.errno, error.strerror, place) from None
+            if stat.S_ISLNK((status := os.fstat(there)).st_mode):
+                left += reversed(Path(os.readlink("", dir_fd=there)).parts)
+                os.close(there)
+                links.append((place, status.st_uid))
+                if len(links) > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), place)
             else:
                 os.close(here)
                 here = there
                 found = ["/"] if name == "/" else found[:-1] or ["/"] if name == ".." else [*found, name]
-        if not stat.S_ISDIR(os.fstat(here).st_mode):
+        status = os.fstat(here)
+        if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        for place, owner in links:
+            if owner not in {*_trusted(), status.st_uid}:
+                raise OSError(errno.ELOOP, "a link of another user's, and it leads to what is not that user's", place)
     except BaseException:
         os.close(here)
         raise
     return here, Path(*found)
 
 
-def _made_by_others(link: os.stat_result, folder: os.stat_result) -> bool:
-    """Whether others can have made a link: neither root, this user, nor who called sudo; who shares a group counts."""
-    users, groups = {0, os.geteuid()}, {0, os.getegid(), *os.getgroups()}
-    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
-        users.add(int(os.environ["SUDO_UID"]))
-        groups.add(int(os.environ.get("SUDO_GID", "0")))
-    by_others = folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid not in groups)
-    exchangeable = by_others and not folder.st_mode & stat.S_ISVTX
-    return link.st_uid not in users or folder.st_uid not in users or bool(exchangeable)
+def _trusted() -> set[int]:
+    """Return whose links to folders are followed wherever they lead: root's, this user's, and those of who called sudo.
+
+    Those of others are when they lead to what belongs to them, as SymLinksIfOwnerMatch has it in web servers.
+    """
+    sudo = os.environ.get("SUDO_UID", "") if os.geteuid() == 0 else ""
+    return {0, os.geteuid(), *([int(sudo)] if sudo.isdecimal() else [])}
 
 
 class AnchoredPath(PosixPath):
@@ -225,7 +224,7 @@ def resolved(path: Path, *, mounted: bool = True) -> AnchoredPath:
     if not place.is_symlink():
         return place
     if may_be_planted(place):
-        raise OSError(errno.ELOOP, BY_OTHERS, str(place))
+        raise OSError(errno.ELOOP, "a link that others than this user and root may have made", str(place))
     return anchored(Path(os.path.realpath(place.folder.path / os.readlink(place))), mounted=mounted)
 
 

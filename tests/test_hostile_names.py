@@ -70,9 +70,9 @@ def changed(make_shop: MakeShop) -> Shop:
 
 
 def paths_below(log: Path, shop: Shop) -> list[str]:
-    """The calls of a run that go to what is in data/ or backups/ by name."""
+    """The calls of a run that go to what is in data/ or backups/ by name; of the folder itself one asks with a dot."""
     names = "|".join(re.escape(str(folder)) for folder in (shop.db_path.parent, shop.backups))
-    by_path = re.compile(rf'"(?:{names}|data|backups)/')
+    by_path = re.compile(rf'"(?:{names}|data|backups)/(?!\.")')
     return [line for line in log.read_text(errors="replace").splitlines() if by_path.search(line)]
 
 
@@ -136,9 +136,19 @@ def race(shop: Shop, what: str, runs: int, tell: Tell) -> None:
 @pytest.fixture
 def below(make_shop: MakeShop) -> Shop:
     """A shop that has data/ and backups/ in a folder of the bot's."""
-    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None, DATA_DIR="own/data", DB_BACKUP_PATH="own/backups")
+    return moved_below(make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None), "data", "backups")
+
+
+def moved_below(shop: Shop, *names: str) -> Shop:
+    """Move folders of a shop that is changed since its backup into one of their own."""
     shop.create_backup()
     shop.change_data()
+    shop.content()
+    (shop.path / "own").mkdir()
+    for name in names:
+        (shop.path / name).rename(shop.path / "own" / name)
+    settings = {"data": "DATA_DIR", "backups": "DB_BACKUP_PATH"}
+    shop.write_env(**{settings[name]: f"own/{name}" for name in names})
     return shop
 
 
@@ -156,10 +166,7 @@ def test_a_folder_above_that_is_exchanged_all_the_time_moves_nothing_elsewhere(
 def test_a_link_of_the_bots_in_the_place_of_data_leads_nowhere(
     make_shop: MakeShop, what: str, runs: int, tell: Tell
 ) -> None:
-    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None, DATA_DIR="own/data")
-    shop.create_backup()
-    shop.change_data()
-    shop.content()
+    shop = moved_below(make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None), "data")
     elsewhere = shop.path / "elsewhere"
     shutil.copytree(shop.db_path.parent, elsewhere)
     link = shop.path / "own/link"
@@ -201,7 +208,6 @@ def test_a_database_that_is_a_link_now_and_then_leads_nowhere(changed: Shop, wha
 
 PLANTED = (
     "data/shop.db.restore-new",
-    "data/shop.db.restore-lock",
     "data/shop.db.restore-probe",
     "data/shop.db.restore-probe2",
     "data/shop.db.restore-state.json.tmp",
