@@ -46,6 +46,7 @@ from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
+from backuplib.recovery import told_of_leftovers, within_reach
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
@@ -847,7 +848,8 @@ class Restorer:
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
         if not switch:
-            self.console.line("✅ Nothing to recover: no restore was interrupted")
+            self.console.line("✅ Nothing to recover: there is no journal of an interrupted restore")
+            self.report.warn(*told_of_leftovers(target))
         self.report.outcome = "services pending" if pending else "recovered" if switch else "nothing to recover"
 
     def settle(self, switch: Switch) -> None:
@@ -862,6 +864,7 @@ class Restorer:
         The database is whole then, and another backup may be just what they need: that must not be in its way.
         """
         if not Journal.load(target):
+            self.report.warn(*told_of_leftovers(target))
             return ()
         self.turn.say(RECOVERING)
         with target.lock(self.console.line):
@@ -900,13 +903,17 @@ class Restorer:
                 hint=f"To stay with it, once you have looked: rm {quoted(shown(target.journal))}. To go back to the "
                 "old one, follow section 7 of RUNBOOK.md.",
             )
+        if journal.forgeable:  # it may not even be true that there was a restore: nobody's database is exchanged
+            target.refuse_holders()
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore
-        bot = self.find_bot(is_configured(target.path, self.settings)) if journal.containers else None
+        asked = journal.containers or journal.forgeable
+        bot = self.find_bot(is_configured(target.path, self.settings)) if asked else None
         if journal.containers and not bot:
             names = printable(", ".join(journal.containers))
             self.report.warn(f"Docker is not touched: {names}, stopped by that restore, may still have to be started")
+        self.report.warn(*within_reach(journal, bot, self.options.service))
         return self.switch_of(journal, bot)
 
 

@@ -112,6 +112,14 @@ def stat_or_none(path: Path) -> os.stat_result | None:
         return None
 
 
+def lstat_or_none(path: Path) -> os.stat_result | None:
+    """Return the status of what has a name, a link included; None when nothing has it."""
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def mount_point(path: Path) -> Path:
     """Return where the filesystem of a path, links resolved, is mounted, bind mounts included."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
