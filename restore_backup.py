@@ -41,7 +41,7 @@ from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
-from backuplib.named import refuse_misnamed, refuse_unrestorable
+from backuplib.named import refuse_misnamed, refuse_plain_as_encrypted, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
@@ -307,6 +307,7 @@ class Restorer:
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
+        refuse_plain_as_encrypted(backup)
         if backup.expected is None:
             self.report.warn(f"no checksum beside {path.name}: only its content can tell whether it is whole")
         if self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin):

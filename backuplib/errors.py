@@ -254,6 +254,10 @@ class NotABackupError(RefusedError):
     """What was named as the backup is something else."""
 
 
+class NotEncryptedAsNamedError(RefusedError):
+    """The backup is not encrypted, and its name says that it is."""
+
+
 class NoPassphraseError(RefusedError):
     """The descriptor or command that was named gives no passphrase."""
 
