@@ -38,7 +38,7 @@ def _is_sparse(size: int, written: int) -> bool:
 
 
 def _written(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Return where data begins and ends; what is not looked at counts as data."""
+    """Return where data begins and ends; what lies behind so many holes is not looked at."""
     end = 0
     for _ in range(MOST_EXTENTS):
         try:
@@ -50,4 +50,3 @@ def _written(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, (end := os.lseek(descriptor, start, os.SEEK_HOLE))
         if end >= size:
             return
-    yield end, size
