@@ -55,9 +55,20 @@ def columns_of(descriptor: int) -> int:
     return columns if columns >= FEWEST_COLUMNS else 80
 
 
+# Control characters but the newline, what reorders or hides the signs around it, other line ends, lone surrogates.
+_STEERING = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
 def harmless(text: str) -> str:
-    """Return a text without what steers a terminal; it may have several lines."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    """Return a text without what steers a terminal or reorders a line; it may have several lines."""
+    return _STEERING.sub(" ", text)
+
+
+def one_line(text: str) -> str:
+    """Return a harmless text, in which no line but the first can be taken for a line of ours."""
+    return harmless(text).rstrip("\n").replace("\n", "\n│ ")
 
 
 def for_terminal(text: str, kind: Kind, descriptor: int, encoding: str) -> str:
@@ -188,7 +199,7 @@ class Console:
         print(json.dumps(data), file=self._output)
 
     def _print(self, text: str, stream: Unbreakable, kind: Kind | None, *, record: bool = True) -> None:
-        text = harmless(text)
+        text = one_line(text)
         if record:
             self.record(text)
         if stream.isatty():
@@ -245,10 +256,9 @@ class Console:
     def record(self, text: str) -> None:
         """Write a line to the log file only; of several, the others cannot be taken for lines of their own."""
         if self._log:
-            text = harmless(text).replace("\n", "\n│ ")
             stamp = datetime.now().astimezone().isoformat(timespec="seconds")
             with contextlib.suppress(OSError):
-                self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))
+                self._log.write(f"{stamp} {os.getpid()} {one_line(text)}\n".encode(errors="replace"))
 
     def close(self) -> None:
         """Make the log durable."""

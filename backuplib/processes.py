@@ -232,13 +232,24 @@ def close_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+_INTERPRETER = re.compile(r"(python|pypy|sh|bash|dash|node|perl|php|ruby)[\d.]*")
+_SCRIPT = re.compile(r"[\w./+-]{1,200}")
+
+
 def command_of(process: Path) -> str:
-    """Return the command line of a process, given its folder in /proc, cut to 100 characters."""
+    """Return which program a process runs, given its folder in /proc, and of an interpreter which script.
+
+    No more of its command line, which may hold a secret, and which any user can write like a sentence of ours.
+    """
     try:
         program, *arguments = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return "?"
-    return printable(" ".join([Path(program).name, *arguments]).strip())[:100] or "?"
+    words = [Path(program).name]
+    if _INTERPRETER.fullmatch(words[0]) and "-c" not in arguments[:3]:
+        scripts = (Path(word).name for word in arguments if not word.startswith("-") and _SCRIPT.fullmatch(word))
+        words += [name for name in (next(scripts, ""),) if name]
+    return printable(" ".join(words).strip())[:60] or "?"
 
 
 def lock_owner(descriptor: int) -> str:
