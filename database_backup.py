@@ -91,6 +91,7 @@ class DatabaseBackup:
         self._kind = kind
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
         self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
+        self.found: Callable[[str], object] | None = None  # is told what the check of the copy finds; None: ``say`` is
 
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
@@ -307,7 +308,7 @@ class DatabaseBackup:
                 "rescued: RUNBOOK.md, section 4.",
             ) from None
         for text in found:
-            self.say(f"⚠️  {text}")
+            (self.found or self.say)(f"⚠️  {text}")
 
     def _copied_as_they_are(self, paths: Sequence[Path], copy: Path) -> bool:
         """Put the files into a tar, or return False while somebody holds a lock on the database."""

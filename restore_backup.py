@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from config import Environment, Settings, load_settings, survey_settings
 from database_backup import DatabaseBackup
 
 MOST_FINDINGS = 20  # warnings about what a sound database holds
+FOUND = "a finding about what the database holds: shown, and recorded nowhere"  # what the log says of one
 
 # How long a lock of a bot's is waited for that will be stopped anyway.
 LOCKED_BOT_SECONDS = 5.0
@@ -511,7 +513,7 @@ class Restorer:
         image.finish()
         image.refuse_other_content()
         with self.console.step("📦 Decompressing...") as step:
-            step.done(megabytes(image.size))
+            step.done(megabytes(image.size), recorded="")
         image = self.convert(plan, image, ram)
         self.report.database_bytes = image.size
         if mode := journal_mode(self.engine, plan.target.path, ram.path / "live-page.db"):
@@ -570,10 +572,9 @@ class Restorer:
                 listen=self.signals.check,
                 progress=step.progress,
             )
-            step.done(result.done)
+            step.done(result.done, recorded="")
         converted.finish()
-        for warning in result.warnings:
-            self.report.warn(warning)
+        self.report.warn(*result.warnings, recorded=FOUND)
         return converted
 
     def check_integrity(self, check: Sequence[Inspection]) -> Contents:
@@ -587,11 +588,10 @@ class Restorer:
             contents = Contents.from_json(whole.result(self.signals.check))
             contents.refuse_unsound()
             contents = contents.with_findings(beside.result(self.signals.check))
-            step.done(f"ok, {plural(contents.tables, 'table')}")
-        for finding in contents.findings[:MOST_FINDINGS]:
-            self.report.warn(finding.text)
+            step.done(f"ok, {plural(contents.tables, 'table')}", recorded="ok")
+        self.report.warn(*(finding.text for finding in contents.findings[:MOST_FINDINGS]), recorded=FOUND)
         if (more := len(contents.findings) - MOST_FINDINGS) > 0:
-            self.report.warn(f"{plural(more, 'more finding')} of this kind")
+            self.report.warn(f"{plural(more, 'more finding')} of this kind", recorded=FOUND)
         return contents
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> tuple[str, Kind]:
@@ -601,7 +601,8 @@ class Restorer:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
             unknown = ("not known: the live database cannot be read", Kind.WARNING)
-            self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
+            what = "the live database cannot be read"
+            self.report.warn(f"{what}: {errors.explain(error)}", recorded=f"{what}: {errors.recorded(error)}")
         self.report.tables = tables_of(live, contents)
         facts = [
             ("size", f"{megabytes(self.report.database_bytes or 0)}, {plural(len(contents.rows), 'table')}"),
@@ -612,9 +613,9 @@ class Restorer:
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
         for text, kind in row_comparison(live, contents) if live else []:
-            self.console.line(f"   {text}", kind=kind)
+            self.console.line(f"   {text}", kind=kind, record=False)
         for text in in_columns(facts):
-            self.console.line(f"   {text}", kind=Kind.FACT)
+            self.console.line(f"   {text}", kind=Kind.FACT, record=False)
         return total_loss(live, contents) if live else unknown
 
     def show_plan(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
@@ -635,7 +636,7 @@ class Restorer:
 
     def show_loss(self, text: str, kind: Kind) -> None:
         """Show the total of what will be lost."""
-        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
+        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind, record=False)
 
     def confirm(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
         """Ask before anything is touched; DeclinedError unless the answer is yes.
@@ -709,16 +710,20 @@ class Restorer:
         try:
             with self.console.step(label, size_of_files(database)) as step:
                 backups.progress, backups.say = step.progress, step.say
+                backups.found = partial(step.say, record=f"⚠️  {FOUND}")
                 try:
                     path = backups.create_backup()
                 except errors.UnreadableDatabaseError as error:
-                    self.report.warn(f"{error}; its files are saved unchanged")
+                    what = "its files are saved unchanged"
+                    self.report.warn(f"{error}; {what}", recorded=f"{error.recorded}; {what}")
                     path = backups.create_raw_backup()
         except (errors.DatabaseLockedError, errors.DatabaseInUseError):
             raise
         except (errors.OperatorError, OSError) as error:
             raise errors.BackupFailedError(
-                f"no safety backup: {errors.explain(error)}", hint=getattr(error, "hint", "")
+                f"no safety backup: {errors.explain(error)}",
+                hint=getattr(error, "hint", ""),
+                recorded=f"no safety backup: {errors.recorded(error)}",
             ) from None
         self.report.safety_backup = str(path)
         return path
@@ -1140,7 +1145,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.restore()
         console.result("✅ Database restored successfully", kind=Kind.DONE)
         for line in summary(report, time.monotonic() - began):
-            console.result(f"   {line}", kind=Kind.FACT)
+            console.result(f"   {line}", kind=Kind.FACT, record=not line.startswith("rows "))
     console.record(f"{OUTCOME}{report.outcome}")
 
 
