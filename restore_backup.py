@@ -439,6 +439,8 @@ class Restorer:
                     hint="Run this as root (it then uses memory that is never swapped), turn swap off (swapoff -a), "
                     "or accept it: --allow-swap",
                 )
+        if left := ram.unprotected():
+            self.report.warn(f"swap is on, and to it could be written: {'; '.join(left)}")
         return ram
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------

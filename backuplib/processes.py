@@ -94,7 +94,14 @@ def lock_memory() -> None:
     # With a limit, locking makes later allocations fail; CAP_IPC_LOCK lifts the limit.
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
         mcl_current_future_onfault = 1 | 2 | 4
-        ctypes.CDLL(None).mlockall(mcl_current_future_onfault)
+        ctypes.CDLL(None).mlockall(mcl_current_future_onfault)  # whether it was done tells memory_is_locked()
+
+
+def memory_is_locked() -> bool:
+    """Whether all memory of this process stays out of the swap area: what the kernel says, whatever mlockall did."""
+    text = Path("/proc/self/status").read_text()
+    locked, resident = (re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE) for name in ("VmLck", "VmRSS"))
+    return bool(locked and resident and int(locked[1]) >= int(resident[1]))
 
 
 class Interrupted(BaseException):

@@ -172,6 +172,23 @@ def test_process_is_named_by_its_program_and_script_and_by_no_argument(tmp_path:
     assert command_of(tmp_path) == shown
 
 
+LOCKED = """
+import sys
+from backuplib.processes import lock_memory, memory_is_locked
+print(memory_is_locked())
+lock_memory()
+print(memory_is_locked())
+"""
+
+
+@pytest.mark.needs("root", "prlimit", "setpriv")
+def test_kernel_tells_whether_memory_is_locked() -> None:
+    argv = [sys.executable, "-c", LOCKED]
+    assert subprocess.run(argv, capture_output=True, check=True, cwd=ROOT).stdout.split() == [b"False", b"True"]
+    without = ["prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock", *argv]
+    assert subprocess.run(without, capture_output=True, check=True, cwd=ROOT).stdout.split() == [b"False", b"False"]
+
+
 HOLD_LOCK = """
 import fcntl, os, sys
 fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
