@@ -119,6 +119,7 @@ class DatabaseBackup:
         self._kind = kind
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
         self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
+        self.found: Callable[[str], object] | None = None  # is told what the check of the copy finds; None: ``say`` is
 
     @_in_its_folders
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
@@ -337,7 +338,7 @@ class DatabaseBackup:
                 "rescued: RUNBOOK.md, section 4.",
             ) from None
         for text in found:
-            self.say(f"⚠️  {text}")
+            (self.found or self.say)(f"⚠️  {text}")
 
     def _copied_as_they_are(self, paths: Sequence[Path], copy: Path) -> bool:
         """Put the files into a tar, or return False while somebody holds a lock on the database."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,12 @@ from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
-from backuplib.named import refuse_misnamed, refuse_unrestorable
+from backuplib.named import refuse_misnamed, refuse_plain_as_encrypted, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
+from backuplib.recovery import told_of_leftovers, within_reach
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
@@ -59,6 +61,7 @@ from config import Environment, Settings, load_settings, survey_settings
 from database_backup import DatabaseBackup
 
 MOST_FINDINGS = 20  # warnings about what a sound database holds
+FOUND = "a finding about what the database holds: shown, and recorded nowhere"  # what the log says of one
 
 # How long a lock of a bot's is waited for that will be stopped anyway.
 LOCKED_BOT_SECONDS = 5.0
@@ -314,6 +317,7 @@ class Restorer:
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = BackupFile(path, self.image_limit())
+        refuse_plain_as_encrypted(backup)
         if backup.expected is None:
             self.report.warn(f"no checksum beside {path.name}: only its content can tell whether it is whole")
         if self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin):
@@ -443,6 +447,8 @@ class Restorer:
                     hint="Run this as root (it then uses memory that is never swapped), turn swap off (swapoff -a), "
                     "or accept it: --allow-swap",
                 )
+        if left := ram.unprotected():
+            self.report.warn(f"swap is on, and to it could be written: {'; '.join(left)}")
         return ram
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
@@ -517,7 +523,7 @@ class Restorer:
         image.finish()
         image.refuse_other_content()
         with self.console.step("📦 Decompressing...") as step:
-            step.done(megabytes(image.size))
+            step.done(megabytes(image.size), recorded="")
         image = self.convert(plan, image, ram)
         self.report.database_bytes = image.size
         if mode := journal_mode(self.engine, plan.target.path, ram.path / "live-page.db"):
@@ -576,10 +582,9 @@ class Restorer:
                 listen=self.signals.check,
                 progress=step.progress,
             )
-            step.done(result.done)
+            step.done(result.done, recorded="")
         converted.finish()
-        for warning in result.warnings:
-            self.report.warn(warning)
+        self.report.warn(*result.warnings, recorded=FOUND)
         return converted
 
     def check_integrity(self, check: Sequence[Inspection]) -> Contents:
@@ -593,11 +598,10 @@ class Restorer:
             contents = Contents.from_json(whole.result(self.signals.check))
             contents.refuse_unsound()
             contents = contents.with_findings(beside.result(self.signals.check))
-            step.done(f"ok, {plural(contents.tables, 'table')}")
-        for finding in contents.findings[:MOST_FINDINGS]:
-            self.report.warn(finding.text)
+            step.done(f"ok, {plural(contents.tables, 'table')}", recorded="ok")
+        self.report.warn(*(finding.text for finding in contents.findings[:MOST_FINDINGS]), recorded=FOUND)
         if (more := len(contents.findings) - MOST_FINDINGS) > 0:
-            self.report.warn(f"{plural(more, 'more finding')} of this kind")
+            self.report.warn(f"{plural(more, 'more finding')} of this kind", recorded=FOUND)
         return contents
 
     def compare(self, plan: Plan, contents: Contents, ram: RamFolder) -> tuple[str, Kind]:
@@ -607,7 +611,8 @@ class Restorer:
             live = read_live(self.engine, plan.target.path, ram, self.signals.check)
         except (errors.OperatorError, OSError) as error:
             unknown = ("not known: the live database cannot be read", Kind.WARNING)
-            self.report.warn(f"the live database cannot be read: {errors.explain(error)}")
+            what = "the live database cannot be read"
+            self.report.warn(f"{what}: {errors.explain(error)}", recorded=f"{what}: {errors.recorded(error)}")
         self.report.tables = tables_of(live, contents)
         facts = [
             ("size", f"{megabytes(self.report.database_bytes or 0)}, {plural(len(contents.rows), 'table')}"),
@@ -618,9 +623,9 @@ class Restorer:
         if live and (changed := differing(live.schema, contents.schema)):
             facts.append(("schema", f"differs: {some_of(changed, 44)}"))
         for text, kind in row_comparison(live, contents) if live else []:
-            self.console.line(f"   {text}", kind=kind)
+            self.console.line(f"   {text}", kind=kind, record=False)
         for text in in_columns(facts):
-            self.console.line(f"   {text}", kind=Kind.FACT)
+            self.console.line(f"   {text}", kind=Kind.FACT, record=False)
         return total_loss(live, contents) if live else unknown
 
     def show_plan(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
@@ -641,7 +646,7 @@ class Restorer:
 
     def show_loss(self, text: str, kind: Kind) -> None:
         """Show the total of what will be lost."""
-        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
+        self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind, record=False)
 
     def confirm(self, plan: Plan, lost: tuple[str, Kind] | None = None) -> None:
         """Ask before anything is touched; DeclinedError unless the answer is yes.
@@ -715,16 +720,20 @@ class Restorer:
         try:
             with self.console.step(label, size_of_files(database)) as step:
                 backups.progress, backups.say = step.progress, step.say
+                backups.found = partial(step.say, record=f"⚠️  {FOUND}")
                 try:
                     path = backups.create_backup()
                 except errors.UnreadableDatabaseError as error:
-                    self.report.warn(f"{error}; its files are saved unchanged")
+                    what = "its files are saved unchanged"
+                    self.report.warn(f"{error}; {what}", recorded=f"{error.recorded}; {what}")
                     path = backups.create_raw_backup()
         except (errors.DatabaseLockedError, errors.DatabaseInUseError):
             raise
         except (errors.OperatorError, OSError) as error:
             raise errors.BackupFailedError(
-                f"no safety backup: {errors.explain(error)}", hint=getattr(error, "hint", "")
+                f"no safety backup: {errors.explain(error)}",
+                hint=getattr(error, "hint", ""),
+                recorded=f"no safety backup: {errors.recorded(error)}",
             ) from None
         self.report.safety_backup = str(path)
         return path
@@ -856,7 +865,8 @@ class Restorer:
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
         if not switch:
-            self.console.line("✅ Nothing to recover: no restore was interrupted")
+            self.console.line("✅ Nothing to recover: there is no journal of an interrupted restore")
+            self.report.warn(*told_of_leftovers(target))
         self.report.outcome = "services pending" if pending else "recovered" if switch else "nothing to recover"
 
     def settle(self, switch: Switch) -> None:
@@ -871,6 +881,7 @@ class Restorer:
         The database is whole then, and another backup may be just what they need: that must not be in its way.
         """
         if not Journal.load(target):
+            self.report.warn(*told_of_leftovers(target))
             return ()
         self.turn.say(RECOVERING)
         with target.lock(self.console.line):
@@ -909,13 +920,17 @@ class Restorer:
                 hint=f"To stay with it, once you have looked: rm {quoted(shown(target.journal))}. To go back to the "
                 "old one, follow section 7 of RUNBOOK.md.",
             )
+        if journal.forgeable:  # it may not even be true that there was a restore: nobody's database is exchanged
+            target.refuse_holders()
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore
-        bot = self.find_bot(self.is_configured(target.path)) if journal.containers else None
+        asked = journal.containers or journal.forgeable
+        bot = self.find_bot(self.is_configured(target.path)) if asked else None
         if journal.containers and not bot:
             names = printable(", ".join(journal.containers))
             self.report.warn(f"Docker is not touched: {names}, stopped by that restore, may still have to be started")
+        self.report.warn(*within_reach(journal, bot, self.options.service))
         return self.switch_of(journal, bot)
 
 
@@ -1143,7 +1158,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
         restorer.restore()
         console.result("✅ Database restored successfully", kind=Kind.DONE)
         for line in summary(report, time.monotonic() - began):
-            console.result(f"   {line}", kind=Kind.FACT)
+            console.result(f"   {line}", kind=Kind.FACT, record=not line.startswith("rows "))
     console.record(f"{OUTCOME}{report.outcome}")
 
 

@@ -25,6 +25,7 @@ from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_HEAD
 from backuplib.packets import HIDDEN_RECIPIENT, MessagePackets, read_message
 from backuplib.ram_folder import available_memory
+from backuplib.sparse import is_mostly_holes
 from backuplib.storage import begins_plain
 
 HEAD = PIECE  # bytes that tell what a file is
@@ -210,7 +211,8 @@ def recorded_checksum(backup: Path) -> str | None:
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
     lines = [
-        (name or following, (one or other).lower()) for name, one, other, following in _CHECKSUM_LINE.findall(text)
+        (name or following.rstrip(" \t"), (one or other).lower())
+        for name, one, other, following in _CHECKSUM_LINE.findall(text)
     ]
     digests = {digest for _, digest in lines}
     named = [digest for name, digest in lines if _same_name(name, backup.name)]
@@ -225,9 +227,10 @@ def recorded_checksum(backup: Path) -> str | None:
     )
 
 
-# What sha256sum writes, also with --tag, and openssl, and a sum alone; a line that begins with # is a comment.
+# What sha256sum writes, also with --tag, and openssl, and a sum alone; a line that begins with # is a comment. A name
+# has the blanks behind it, too: to leave them out here would cost the square of the line's length.
 _CHECKSUM_LINE = re.compile(
-    r"^[ \t]*\\?(?:SHA(?:2-)?256 ?\((.*)\) ?= ?([0-9a-f]{64})|([0-9a-f]{64})(?:[ \t]+\*?(.*?))?)[ \t]*$",
+    r"^[ \t]*\\?(?:SHA(?:2-)?256 ?\((.*)\) ?= ?([0-9a-f]{64})|([0-9a-f]{64})(?:[ \t]+\*?(.*))?)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -242,6 +245,7 @@ class BackupFile:
 
     :param limit: bytes that it may have.
     :raises BackupNotFoundError: when it is not a file that can be read.
+    :raises NotABackupError: when it is a sparse file, which would take hours to read.
     :raises NoMemoryError: when it is larger than the limit.
     """
 
@@ -261,6 +265,12 @@ class BackupFile:
                 else f"See what is there: {errors.restore_command('--list')}",
             ) from None
         self.size = os.fstat(self._file.fileno()).st_size
+        if is_mostly_holes(self._file.fileno()):
+            self.close()
+            raise errors.NotABackupError(
+                f"{path} is a sparse file: of its {megabytes(self.size)} most was never written, so it is no backup",
+                hint=f"Look at it: ls -ls {quoted(path)}. {errors.choose_another_backup_hint()}",
+            )
         if self.size > limit:
             self.close()
             raise errors.NoMemoryError(

@@ -122,6 +122,18 @@ class Bot:
         chosen |= {item.id for item in readers if item.id in holding}
         return [item for item in running if item.id in chosen or chosen & {*item.joined}]
 
+    def within_reach(self, services: Sequence[str]) -> list[Container]:
+        """Return the containers that a restore may stop and start at all: those that have the database's folder, what
+        shares their network or processes, and those of ``services``. A journal may name any."""
+        items = self.containers()
+        chosen = {item.id for item in items if item.service in services or item.mount_of(self.folder)}
+        return [item for item in items if item.id in chosen or chosen & {*item.joined}]
+
+    def out_of_reach(self, names: Collection[str], services: Sequence[str]) -> list[Container]:
+        """Return the containers that a journal names, and that a restore may not touch, see :meth:`within_reach`."""
+        reached = {item.id for item in self.within_reach(services)}
+        return [item for item in self.containers() if item.name in names and item.id not in reached]
+
     def refuse_elsewhere(self) -> None:
         """Refuse when no container has the database's folder: it would be restored where the bot does not look.
 

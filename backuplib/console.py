@@ -56,9 +56,20 @@ def columns_of(descriptor: int) -> int:
     return columns if columns >= FEWEST_COLUMNS else 80
 
 
+# Control characters but the newline, what reorders or hides the signs around it, other line ends, lone surrogates.
+_STEERING = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
 def harmless(text: str) -> str:
-    """Return a text without what steers a terminal; it may have several lines."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    """Return a text without what steers a terminal or reorders a line; it may have several lines."""
+    return _STEERING.sub(" ", text)
+
+
+def one_line(text: str) -> str:
+    """Return a harmless text, in which no line but the first can be taken for a line of ours."""
+    return harmless(text).rstrip("\n").replace("\n", "\n│ ")
 
 
 def for_terminal(text: str, kind: Kind, descriptor: int, encoding: str) -> str:
@@ -96,18 +107,21 @@ class Unbreakable(io.TextIOBase):
 
 
 class Step:
-    """One step of the run: ``progress`` takes the bytes done so far, ``say`` a line for now, ``done`` what it did."""
+    """One step of the run: ``progress`` takes the bytes done so far, ``say`` a line for now, ``done`` what it did.
+
+    ``recorded`` is what the log says of what it did, where that is less than what is shown.
+    """
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.result = ""
+        self.result = self.recorded = ""
         self.notes: list[str] = []  # printed before the result line: on a terminal, when its progress is gone
         self.progress: Callable[[int], object] = lambda _: None
-        self.say: Callable[[str], object] = lambda _: None
+        self.say: Callable[..., object] = lambda _: None  # as Console.line
 
-    def done(self, text: str) -> None:
-        """Say what the step did."""
-        self.result = text
+    def done(self, text: str, recorded: str | None = None) -> None:
+        """Say what the step did; ``recorded``: in the log, where the text counts or names what a database holds."""
+        self.result, self.recorded = text, text if recorded is None else recorded
 
 
 def with_time(line: str, seconds: float) -> str:
@@ -167,16 +181,18 @@ class Console:
             if not ours:
                 self.line(f"⚠️  {path} belonged to others, or was open to them: it is {aside.name} now")
 
-    def line(self, text: str, *, kind: Kind | None = None, record: bool = True) -> None:
-        """Print a line, in which nothing steers the terminal; ``record``: it goes into the log file, too.
+    def line(self, text: str, *, kind: Kind | None = None, record: bool | str = True) -> None:
+        """Print a line, in which nothing steers the terminal.
 
         :param kind: how it looks on a terminal; None: as the mark at its beginning tells.
+        :param record: whether it goes into the log file, too; or what goes there instead. The log is on a disk: what
+            names or counts things in a database does not belong there.
         """
         self._print(text, self._stream, kind, record=record)
 
-    def result(self, text: str, *, kind: Kind | None = None) -> None:
+    def result(self, text: str, *, kind: Kind | None = None, record: bool | str = True) -> None:
         """Print a line that belongs to the result."""
-        self._print(text, self._results, kind)
+        self._print(text, self._results, kind, record=record)
 
     def at_once(self, text: str) -> None:
         """Print a line of our own from a signal handler, which may have interrupted the printing of another one."""
@@ -189,10 +205,10 @@ class Console:
         """Print the JSON object."""
         print(json.dumps(data), file=self._output)
 
-    def _print(self, text: str, stream: Unbreakable, kind: Kind | None, *, record: bool = True) -> None:
-        text = harmless(text)
+    def _print(self, text: str, stream: Unbreakable, kind: Kind | None, *, record: bool | str = True) -> None:
+        text = one_line(text)
         if record:
-            self.record(text)
+            self.record(record if isinstance(record, str) else text)
         if stream.isatty():
             text = for_terminal(text, kind or kind_of(text), stream.fileno(), stream.encoding)
         print(text, file=stream)
@@ -202,20 +218,23 @@ class Console:
         """A step that takes a while: progress on a terminal, a line when it is done; ``total`` in bytes, if known."""
         step, began = Step(label), time.monotonic()
         step.say = self.line
-        head = padded(label, 35)
+        head, ends = padded(label, 35), list[tuple[str, str]]()
         try:
             with self._progress(step, total):
                 yield step
         except BaseException:
-            step.notes.append(f"{head}❌")
+            ends = [(f"{head}❌", f"{head}❌")]
             raise
         else:
             if step.result:
                 seconds = time.monotonic() - began
-                step.notes.append(with_time(f"{head}✅ {step.result}", seconds))
+                shown, recorded = (
+                    with_time(f"{head}✅ {text}".rstrip(), seconds) for text in (step.result, step.recorded)
+                )
+                ends = [(shown, recorded)]
         finally:
-            for line in step.notes:
-                self.line(line)
+            for line, recorded in [*((note, note) for note in step.notes), *ends]:
+                self.line(line, record=recorded)
 
     @contextlib.contextmanager
     def _progress(self, step: Step, total: int | None) -> Iterator[None]:
@@ -236,9 +255,9 @@ class Console:
             task = progress.add_task(step.label, total=total)
             step.progress = lambda done: progress.update(task, completed=done)
 
-            def say(text: str) -> None:
+            def say(text: str, *, record: bool | str = True) -> None:
                 progress.stop()
-                self.line(text)
+                self.line(text, record=record)
                 progress.start()
 
             step.say = say
@@ -247,10 +266,9 @@ class Console:
     def record(self, text: str) -> None:
         """Write a line to the log file only; of several, the others cannot be taken for lines of their own."""
         if self._log:
-            text = harmless(text).replace("\n", "\n│ ")
             stamp = datetime.now().astimezone().isoformat(timespec="seconds")
             with contextlib.suppress(OSError):
-                self._log.write(f"{stamp} {os.getpid()} {text}\n".encode(errors="replace"))
+                self._log.write(f"{stamp} {os.getpid()} {one_line(text)}\n".encode(errors="replace"))
 
     def close(self) -> None:
         """Make the log durable."""
@@ -333,11 +351,11 @@ class Report:
             seconds = time.monotonic() - began
             self.phases.append({"name": name, "began": round(began - self.started, 3), "seconds": round(seconds, 3)})
 
-    def warn(self, *texts: str) -> None:
-        """Say something that the operator should know, and note it."""
+    def warn(self, *texts: str, recorded: str | None = None) -> None:
+        """Say something that the operator should know, and note it; ``recorded``: what the log says instead."""
         for text in texts:
             self.warnings.append(text)
-            self.console.line(f"⚠️  {printable(text)}")
+            self.console.line(f"⚠️  {printable(text)}", record=f"⚠️  {printable(text if recorded is None else recorded)}")
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -355,11 +373,11 @@ class Report:
         except ModuleNotFoundError as error:
             self._fail(errors.MissingPackageError(error.name))
         except OSError as error:
-            self.console.record(traceback.format_exc())
+            self.console.record(errors.recorded_traceback(error))
             self._fail(errors.DiskFailureError(error))
         except Exception as error:  # noqa: BLE001 - a bug, told with its traceback and a code of its own
-            self.console.line(traceback.format_exc(), kind=Kind.ASIDE)
-            self._fail(errors.UnexpectedError(f"{type(error).__name__}: {error}"))
+            self.console.line(traceback.format_exc(), kind=Kind.ASIDE, record=errors.recorded_traceback(error))
+            self._fail(errors.UnexpectedError(f"{type(error).__name__}: {error}", recorded=type(error).__name__))
 
     def _fail(self, error: errors.OperatorError) -> None:
         """Print what happened, what state things are in, and what to do; note it."""
@@ -368,11 +386,11 @@ class Report:
         self.error = {"id": error.id, "message": message, "hint": error.hint}
         bug = "This is a bug in the tool. " if error.exit_code == errors.ExitCode.UNEXPECTED else ""
         state = error.state or (RESTORED if self.outcome == "restored" else error.exit_code.state)
-        self.console.line(f"❌ {error}")
+        self.console.line(f"❌ {error}", record=f"❌ {error.recorded}")
         for line in error.log.splitlines():
             self.console.line(f"   │ {line}", kind=Kind.ASIDE, record=False)
         down = error.exit_code in {errors.ExitCode.SERVICES_DOWN, errors.ExitCode.ROLLBACK_FAILED}
         self.console.line(f"   {bug}{state}", kind=Kind.FAILURE if down else Kind.PLAIN)
         if error.hint:
-            self.console.line(f"   {error.hint}")
-        self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error}")
+            self.console.line(f"   {error.hint}", record=not error.quotes_database)
+        self.console.record(f"{OUTCOME}{error.exit_code.name.lower().replace('_', ' ')}: {error.recorded}")

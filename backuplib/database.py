@@ -16,10 +16,11 @@ from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBack
 from backuplib.files import open_regular, stat_or_none
 from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
 from backuplib.folder import AnchoredPath, is_open, may_be_planted
-from backuplib.formatting import plural, quoted
+from backuplib.formatting import megabytes, plural, quoted
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.schema import Placeholders
 from backuplib.secret import Secret
+from backuplib.sparse import is_mostly_holes
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,14 +34,15 @@ DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 
 
 
 def sidecars(database: Path) -> list[Path]:
-    """Return the existing sidecars of a database."""
-    beside = (database.with_name(database.name + suffix) for suffix in SIDECARS)
-    return [path for path in beside if os.path.lexists(path)]
+    """Return what has the names of a database's sidecars: also a planted link, wherever it leads to."""
+    named = (database.with_name(database.name + suffix) for suffix in SIDECARS)
+    return [path for path in named if os.path.lexists(path)]
 
 
 def database_files(database: Path) -> list[Path]:
-    """Return the existing files of a database: itself and its sidecars."""
-    return [path for path in [database, *sidecars(database)] if os.path.lexists(path)]
+    """Return the existing files of a database, itself and its sidecars: not what a planted link leads to."""
+    beside = [path for path in sidecars(database) if path.is_file() and not path.is_symlink()]
+    return [*([database] if database.exists() else []), *beside]
 
 
 def size_of_files(database: Path) -> int:
@@ -50,8 +52,17 @@ def size_of_files(database: Path) -> int:
 
 
 def refuse_irregular(files: list[Path]) -> None:
-    """Refuse, with UnsuitableTargetError, a planted named pipe or link: SQLite would open it, and may block."""
+    """Refuse, with UnsuitableTargetError, a planted named pipe or link: SQLite would open it, and may block.
+
+    So is a sparse file, which takes no room on the disk and all of the memory that it would be copied into.
+    """
     for path in files:
+        if is_mostly_holes(path):
+            raise UnsuitableTargetError(
+                f"{path} is a sparse file: of its {megabytes(path.lstat().st_size)} most was never written, so SQLite "
+                "has not made it",
+                hint=f"Find out who made it, then move it away: ls -ls {quoted(path)}",
+            )
         if path.is_symlink() or not path.is_file():
             raise UnsuitableTargetError(
                 f"{path} is not a regular file", hint=f"Find out who made it, then remove it: ls -l {quoted(path)}"

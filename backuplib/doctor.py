@@ -185,7 +185,9 @@ class Checkup:
         """Whether the RAM folder is in RAM, and stays there."""
         with RamFolder() as folder:
             where, free = folder.path.parent, megabytes(folder.free)
-            if not folder.swappable:
+            if not folder.swappable and (left := folder.unprotected()):
+                yield WARNING, f"swap is on, and to it could be written: {'; '.join(left)}"
+            elif not folder.swappable:
                 yield OK, f"decrypted data stays in memory, in {where}: {free} free"
             elif self.subject.allow_swap:
                 yield WARNING, "swap is on, and decrypted data could be written to it: --allow-swap accepts that"

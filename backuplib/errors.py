@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Collection
 from enum import IntEnum
 from importlib.util import find_spec
@@ -51,21 +52,37 @@ class ExitCode(IntEnum):
     SIGTERM = 143, "ended by SIGTERM before the switch"
 
 
+SHOWN_ONLY = "what it says of a database is shown, and recorded nowhere"
+
+
 class OperatorError(Exception):
     """A failure that is explained to the operator: what happened, and as ``hint`` what to do or type next.
 
     Its ``id`` is stable: the name of the class in kebab-case without "Error". ``state`` says what state things are in,
     where that is not what the exit code says. ``log`` is what a container printed: shown, and written down nowhere.
+
+    :param recorded: the message for the log on the disk, where the other one may quote what a database holds.
     """
 
     exit_code: ExitCode = ExitCode.REFUSED
     id: ClassVar[str] = "operator"
+    quotes_database: ClassVar[bool] = False  # its message may name tables, or count rows
 
-    def __init__(self, message: str, *, hint: str = "", state: str = "", log: str = "") -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", state: str = "", log: str = "", recorded: str | None = None
+    ) -> None:
         super().__init__(printable(message))  # names of files and of processes are chosen by others
         self.hint = printable(hint)
         self.state = printable(state)
         self.log = log
+        self._recorded = recorded
+
+    @property
+    def recorded(self) -> str:
+        """The message for the log on the disk, which holds nothing of what a database does."""
+        if self._recorded is not None:
+            return printable(self._recorded)
+        return f"{self.id} ({SHOWN_ONLY})" if self.quotes_database else str(self)
 
     def __init_subclass__(cls) -> None:
         """Derive the identity."""
@@ -166,6 +183,18 @@ def explain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def recorded(error: BaseException) -> str:
+    """Return an error in words for the log on the disk; the words of an engine may quote the schema of a database."""
+    if isinstance(error, OperatorError):
+        return error.recorded
+    return explain(error) if isinstance(error, OSError) and error.strerror else type(error).__name__
+
+
+def recorded_traceback(error: BaseException) -> str:
+    """Return where an error came from, without its words and without those of the errors before it."""
+    return "".join([*traceback.format_tb(error.__traceback__), recorded(error)])
+
+
 class UsageError(OperatorError):
     """The command line cannot be understood."""
 
@@ -253,6 +282,10 @@ class NoTerminalError(RefusedError):
 
 class NotABackupError(RefusedError):
     """What was named as the backup is something else."""
+
+
+class NotEncryptedAsNamedError(RefusedError):
+    """The backup is not encrypted, and its name says that it is."""
 
 
 class NoPassphraseError(RefusedError):
@@ -388,6 +421,7 @@ class UnsoundBackupError(OperatorError):
     """What the backup holds is not a sound database."""
 
     exit_code = ExitCode.UNSOUND_BACKUP
+    quotes_database = True
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint or choose_another_backup_hint())
@@ -395,6 +429,8 @@ class UnsoundBackupError(OperatorError):
 
 class DamagedGzipError(UnsoundBackupError):
     """The gzip layer is damaged."""
+
+    quotes_database = False
 
 
 class EmptyBackupError(UnsoundBackupError):
@@ -420,9 +456,13 @@ class NeedsTheBotError(UnsoundBackupError):
 class WrongDbPassError(UnsoundBackupError):
     """No passphrase that is known opens the database in the backup."""
 
+    quotes_database = False
+
 
 class ConvertRequiredError(UnsoundBackupError):
     """The backup is not in the configured format, and --convert was not given."""
+
+    quotes_database = False
 
 
 class CannotConvertError(UnsoundBackupError):
@@ -432,6 +472,8 @@ class CannotConvertError(UnsoundBackupError):
 class CheckTimeoutError(UnsoundBackupError):
     """The check of the database did not end in time; ``seconds``: what it had."""
 
+    quotes_database = False
+
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the check of the database did not end within {seconds:.0f} s")
 
@@ -439,9 +481,13 @@ class CheckTimeoutError(UnsoundBackupError):
 class CheckFailedError(UnsoundBackupError):
     """The process that checks the database took too much memory, or crashed."""
 
+    quotes_database = False
+
 
 class TooLargeError(UnsoundBackupError):
     """The backup unpacks to more than memory, or MAX_DATABASE_MB, allows; ``limit`` in bytes."""
+
+    quotes_database = False
 
     def __init__(self, limit: float) -> None:
         super().__init__(
@@ -463,6 +509,8 @@ class DatabaseLockedError(BackupFailedError):
 
 class UnreadableDatabaseError(BackupFailedError):
     """The database cannot be opened, so that no consistent copy of it can be made."""
+
+    quotes_database = True
 
 
 class DatabaseUnsoundError(UnreadableDatabaseError):

@@ -1,15 +1,34 @@
-"""What was begun, so that the next run can finish or undo it."""
+"""What was begun, so that the next run can finish or undo it.
+
+The journal lies beside the database, where the bot can write, and may as well be its work: it is a hint, not an order.
+Each field is read strictly, and nothing in it names a file, a container or a command by itself. Whoever plants one, or
+puts an old one back, can at most make the next run
+
+- refuse (exit 3), or
+- leave the database that is there, or the one under the set-aside's name: both lie in this folder, are regular files,
+  and have no name anywhere else.
+
+Containers are looked up anew, and only those count that have the database's folder or that ``--service`` names. Of a
+journal whose file somebody else than this user or root could have written, they do not count at all, nor does what it
+says of backups: the files are settled while nobody has them open, and the operator is told which services are stopped.
+
+Whoever can write in the folder can also remove a journal. What the restore had set aside stays then, under a name that
+tells what it is (see :meth:`Target.left_aside`); the next run says so, and touches neither that nor a container.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from backuplib.database import SIDECARS
 from backuplib.errors import UnfinishedRestoreError, explain
 from backuplib.files import (
     CHUNK,
@@ -22,9 +41,13 @@ from backuplib.files import (
     write_all,
 )
 from backuplib.formatting import quoted
+from backuplib.sparse import is_mostly_holes
 from backuplib.target import Target
 
 STATES = ("begun", "switching", "rolling back", "committed")
+
+MOST_CONTAINERS = 100
+_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")  # what Docker takes for a name
 
 
 @dataclass
@@ -36,6 +59,7 @@ class Journal:
 
     ``containers`` are the names of those that are stopped and started, ``unhealthy`` of those that were so before; they
     are looked up among the bot's own. ``backup`` is what is restored, ``made`` when that was made, for people only.
+    ``forgeable`` says why somebody else could have written a journal that was loaded; empty when nobody could.
     """
 
     target: Path
@@ -51,6 +75,7 @@ class Journal:
     started: str
     backup: str
     made: str
+    forgeable: str = field(default="", init=False, compare=False)
 
     @property
     def _path(self) -> Path:
@@ -59,7 +84,8 @@ class Journal:
     def write(self) -> None:
         """Make the journal durable; OSError when that is not possible; the one before it is still there then."""
         with replacing(self._path, ".tmp") as file:
-            write_all(file, json.dumps(asdict(self), default=str, indent=1).encode())
+            values = {name: getattr(self, name) for name in _KINDS}
+            write_all(file, json.dumps(values, default=str, indent=1).encode())
 
     @classmethod
     def load(cls, target: Target) -> Journal | None:
@@ -70,6 +96,7 @@ class Journal:
         path = target.journal
         try:
             with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                forgeable = _who_else(os.fstat(file.fileno()))
                 data = json.loads(file.read(CHUNK))
             if data["target"] != str(target.path):
                 raise UnfinishedRestoreError(
@@ -78,9 +105,8 @@ class Journal:
                     "is to stay, as in section 7 of RUNBOOK.md.",
                 )
             journal = cls(**{name: _value(annotation, data.pop(name)) for name, annotation in _KINDS.items()})
-            if data or journal.state not in STATES:
-                raise ValueError("it says what this version does not know")
-            datetime.fromisoformat(journal.started)
+            if data or not journal._is_possible():
+                raise ValueError("it says what no restore writes")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -92,14 +118,35 @@ class Journal:
         journal.refuse_other_files()
         journal.target, journal.candidate = target.path, target.candidate  # in the folder that was opened
         journal.set_aside = target.path.with_name(journal.set_aside.name)
+        journal._believe_less(forgeable)
         return journal
+
+    def _is_possible(self) -> bool:
+        """Whether the values can be those of a restore; ValueError for what is no moment."""
+        moments = [(self.started, datetime.fromisoformat(self.started))]
+        moments += [(self.made, datetime.fromisoformat(self.made))] if self.made else []
+        return (
+            self.state in STATES
+            and all(text == moment.isoformat() and moment.tzinfo for text, moment in moments)
+            and (not self.backup or Path(self.backup).is_absolute())
+            and len(self.containers) <= MOST_CONTAINERS
+            and all(map(_CONTAINER.fullmatch, (*self.containers, *self.unhealthy)))
+        )
+
+    def _believe_less(self, forgeable: str) -> None:
+        """Forget what counts only when nobody else could have written it."""
+        self.forgeable = forgeable
+        if forgeable:
+            self.containers = self.unhealthy = ()
+            self.backup = self.made = ""
+            self.safety_backup = None
 
     def refuse_other_files(self) -> None:
         """Refuse to rename or remove anything but what a restore of the target makes.
 
         Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
 
-        :raises UnfinishedRestoreError: naming the journal.
+        :raises UnfinishedRestoreError: naming the journal, or what lies under one of the names.
         """
         moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
         own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
@@ -108,6 +155,25 @@ class Journal:
                 f"{self._path} refers to files that do not belong to a restore of {self.target}",
                 hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
             )
+        for path, what in self._planted():
+            raise UnfinishedRestoreError(
+                f"{path} {what}: a restore that is interrupted leaves no such file",
+                hint=f"Find out who made it, then remove it: ls -lis {quoted(path)}",
+            )
+
+    def _planted(self) -> Iterator[tuple[Path, str]]:
+        """Return each of our names under which something lies that no restore has put there, and what it is."""
+        databases = (self.target, self.set_aside)
+        paths = [*databases, self.candidate, *(Path(f"{path}{suffix}") for path in databases for suffix in SIDECARS)]
+        found = [(path, status) for path in paths if (status := stat_or_none(path)) is not None]
+        files = [(status.st_dev, status.st_ino) for _, status in found]
+        for path, status in found:
+            if not stat.S_ISREG(status.st_mode):
+                yield path, "is not a regular file"
+            elif status.st_nlink > files.count((status.st_dev, status.st_ino)):
+                yield path, "has another name elsewhere (a hard link)"
+            elif is_mostly_holes(path):
+                yield path, "is a sparse file, most of which was never written"
 
     def remove(self) -> None:
         """Say that nothing is unfinished any more."""
@@ -146,7 +212,16 @@ class Journal:
         return not self.target.exists() or not same_content(self.target, self.set_aside)
 
 
-_KINDS = {item.name: str(item.type) for item in fields(Journal)}
+_KINDS = {item.name: str(item.type) for item in fields(Journal) if item.init}
+
+
+def _who_else(status: os.stat_result) -> str:
+    """Return why somebody else than this user or root could have written a file; empty when nobody could."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to uid {status.st_uid}"
+    if status.st_mode & 0o022:
+        return f"its mode is {stat.S_IMODE(status.st_mode):04o}"
+    return "it has another name" if status.st_nlink > 1 else ""
 
 
 def _value(kind: str, value: object) -> Any:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from backuplib.backup_file import BackupInfo
+from backuplib.backup_file import ENCRYPTED_NAMES, BackupFile, BackupInfo, checksum_path
 from backuplib.errors import (
     BackupNotFoundError,
     NotABackupError,
+    NotEncryptedAsNamedError,
     OperatorError,
     rescue_command,
     restore_command,
@@ -64,6 +65,23 @@ def refuse_unrestorable(file: Path, database: Path) -> None:
             f"{file} holds the files of a database that could not be read: they can be rescued, not restored",
             hint=f"To make a database of what they hold: {rescue_command(file)}",
         )
+
+
+def refuse_plain_as_encrypted(backup: BackupFile) -> None:
+    """Refuse a backup that is not encrypted under a name that says so: whoever can write there can make one, keyless.
+
+    :raises NotEncryptedAsNamedError: with the commands that give it a true name, for the person who made it so.
+    """
+    if backup.layer == "openpgp" or not backup.path.name.endswith(ENCRYPTED_NAMES):
+        return
+    renamed = backup.path.with_suffix("")
+    moves = [(backup.path, renamed), (checksum_path(backup.path), checksum_path(renamed))]
+    commands = [f"mv -n {quoted(shown(old))} {quoted(shown(new))}" for old, new in moves if os.path.lexists(old)]
+    raise NotEncryptedAsNamedError(
+        f"{backup.path.name} is not encrypted, though its name says so: anybody could have put it there",
+        hint=f"If you know that it is yours, give it a true name: {' && '.join(commands)}; then: "
+        f"{same_command(backup=shown(renamed))}",
+    )
 
 
 def _is_missing(file: Path) -> bool:

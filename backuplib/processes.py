@@ -94,7 +94,14 @@ def lock_memory() -> None:
     # With a limit, locking makes later allocations fail; CAP_IPC_LOCK lifts the limit.
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
         mcl_current_future_onfault = 1 | 2 | 4
-        ctypes.CDLL(None).mlockall(mcl_current_future_onfault)
+        ctypes.CDLL(None).mlockall(mcl_current_future_onfault)  # whether it was done tells memory_is_locked()
+
+
+def memory_is_locked() -> bool:
+    """Whether all memory of this process stays out of the swap area: what the kernel says, whatever mlockall did."""
+    text = Path("/proc/self/status").read_text()
+    locked, resident = (re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE) for name in ("VmLck", "VmRSS"))
+    return bool(locked and resident and int(locked[1]) >= int(resident[1]))
 
 
 class Interrupted(BaseException):
@@ -232,13 +239,24 @@ def close_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+_INTERPRETER = re.compile(r"(python|pypy|sh|bash|dash|node|perl|php|ruby)[\d.]*")
+_SCRIPT = re.compile(r"[\w./+-]{1,200}")
+
+
 def command_of(process: Path) -> str:
-    """Return the command line of a process, given its folder in /proc, cut to 100 characters."""
+    """Return which program a process runs, given its folder in /proc, and of an interpreter which script.
+
+    No more of its command line, which may hold a secret, and which any user can write like a sentence of ours.
+    """
     try:
         program, *arguments = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return "?"
-    return printable(" ".join([Path(program).name, *arguments]).strip())[:100] or "?"
+    words = [Path(program).name]
+    if _INTERPRETER.fullmatch(words[0]) and "-c" not in arguments[:3]:
+        scripts = (Path(word).name for word in arguments if not word.startswith("-") and _SCRIPT.fullmatch(word))
+        words += [name for name in (next(scripts, ""),) if name]
+    return printable(" ".join(words).strip())[:60] or "?"
 
 
 def lock_owner(descriptor: int) -> str:

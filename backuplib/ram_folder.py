@@ -16,7 +16,7 @@ from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
 from backuplib.folder import mount_place
 from backuplib.formatting import megabytes
-from backuplib.processes import start_apart
+from backuplib.processes import memory_is_locked, start_apart
 
 GPG_HOME_LIMIT = 80  # bytes; with paths from about 90 on, gpg's sockets do not fit and imports fail silently
 
@@ -60,10 +60,12 @@ def enter_private_mounts() -> None:
     Call it before any thread starts. Without root it has no effect. Mounts made outside later still appear inside.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() != 0 or libc.unshare(_CLONE_NEWNS) != 0:
+    if os.geteuid() != 0:
         return
-    RamFolder.private_mounts = libc.mount(b"none", b"/", None, _MS_REC_SLAVE, None) == 0
-    if RamFolder.private_mounts:
+    entered = libc.unshare(_CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, _MS_REC_SLAVE, None) == 0
+    RamFolder.private_mounts, RamFolder.not_mounted = entered, os.strerror(ctypes.get_errno())
+    if entered:
+        RamFolder.not_mounted = "not enough memory, or /run cannot be written"  # if it is not mounted all the same
         mount_place()
 
 
@@ -75,6 +77,7 @@ class RamFolder:
     """
 
     private_mounts: ClassVar[bool] = False
+    not_mounted: ClassVar[str] = "that takes root"  # why there is no tmpfs that is never swapped out
 
     def __init__(self, need: int = CHUNK) -> None:
         self._mounted = False
@@ -86,6 +89,7 @@ class RamFolder:
             self._mounted = not libc.mount(b"restore-backup", path, b"tmpfs", _MS_NOSUID_NODEV_NOEXEC, options)
             if self._mounted:
                 return
+            RamFolder.not_mounted = os.strerror(ctypes.get_errno())  # EINVAL before Linux 6.4
             self.close()
         self._make(self._fitting_parent(need))
 
@@ -132,6 +136,17 @@ class RamFolder:
     def swappable(self) -> bool:
         """Whether its content may be swapped out to a disk."""
         return not self._mounted and swap_on_disk()
+
+    def unprotected(self) -> list[str]:
+        """Return what could be swapped out to a disk, and why; nothing where there is no such swap."""
+        if not swap_on_disk():
+            return []
+        found = [] if not self.swappable else [f"what is in the RAM folder (no tmpfs with noswap: {self.not_mounted})"]
+        if not memory_is_locked():
+            found.append(
+                "the memory of this process (it could not be locked, which takes root or `ulimit -l unlimited`)"
+            )
+        return found
 
     @property
     def free(self) -> int:

@@ -116,7 +116,11 @@ class Switch:
                 elif sidecars(target):  # opening it would delete them
                     raise UnreadableError("the main file is missing or empty")
             except UnreadableError as error:
-                self.report.warn(f"the old database cannot be opened ({error}): its files are set aside unchanged")
+                what = "its files are set aside unchanged"
+                self.report.warn(
+                    f"the old database cannot be opened ({error}): {what}",
+                    recorded=f"the old database cannot be opened: {what}",
+                )
                 checkpointed = False
             refuse_users()
             if file_identity(journal.candidate) != candidate:
@@ -167,15 +171,19 @@ class Switch:
             with self.report.phase("post-restore check"), self.report.console.step("🔎 Post-restore check...") as step:
                 look = look_at_live(self.engine, self.journal.target)
                 self.report.rows = look.rows
-                step.done(f"{look.checked}, {plural(len(look.rows), 'table')}")
+                step.done(f"{look.checked}, {plural(len(look.rows), 'table')}", look.checked)
         except (errors.DatabaseInUseError, errors.CheckTimeoutError, errors.CheckFailedError) as error:
-            self.report.warn(f"the restored database could not be looked at while the services use it: {error}")
+            what = "the restored database could not be looked at while the services use it"
+            self.report.warn(f"{what}: {error}", recorded=f"{what}: {error.id}")
             return
         except errors.UnsoundBackupError as error:
-            raise errors.RolledBackError(f"the restored database is not sound: {error}") from None
+            what = "the restored database is not sound"
+            raise errors.RolledBackError(f"{what}: {error}", recorded=f"{what}: {error.recorded}") from None
         if lost := lost_tables(expected, look.rows):
+            what = "the restored database has been emptied since the services were started"
             raise errors.RolledBackError(
-                f"the restored database has been emptied since the services were started: {lost}",
+                f"{what}: {lost}",
+                recorded=what,
                 hint="Some bots drop all tables when one is missing: is the backup of an older version of the bot? If "
                 "it is meant to do so: stop the bot, and add --no-restart.",
             )
@@ -196,7 +204,8 @@ class Switch:
         if isinstance(error, Interrupted):
             error = errors.EndedBySignalError(error.number)
         cause, console, touched = errors.explain(error), self.report.console, self.journal.state != "begun"
-        console.line(f"❌ Restore failed: {cause}")
+        recorded = errors.recorded(error)
+        console.line(f"❌ Restore failed: {cause}", record=f"❌ Restore failed: {recorded}")
         if touched:
             console.line("🔄 Rolling back…")
         with self._ending(ROLLED_BACK if touched else ""):
@@ -205,9 +214,9 @@ class Switch:
             self.journal.remove()
         if touched:
             if not isinstance(error, (errors.OperatorError, OSError, *self.engine.errors)):
-                console.line("".join(traceback.format_exception(error)))
-            log = getattr(error, "log", "")
-            raise errors.RolledBackError(cause, hint=getattr(error, "hint", ""), log=log) from None
+                console.line("".join(traceback.format_exception(error)), record=errors.recorded_traceback(error))
+            log, hint = getattr(error, "log", ""), getattr(error, "hint", "")
+            raise errors.RolledBackError(cause, hint=hint, log=log, recorded=recorded) from None
         if self._stopped is not None and isinstance(error, errors.OperatorError):
             error.state = f"The database was not touched; {errors.RUNNING}"
         if isinstance(error, errors.EndedBySignalError):
@@ -299,7 +308,8 @@ class Switch:
             self.start_services()
             self.check_live({})
         except errors.OperatorError as error:
-            self.report.console.line(f"❌ It cannot be finished: {error}")
+            what = "❌ It cannot be finished"
+            self.report.console.line(f"{what}: {error}", record=f"{what}: {error.recorded}")
             self.undo()
         else:
             self.commit()
@@ -353,7 +363,8 @@ class Switch:
                     self.report.console.line(f"✅ {done}: {shown(path)}")
                     self.journal.safety_backup = path
                 except errors.OperatorError as error:
-                    self.report.warn(f"{error}. The old database stays as {set_aside}: remove it if you do not need it")
+                    stays = f"The old database stays as {set_aside}: remove it if you do not need it"
+                    self.report.warn(f"{error}. {stays}", recorded=f"{error.recorded}. {stays}")
                     copies = []
             self._note(outcome)
             if copies:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import stat
 import sys
@@ -92,6 +93,11 @@ class Target:
             if not path.exists():
                 return path
             time.sleep(1 - time.time() % 1)
+
+    def left_aside(self) -> list[Path]:
+        """Return what has the name of an old database that a restore has set aside."""
+        names = re.compile(rf"{re.escape(self.path.name)}\.backup-\d{{8}}-\d{{6}}")
+        return sorted(path for path in self.path.parent.iterdir() if names.fullmatch(path.name))
 
     @property
     def exists(self) -> bool:

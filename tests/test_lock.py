@@ -136,7 +136,7 @@ def test_restore_waits_for_a_backup_to_end(plain_shop: tuple[Shop, Path], tmp_pa
     done = shop.restore("--force", backup)
     out, err = process.communicate(timeout=60)
     assert done.code == 0, done.text
-    assert re.search(r"Waiting for \S*python.*database_backup\.py create \(pid \d+\)", done.err)
+    assert re.search(r"Waiting for \S*python.*database_backup\.py \(pid \d+\)", done.err)
     assert process.returncode == 0, err
     assert shop.backup_rows(shop.path / out.strip(), None) == before
     assert shop.rows() == shop.backup_rows(backup, None)

@@ -599,6 +599,27 @@ def test_with_swap_allowed_it_goes_on(shop: Shop, keys: Keys, swap_wrapper: list
     wrapper = [*swap_wrapper, *WITHOUT_MOUNTS]
     done = shop.restore(backup, "--force", "--allow-swap", key=keys.rsa, wrapper=wrapper)
     assert done.code == 0, done.text
+    (said,) = [warning for warning in done.report["warnings"] if warning.startswith("swap is on")]
+    assert "RAM folder" in said
+    assert "this process" not in said, "its memory is locked"
+
+
+@needs_root
+@pytest.mark.needs("prlimit", "setpriv")
+def test_with_swap_memory_that_cannot_be_locked_is_said_once(
+    make_shop: MakeShop, keys: Keys, swap_wrapper: list[str]
+) -> None:
+    shop = make_shop("sqlite")
+    backup = shop.create_backup()
+    unlocked = ["prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock"]
+    done = shop.restore(backup, "--verify-only", key=keys.rsa, wrapper=[*swap_wrapper, *unlocked])
+    assert done.code == 0, done.text
+    (said,) = [warning for warning in done.report["warnings"] if warning.startswith("swap is on")]
+    assert "this process" in said
+    assert "RAM folder" not in said
+    assert done.err.count("locked") == 1
+    done = shop.restore(backup, "--verify-only", key=keys.rsa, wrapper=unlocked)
+    assert "swap is on" not in done.text or swap_on_disk(), "nothing is at stake"
 
 
 @needs_root

@@ -261,7 +261,6 @@ FORMS: list[tuple[str, Form]] = [
     ("members.db.gz", plain_members),
     ("gzip-named.db", plain_gzip),
     ("database-named.db.gz", bare),
-    ("gzip-named.gpg", plain_gzip),
     ("message-named.db", as_the_bot_does),
     ("no-suffix", as_the_bot_does),
     ("ümlaut 'and' blank.db.gz.gpg", as_the_bot_does),

@@ -17,7 +17,7 @@ from typing import NoReturn
 import pytest
 
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:{os.path.dirname(sys.executable)}"
-"""Where programs are looked for: also where Debian has those of root, whoever asks, and where pip puts those of PyPI."""
+"""Where programs are looked for: where Debian has those of root, whoever asks, and where pip puts its own, too."""
 
 PLUGIN_FOLDERS = (
     "~/.docker/cli-plugins",

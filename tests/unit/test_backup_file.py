@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -31,6 +31,7 @@ from backuplib.errors import (
     ChecksumUnreadableError,
     DamagedMessageError,
     NoMemoryError,
+    NotABackupError,
     WrongPassphraseError,
 )
 
@@ -437,3 +438,27 @@ def test_states_of_checksums(backup: Path) -> None:
     assert info.checksum_state() == "unreadable"
     backup.unlink()
     assert info.checksum_state() == "unreadable"
+
+
+# --- what takes for ever to read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(10)
+def test_sparse_file_is_refused_and_its_checksum_is_unreadable_at_once(backup: Path) -> None:
+    note_checksum(backup, "0" * 64)
+    os.truncate(backup, 3 * 10**12)
+    with pytest.raises(NotABackupError):
+        BackupFile(backup)
+    info = BackupInfo.of(backup)
+    assert info
+    assert info.checksum_state() == "unreadable"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text", ["0" * 64 + "  x" + " " * 900_000 + "y", "SHA256 (" + ") = " * 200_000, " " * 900_000 + "0" * 64 + "y"]
+)
+def test_checksum_file_made_to_take_hours_does_not(backup: Path, text: str) -> None:
+    checksum_path(backup).write_text(text)
+    with suppress(ChecksumUnreadableError):
+        recorded_checksum(backup)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from backuplib.console import LOG_BYTES, LOG_NAME, RESTORED, Console, Report, Unbreakable, in_words
 from backuplib.errors import (
+    DamagedDatabaseError,
     ExitCode,
     FolderNotMountedError,
     OperatorError,
@@ -276,6 +278,44 @@ def test_line_that_is_not_to_be_recorded_is_shown_only(report: Report, screen: i
     report.console.close()
     assert screen.getvalue() == "for the log\nfor the screen\n"
     assert "for the screen" not in (tmp_path / LOG_NAME).read_text()
+
+
+@pytest.mark.parametrize("sink", ["line", "result", "warn", "record"])
+def test_what_others_have_written_begins_no_line_and_reorders_none(
+    report: Report, screen: io.StringIO, tmp_path: Path, sink: str
+) -> None:
+    """On the screen and in the log alike, where it passed no other door."""
+    foreign = "a\n✅ FORGED\rFORGED\u2028FORGED\x85FORGED \u202eb \u2066c\u200f \x1b[2J\x9b31m\udcff"
+    report.console.log_to(tmp_path)
+    say = report.warn if sink == "warn" else getattr(report.console, sink)
+    say(foreign)
+    report.console.close()
+    for text in (screen.getvalue(), (tmp_path / LOG_NAME).read_text()):
+        assert not any(re.match(r"\W*(\S+ \d+ )?\W*FORGED", line) and "│" not in line for line in text.splitlines())
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u200f\udcff]", text)
+    assert "FORGED" in (tmp_path / LOG_NAME).read_text()
+
+
+def test_log_gets_less_than_the_screen_where_a_text_is_about_a_database(
+    report: Report, screen: io.StringIO, tmp_path: Path
+) -> None:
+    report.console.log_to(tmp_path)
+    with report.console.step("Check...") as step:
+        step.done("ok, 14 tables", recorded="ok")
+    report.warn("Canary lost 7 rows", "Canary, too", recorded="a finding")
+    report.console.line("compared: Canary", record=False)
+    with report.failures():
+        fail(DamagedDatabaseError("Canary is damaged", hint="Look at Canary."))
+    report.console.close()
+    assert report.warnings == ["Canary lost 7 rows", "Canary, too"]
+    assert screen.getvalue().count("Canary") == 5
+    assert "14 tables" in screen.getvalue()
+    log = (tmp_path / LOG_NAME).read_text()
+    assert "Canary" not in log
+    assert "14" not in re.sub(r"^\S+ \d+", "", log, flags=re.MULTILINE)
+    assert log.count("a finding") == 2
+    assert "ok" in log
+    assert "outcome: unsound backup: damaged-database" in log
 
 
 def test_failure_when_all_is_done_says_that_the_database_is_restored(report: Report, screen: io.StringIO) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backuplib.database import (
+    SIDECARS,
     Engine,
     check_database,
     cipher_key,
@@ -171,3 +172,33 @@ def test_sidecar_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsuitableTargetError):
         refuse_irregular([tmp_path / "shop.db-wal"])
     refuse_irregular([tmp_path / "victim"])
+
+
+# --- what the bot can plant beside a database ------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("suffix", SIDECARS)
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link", "sparse"])
+def test_sidecar_that_sqlite_has_not_made_is_refused_and_does_not_count_as_the_databases(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    """SQLite would wait for it, write where it leads to, or read it for hours; what it leads to is open elsewhere."""
+    database, elsewhere = tmp_path / "shop.db", tmp_path / "elsewhere"
+    database.write_bytes(b"x")
+    planted = tmp_path / f"shop.db{suffix}"
+    if kind == "pipe":
+        os.mkfifo(planted)
+    elif kind == "sparse":
+        planted.touch()
+        os.truncate(planted, 9 * 10**9)
+    else:
+        planted.symlink_to(elsewhere)
+        if kind == "link":
+            elsewhere.write_bytes(b"in use")
+    assert sidecars(database) == [planted]
+    with pytest.raises(UnsuitableTargetError) as raised:
+        refuse_irregular(sidecars(database))
+    assert str(planted) in str(raised.value)
+    if kind != "sparse":
+        assert database_files(database) == [database]

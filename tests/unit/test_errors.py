@@ -4,6 +4,7 @@ import errno
 import re
 import shlex
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import restore_backup
+from backuplib import errors
 from backuplib.errors import (
     DiskFailureError,
     EndedBySignalError,
@@ -193,3 +195,49 @@ def test_lack_of_permission_is_no_broken_disk() -> None:
 )
 def test_missing_package_is_named_as_pip_knows_it(module: str, package: str) -> None:
     assert f" {package} " in str(MissingPackageError(module))
+
+
+# --- what goes to the disk -------------------------------------------------------------------------------------------
+
+QUOTES = "table Canary has 48,151 rows"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.DamagedDatabaseError(QUOTES),
+        errors.UnsoundBackupError(QUOTES, hint=QUOTES),
+        errors.UnreadableDatabaseError(QUOTES),
+        errors.DatabaseUnsoundError(QUOTES),
+        errors.RolledBackError(QUOTES, recorded="the restored database is not sound"),
+        sqlite3.DatabaseError(QUOTES),
+        ValueError(QUOTES),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_words_that_may_quote_a_database_are_not_recorded(error: Exception) -> None:
+    assert QUOTES in str(error)
+    for text in (errors.recorded(error), errors.recorded_traceback(error)):
+        assert text
+        assert "Canary" not in text
+        assert "48,151" not in text
+
+
+@pytest.mark.parametrize(
+    "error", [errors.ServicesDownError(QUOTES, services="x"), errors.CheckTimeoutError(48), OSError(5, "broken", "/x")]
+)
+def test_other_words_are_recorded_as_they_are_shown(error: Exception) -> None:
+    assert errors.recorded(error) == errors.explain(error)
+
+
+def test_recorded_traceback_says_where_and_not_what() -> None:
+    try:
+        try:
+            raise sqlite3.DatabaseError(QUOTES)
+        except sqlite3.DatabaseError:
+            raise RuntimeError(QUOTES)  # noqa: B904 - the one before is said to be its context
+    except RuntimeError as error:
+        text = errors.recorded_traceback(error)
+    assert "test_recorded_traceback" in text
+    assert "RuntimeError" in text
+    assert "Canary" not in text

