@@ -193,21 +193,37 @@ def checksum_path(backup: Path) -> Path:
     return backup.with_name(backup.name + ".sha256")
 
 
-def recorded_checksum(backup: Path) -> str | None:
-    """Return the SHA-256 that stands beside a backup, or None when there is none.
+def text_beside(backup: Path) -> str | None:
+    """Return what a backup's checksum file holds, or None when there is none.
 
-    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
+    :raises ChecksumUnreadableError: when it cannot be read.
     """
     path = checksum_path(backup)
     try:
         with open_regular(path) as file:
-            text = plain_text(file.read(CHUNK)).replace("\r", "\n")
+            return plain_text(file.read(CHUNK)).replace("\r", "\n")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
+
+
+def recorded_kind(beside: str) -> str:
+    """Return the kind of a backup as the text of its checksum file has it."""
+    match = _KIND_LINE.search(beside)
+    return match[1] if match else ORDINARY
+
+
+def recorded_checksum(backup: Path) -> str | None:
+    """Return the SHA-256 that stands beside a backup, or None when there is none.
+
+    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
+    """
+    path = checksum_path(backup)
+    if (text := text_beside(backup)) is None:
+        return None
     lines = [
         (name or following, (one or other).lower()) for name, one, other, following in _CHECKSUM_LINE.findall(text)
     ]
@@ -246,6 +262,7 @@ class BackupFile:
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path = path
+        self.beside = text_beside(path) or ""  # what its checksum file holds
         self.expected = recorded_checksum(path)  # SHA-256, if known: from beside it, or from when it was read before
         self._unreported = self.expected is not None
         try:

@@ -1,6 +1,7 @@
 """Fixtures. All real: gpg, SQLite and SQLCipher, terminals, containers. All safe under pytest-xdist.
 
     keys             Keys, the same in all workers: keys.rsa (with passphrase), keys.open (without), keys.other
+    signing          the SigningFolder with the host's key, the same for all shops
     gpg              a GpgHome that has them, to encrypt and to make more keys in
     mode             "sqlite" and "sqlcipher", in turn
     make_shop        make_shop(mode, **settings) -> Shop with sample data; settings go to .env, None takes one out
@@ -36,6 +37,9 @@ from zlib import crc32
 
 import pytest
 
+from backuplib.openpgp import Keyring
+from backuplib.ram_folder import RamFolder
+from backuplib.signing import SigningFolder
 from tests.support.containers import (
     Bot,
     BotShop,
@@ -194,6 +198,16 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture(scope="session")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> SigningFolder:
+    """The folder of the host's signing key, the same for all shops of all workers: most tests only need it there."""
+    folder = tmp_path_factory.getbasetemp()
+    made = SigningFolder((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "signing")
+    with RamFolder() as ram:
+        made.sign("", Keyring(ram))
+    return made
+
+
+@pytest.fixture(scope="session")
 def gpg(keys: Keys) -> Iterator[GpgHome]:
     """A throwaway GnuPG home with the keys, for messages and further keys: gpg.generate(ECC, "name", "passphrase")."""
     with gpg_home() as home:
@@ -211,11 +225,11 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_shop(tmp_path: Path, keys: Keys) -> MakeShop:
+def make_shop(tmp_path: Path, keys: Keys, signing: SigningFolder) -> MakeShop:
     """make_shop(mode, **settings): a shop folder with sample data in WAL mode, and Docker out of the game."""
 
     def make(mode: str, **settings: str | None) -> Shop:
-        return set_up(Shop(path=new_folder(tmp_path), mode=mode), keys, settings)
+        return set_up(Shop(path=new_folder(tmp_path), mode=mode), keys, {"SIGNING_DIR": str(signing.path), **settings})
 
     return make
 
@@ -291,13 +305,13 @@ def compose(request: pytest.FixtureRequest, docker: str, tmp_path: Path) -> Comp
 
 
 @pytest.fixture
-def make_bot_shop(tmp_path: Path, keys: Keys) -> Iterator[MakeBotShop]:
+def make_bot_shop(tmp_path: Path, keys: Keys, signing: SigningFolder) -> Iterator[MakeBotShop]:
     """make_bot_shop(mode, compose, Bot(...), **settings): RUNTIME_ENVIRONMENT=PROD; up() is the test's business."""
     with ExitStack() as cleanup:
 
         def make(mode: str, compose: Compose, bot: Bot | None = None, **settings: str | None) -> BotShop:
             shop = BotShop(path=new_folder(tmp_path), mode=mode, env=compose.env, compose=compose, bot=bot or Bot())
-            set_up(shop, keys, {"RUNTIME_ENVIRONMENT": "PROD", **settings})
+            set_up(shop, keys, {"RUNTIME_ENVIRONMENT": "PROD", "SIGNING_DIR": str(signing.path), **settings})
             shop.write_compose_file()
             cleanup.callback(shop.down)
             return shop
