@@ -415,7 +415,7 @@ class DatabaseBackup:
         if not self._signing:
             return ""
         try:
-            return self._signing.sign(text, Keyring(ram))
+            return self._signing.sign(text, ram)
         except errors.OperatorError as error:
             if self._settings.require_signature:
                 raise

@@ -88,13 +88,14 @@ class SigningFolder:
 
     # --- the key -------------------------------------------------------------------------------------------------
 
-    def sign(self, text: str, keyring: Keyring) -> str:
+    def sign(self, text: str, ram: RamFolder) -> str:
         """Return the line that signs a checksum file's text; makes the host's key if there is none.
 
         :raises CannotSignError: when there is no key that can be used, saying why.
         """
         try:
             self._refuse_unsafe(make=True)
+            keyring = Keyring(ram)
             signature = keyring.sign(text.encode(), keyring.import_signing_key(self._key(keyring)))
         except OSError as error:
             raise errors.CannotSignError(errors.explain(error), hint=ELSEWHERE) from None

@@ -37,7 +37,6 @@ from zlib import crc32
 
 import pytest
 
-from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder
 from backuplib.signing import SigningFolder
 from tests.support.containers import (
@@ -203,7 +202,7 @@ def signing(tmp_path_factory: pytest.TempPathFactory) -> SigningFolder:
     folder = tmp_path_factory.getbasetemp()
     made = SigningFolder((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "signing")
     with RamFolder() as ram:
-        made.sign("", Keyring(ram))
+        made.sign("", ram)
     return made
 
 
@@ -229,7 +228,8 @@ def make_shop(tmp_path: Path, keys: Keys, signing: SigningFolder) -> MakeShop:
     """make_shop(mode, **settings): a shop folder with sample data in WAL mode, and Docker out of the game."""
 
     def make(mode: str, **settings: str | None) -> Shop:
-        return set_up(Shop(path=new_folder(tmp_path), mode=mode), keys, {"SIGNING_DIR": str(signing.path), **settings})
+        shop = Shop(path=new_folder(tmp_path), mode=mode)
+        return set_up(shop, keys, {"SIGNING_DIR": str(signing.path), **settings})
 
     return make
 

@@ -20,7 +20,6 @@ from backuplib.errors import (
     SignatureOfAnotherError,
     SignatureUncheckedError,
 )
-from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder
 from backuplib.signing import INVALID, NONE, OTHER, THIS_HOST, TRUSTED_HOST, UNKNOWN, Origin, SigningFolder, judged
 from tests.support.keys import ECC, GpgHome, gpg_home
@@ -51,7 +50,7 @@ def home() -> Iterator[GpgHome]:
 def signed(folder: SigningFolder, text: str) -> str:
     """The signature's line, made in a keyring of its own, as by another run."""
     with RamFolder() as ram:
-        return folder.sign(text, Keyring(ram))
+        return folder.sign(text, ram)
 
 
 def backup(tmp_path: Path, beside: str, name: str = NAME) -> BackupFile:
@@ -204,9 +203,9 @@ def test_key_is_for_this_user_alone_and_is_announced_once(other: SigningFolder) 
 def test_two_that_make_the_key_at_once_have_the_same(other: SigningFolder) -> None:
     script = (
         "import sys; from pathlib import Path; from backuplib.signing import SigningFolder; "
-        "from backuplib.openpgp import Keyring; from backuplib.ram_folder import RamFolder\n"
+        "from backuplib.ram_folder import RamFolder\n"
         "folder = SigningFolder(Path(sys.argv[1]))\n"
-        "with RamFolder() as ram: folder.sign('', Keyring(ram))\n"
+        "with RamFolder() as ram: folder.sign('', ram)\n"
         "print(folder.fingerprint(), len(folder.announced()) > 0)"
     )
     argv = [sys.executable, "-c", script, str(other.path)]
