@@ -413,6 +413,8 @@ class DatabaseBackup:
     def _signature(self, text: str, ram: RamFolder) -> str:
         """Return the line that signs a checksum file's text; nothing where that is not asked for, or not possible."""
         if not self._signing:
+            if self._settings.require_signature:
+                self.say("⚠️  The backup is not signed, and REQUIRE_SIGNATURE is yes: a restore refuses it")
             return ""
         try:
             return self._signing.sign(text, ram)

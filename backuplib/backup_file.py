@@ -67,6 +67,7 @@ _NAME_WITH_TIME = re.compile(r"db_backup_(\d{8}_\d{6})\.")
 # Kinds of backups. One made before a restore has a line that says so in its checksum file, where sha256sum skips it.
 ORDINARY, BEFORE_A_RESTORE, AS_THEY_WERE, SQL_DUMP = "ordinary", "before a restore", "files as they were", "SQL dump"
 _KIND_LINE = re.compile(rf"^# kind: ({BEFORE_A_RESTORE})\r?$", re.MULTILINE)
+_SIGNATURE_LINE = re.compile(r"^# signature: ([A-Za-z0-9+/=]{1,4000})\r?$", re.MULTILINE)
 
 # Where clocks differ from UTC, in seconds: no name of a backup is from elsewhere.
 _PARTS_OF_HOURS = (-9.5, -3.5, -2.5, 3.5, 4.5, 5.5, 5.75, 6.5, 8.75, 9.5, 10.5, 12.75, 13.75)
@@ -214,6 +215,17 @@ def recorded_kind(beside: str) -> str:
     """Return the kind of a backup as the text of its checksum file has it."""
     match = _KIND_LINE.search(beside)
     return match[1] if match else ORDINARY
+
+
+def recorded_signature(beside: str) -> str:
+    """Return the signature, in base64, that the text of a checksum file has; empty without one."""
+    match = _SIGNATURE_LINE.search(beside)
+    return match[1] if match else ""
+
+
+def signature_line(signature: str) -> str:
+    """Return the line of a checksum file that has a signature, in base64, of what :func:`checksum_text` returns."""
+    return f"# signature: {signature}\n" if signature else ""
 
 
 def recorded_checksum(backup: Path) -> str | None:

@@ -3,8 +3,8 @@
 Backups are signed with a key of the host, without a passphrase, that its first backup makes. It lies in a folder of its
 own, which only the user who makes the backups can read: outside the shop, where no bot reaches it.
 
-The signature is a line of the checksum file, a comment to sha256sum: it covers that file's other lines, which are the
-backup's name, its SHA-256 and its kind. So it is looked at without the private key, before anything else; it holds for
+The signature is a line of the checksum file, a comment to sha256sum: it covers the backup's name, its SHA-256 and its
+kind, as they stand in that file. So it is looked at without the private key, before anything else; it holds for
 backups that are not encrypted, too; and an older backup under a newer one's name is noticed.
 """
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backuplib import errors
-from backuplib.backup_file import BackupFile, checksum_text, recorded_kind
+from backuplib.backup_file import BackupFile, checksum_text, recorded_kind, recorded_signature, signature_line
 from backuplib.files import CHUNK, fsync_folder, is_ours, open_folder, open_regular, replacing, write_all
-from backuplib.formatting import printable, quoted
+from backuplib.formatting import quoted
 from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder
 from backuplib.secret import Secret
@@ -31,8 +31,6 @@ KEY, PUBLIC, TRUSTED = "key.asc", "public.asc", "trusted.asc"
 
 THIS_HOST, TRUSTED_HOST, OTHER, NONE = "this host", "trusted host", "other", "none"
 INVALID, UNKNOWN = "invalid", "unknown"
-
-_LINE = re.compile(r"^# signature: ([A-Za-z0-9+/=]{1,4000})$", re.MULTILINE)
 
 ELSEWHERE = "SIGNING_DIR in .env can be another folder, which nobody else can write but the user who makes the backups."
 
@@ -83,7 +81,7 @@ class SigningFolder:
     """
 
     def __init__(self, path: Path, shop: Sequence[Path] = ()) -> None:
-        self.path, self._shop = path, shop
+        self.path, self._shop = Path(os.path.realpath(path)), shop
         self._made: tuple[str, str] | None = None  # fingerprint and public half of a key that was made just now
 
     # --- the key -------------------------------------------------------------------------------------------------
@@ -99,7 +97,7 @@ class SigningFolder:
             signature = keyring.sign(text.encode(), keyring.import_signing_key(self._key(keyring)))
         except OSError as error:
             raise errors.CannotSignError(errors.explain(error), hint=ELSEWHERE) from None
-        return f"# signature: {base64.b64encode(signature).decode()}\n"
+        return signature_line(base64.b64encode(signature).decode())
 
     def _key(self, keyring: Keyring) -> Secret:
         """Return the host's key, made by the first who asks; the others wait for that."""
@@ -108,7 +106,8 @@ class SigningFolder:
             fcntl.flock(folder, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 return self._kept_key()
-            key, public = keyring.make_signing_key(f"backups of {printable(os.uname().nodename)}")
+            host = re.sub(r"[^A-Za-z0-9.-]", "-", os.uname().nodename)
+            key, public = keyring.make_signing_key(f"backups of {host}")
             for name, content in ((PUBLIC, public), (KEY, key.reveal_bytes())):  # the key last: it is there or not
                 with replacing(self.path / name, ".new") as file:
                     write_all(file, content)
@@ -134,24 +133,23 @@ class SigningFolder:
         :raises CannotSignError: saying what is wrong with it.
         :raises OSError: when it is not there, or cannot be made.
         """
-        real = Path(os.path.realpath(self.path))
         for place in self._shop:
-            if real.is_relative_to(os.path.realpath(place)):
+            if self.path.is_relative_to(os.path.realpath(place)):
                 raise errors.CannotSignError(
                     f"the signing folder {self.path} is inside of {place}, which is the bot's", hint=ELSEWHERE
                 )
-        if make and not real.exists():
-            real.mkdir(mode=0o700, parents=True)
-            fsync_folder(real.parent)
-        for folder in (real, *real.parents):
-            status = folder.stat()
-            sticky = folder != real and status.st_mode & 0o1000
-            open_to_others = status.st_mode & (0o077 if folder == real else 0o022) and not sticky
-            if open_to_others or status.st_uid not in ({os.geteuid()} if folder == real else {0, os.geteuid()}):
+        if make and not self.path.exists():
+            self.path.mkdir(mode=0o700, parents=True)
+            fsync_folder(self.path.parent)
+        for folder in (self.path, *self.path.parents):
+            own, status = folder == self.path, folder.stat()
+            sticky = not own and status.st_mode & 0o1000
+            open_to_others = status.st_mode & (0o077 if own else 0o022) and not sticky
+            if open_to_others or status.st_uid not in ({os.geteuid()} if own else {0, os.geteuid()}):
                 raise errors.CannotSignError(
                     f"{folder}, where the signing key is, is not this user's alone (mode "
                     f"{status.st_mode & 0o7777:04o}, owner {status.st_uid})",
-                    hint=f"Look who wrote there, then: chmod 700 {quoted(real)}; or set SIGNING_DIR to another folder.",
+                    hint=f"Look who wrote there, then: chmod 700 {quoted(self.path)}; or set another SIGNING_DIR.",
                 )
 
     def announced(self) -> list[str]:
@@ -170,12 +168,12 @@ class SigningFolder:
 
     def origin(self, backup: BackupFile, ram: RamFolder) -> Origin:
         """Return who signed a backup under its name, with the checksum that stands beside it."""
-        line = _LINE.search(backup.beside)
+        line = recorded_signature(backup.beside)
         if not line or backup.expected is None:
             return Origin(NONE, "no: there is no signature beside it")
         text = checksum_text(backup.path.name, backup.expected, recorded_kind(backup.beside))
         try:
-            signature = base64.b64decode(line[1], validate=True)
+            signature = base64.b64decode(line, validate=True)
             own, trusted = self.public_halves()
             keyring = Keyring(ram)
             hosts = dict.fromkeys(keyring.import_keys(trusted), TRUSTED_HOST)

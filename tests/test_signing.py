@@ -1,12 +1,14 @@
 """Signed backups in the real program: what a restore says of their origin, and what REQUIRE_SIGNATURE refuses."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from backuplib.signing import SigningFolder
 from tests.conftest import ONE_MODE, MakeShop
-from tests.support.keys import Keys
-from tests.support.shop import Completed, Shop, everything
+from tests.support.keys import Keys, gpg_home
+from tests.support.shop import ROOT, Completed, Shop, everything
 
 pytestmark = ONE_MODE
 
@@ -16,6 +18,15 @@ def refused(done: Completed, kind: str) -> None:
     assert done.ended == (4, kind), done.text
 
 
+def by_hand(shop: Shop, backup: Path, signing: SigningFolder) -> int:
+    """The exit code of RUNBOOK.md's command, in a gpg home that has the public half."""
+    (command,) = re.findall(r"^gpg --verify .*$", (ROOT / "RUNBOOK.md").read_text(), re.MULTILINE)
+    with gpg_home() as home:
+        home.run("--import", str(signing.path / "public.asc"))
+        env = {**os.environ, "GNUPGHOME": str(home.path), "F": backup.name}
+        return subprocess.run(["bash", "-c", command], cwd=shop.backups, env=env, check=False, timeout=30).returncode
+
+
 def test_backup_is_signed_here_and_refused_under_another_name_where_that_is_required(
     make_shop: MakeShop, mode: str, keys: Keys, signing: SigningFolder
 ) -> None:
@@ -23,6 +34,7 @@ def test_backup_is_signed_here_and_refused_under_another_name_where_that_is_requ
     before = shop.rows()
     backup = shop.create_backup()
     assert shop.sha256sum_accepts(backup)
+    assert by_hand(shop, backup, signing) == 0
     shop.change_data()
     done = shop.restore(backup, "--force", key=keys.rsa)
     assert done.code == 0, done.text
@@ -37,6 +49,7 @@ def test_backup_is_signed_here_and_refused_under_another_name_where_that_is_requ
     newer.write_bytes(safety.read_bytes())
     Path(f"{newer}.sha256").write_text(Path(f"{safety}.sha256").read_text().replace(safety.name, newer.name))
     assert shop.sha256sum_accepts(newer)
+    assert by_hand(shop, newer, signing) == 1
     state = everything(shop)
     refused(shop.restore(newer, "--force", key=keys.rsa), "signature-invalid")
     assert everything(shop) == state
@@ -49,6 +62,7 @@ def test_unsigned_backup_restores_unless_a_signature_is_required(shop: Shop, key
     assert made.code == 0, made.text
     backup = shop.path / made.out.strip()
     assert "signature" not in Path(f"{backup}.sha256").read_text()
+    assert "REQUIRE_SIGNATURE" not in made.err
     shop.change_data()
     state = everything(shop)
     required = {"REQUIRE_SIGNATURE": "yes"}
