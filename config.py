@@ -26,6 +26,8 @@ PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 
+SIGNING_DIR = Path("/var/lib/restore-backup/signing")  # root's
+
 
 class Environment(Enum):
     """Where the tool runs, with the bot's compose file."""
@@ -50,7 +52,14 @@ class Settings:
     retention_days: int
     max_database_bytes: int
     public_key: bytes | None = field(repr=False)
+    signing_dir: Path
+    require_signature: bool
     warnings: tuple[str, ...] = ()
+
+    @property
+    def shop_folders(self) -> tuple[Path, ...]:
+        """What a bot may write, or take into its image."""
+        return self.base_dir, self.db_path.parent, self.backup_dir
 
     @property
     def encrypted(self) -> bool:
@@ -109,6 +118,8 @@ def survey_settings(
             0,
         ),
         public_key=valid("public_key", values.public_key, None),
+        signing_dir=valid("signing_dir", values.signing_dir, SIGNING_DIR),
+        require_signature=valid("require_signature", values.require_signature, otherwise=False),
         warnings=tuple(values.warnings()),  # last, when all names that there are have been asked for
     )
     return settings, wrong
@@ -118,6 +129,7 @@ class _Values:
     """Raw values by name, the environment before ``.env``; empty means not set."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
         self._asked: set[str] = set()
         self._of_file: list[str] = []
         self._values = dict(environ)
@@ -213,6 +225,24 @@ class _Values:
         if not re.fullmatch(r"[0-9]{1,6}", value):
             raise _wrong(name, value, f"a whole number of {unit}, such as {default}")
         return int(value)
+
+    def signing_dir(self) -> Path:
+        """Where the host's signing key is: root's own folder, else one for the state of this user's programs."""
+        if value := self.text("SIGNING_DIR", ""):
+            if not value.startswith("/"):
+                raise _wrong("SIGNING_DIR", value, "an absolute path, of a folder outside of the shop's")
+            return Path(value)
+        if os.geteuid() == 0:
+            return SIGNING_DIR
+        state = self._environ.get("XDG_STATE_HOME", "")
+        home = Path(self._environ.get("HOME") or "/")
+        return (Path(state) if state.startswith("/") else home / ".local/state") / "restore-backup/signing"
+
+    def require_signature(self) -> bool:
+        value = self.text("REQUIRE_SIGNATURE", "no")
+        if value not in ("yes", "no"):
+            raise _wrong("REQUIRE_SIGNATURE", value, "yes or no, in lower case")
+        return value == "yes"
 
     def public_key(self) -> bytes | None:
         value = self.text("PGP_PUBLIC_KEY_BASE64", "")

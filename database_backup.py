@@ -50,6 +50,7 @@ from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, 
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
+from backuplib.signing import SigningFolder
 from config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class DatabaseBackup:
     :param quiet: nobody has the database open; without sidecars it is read without making any.
     :param patience: seconds that a lock of somebody's is waited for.
     :param kind: of the backups that it makes, recorded beside them.
+    :param signing: where the key is that signs them; None: they are not signed.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class DatabaseBackup:
         quiet: bool = False,
         patience: float = LOCK_SECONDS,
         kind: str = ORDINARY,
+        signing: SigningFolder | None = None,
     ) -> None:
         self.db_path = (db_path if isinstance(db_path, Path) else Path(db_path)).absolute()
         self.backup_dir = (backup_dir if isinstance(backup_dir, Path) else Path(backup_dir)).absolute()
@@ -117,6 +120,7 @@ class DatabaseBackup:
         self._quiet = quiet
         self._patience = patience
         self._kind = kind
+        self._signing = signing
         self.progress: Callable[[int], object] = lambda _: None  # is told how many bytes of the database have been read
         self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
         self.found: Callable[[str], object] | None = None  # is told what the check of the copy finds; None: ``say`` is
@@ -168,6 +172,15 @@ class DatabaseBackup:
         with RamFolder(files.CHUNK) as ram:
             return Keyring(ram).import_public(self._settings.public_key)
 
+    def refuse_unsignable(self) -> None:
+        """Refuse, because of REQUIRE_SIGNATURE, when a backup could not be signed.
+
+        :raises CannotSignError: saying why.
+        """
+        if self._signing and self._settings.require_signature:
+            with RamFolder(files.CHUNK) as ram:
+                self._signature("", ram)
+
     @_in_its_folders
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
@@ -197,7 +210,8 @@ class DatabaseBackup:
         :raises UnsoundBackupError: when an unencrypted backup does not hold a sound database.
         """
         with contextlib.closing(BackupFile(Path(path))) as backup:
-            checksum = "checksum ok" if backup.verify() else "no checksum beside it"
+            signed = [f"signed {self._origin(backup)}"] if self._signing else []
+            checksum = "; ".join(["checksum ok" if backup.verify() else "no checksum beside it", *signed])
             verify_only = errors.restore_command("--verify-only", shown(backup.path))
             if backup.layer == "openpgp":
                 return f"{checksum}; content not checked: that needs the key: {verify_only}"
@@ -220,6 +234,10 @@ class DatabaseBackup:
                 ) as error:  # an SQL dump, an older SQLCipher: a restore tells what it is
                     error.hint = f"If the bot was older then, it may restore all the same: {verify_only}"
                     raise
+
+    def _origin(self, backup: BackupFile) -> str:
+        with RamFolder(files.CHUNK) as ram:
+            return self._signing.origin(backup, ram).told if self._signing else ""
 
     def list_backups(self) -> list[BackupInfo]:
         """Return what restores in the backup folder, newest first, whatever its name.
@@ -379,7 +397,7 @@ class DatabaseBackup:
                     files.give_to_owner_of(self.backup_dir, file.fileno())
                 os.fsync(target.fileno())
                 prove()
-                return self._publish(target, checksum, suffix, digest)
+                return self._publish(target, checksum, suffix, digest, ram)
         except OSError as error:
             raise errors.BackupFailedError(
                 f"cannot write the backup in {self.backup_dir}: {error.strerror}",
@@ -425,7 +443,21 @@ class DatabaseBackup:
             file.close()
             path.unlink(missing_ok=True)
 
-    def _publish(self, target: io.FileIO, checksum: io.FileIO, suffix: str, digest: str) -> Path:
+    def _signature(self, text: str, ram: RamFolder) -> str:
+        """Return the line that signs a checksum file's text; nothing where that is not asked for, or not possible."""
+        if not self._signing:
+            if self._settings.require_signature:
+                self.say("⚠️  The backup is not signed, and REQUIRE_SIGNATURE is yes: a restore refuses it")
+            return ""
+        try:
+            return self._signing.sign(text, ram)
+        except errors.OperatorError as error:
+            if self._settings.require_signature:
+                raise
+            self.say(f"⚠️  The backup is not signed: {error}")
+            return ""
+
+    def _publish(self, target: io.FileIO, checksum: io.FileIO, suffix: str, digest: str, ram: RamFolder) -> Path:
         """Give a complete backup its name: the first second of the clock from now on that is not taken.
 
         The checksum gets its name first, so that no backup is ever seen without one.
@@ -434,8 +466,10 @@ class DatabaseBackup:
             path = self.backup_dir / f"db_backup_{datetime.now().astimezone():%Y%m%d_%H%M%S}{suffix}"
             with contextlib.suppress(FileExistsError):
                 if not os.path.lexists(path):
+                    text = checksum_text(path.name, digest, self._kind)
+                    signed = text + self._signature(text, ram)
                     checksum.seek(0)
-                    files.write_all(checksum, checksum_text(path.name, digest, self._kind).encode())
+                    files.write_all(checksum, signed.encode())
                     os.fsync(checksum.fileno())
                     files.name_without_replacing(checksum.name, checksum.fileno(), checksum_path(path))
                     break
@@ -490,6 +524,7 @@ def _command_line() -> CommandLine:
     create = commands.add_parser("create", help="make a backup and print its path")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
+    create.add_argument("--no-sign", action="store_true", help="do not sign it: for a bot, whom the key is kept from")
     create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
@@ -523,15 +558,19 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     report.warn(*settings.warnings)
     if arguments.command in ("create", "rescue"):
         enter_private_mounts()
+    kept_from_bot = arguments.command == "create" and arguments.no_sign
+    signing = None if kept_from_bot else SigningFolder(settings.signing_dir, settings.shop_folders)
     with contextlib.suppress(OSError):  # it may not be there yet
         settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
-    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings, signing=signing)
     if arguments.command == "create":
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
         if not arguments.quiet:
             for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
                 console.line(line)
+        for line in signing.announced() if signing else ():
+            console.line(line)
         console.result(str(made))
     elif arguments.command == "verify":
         console.result(f"✅ {shown(arguments.file)}: {backups.verify_backup(arguments.file)}")

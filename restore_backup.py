@@ -51,6 +51,7 @@ from backuplib.ram_folder import RamFolder, available_memory, enter_private_moun
 from backuplib.recovery import told_of_leftovers, within_reach
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
+from backuplib.signing import INVALID, UNKNOWN, SigningFolder
 from backuplib.storage import journal_mode
 from backuplib.style import Kind
 from backuplib.switch import Switch
@@ -142,6 +143,7 @@ class Restorer:
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
         self.database = Path(os.path.realpath(settings.db_path))
+        self.signing = SigningFolder(settings.signing_dir, settings.shop_folders)
         self.told_unseen = False
         self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
@@ -164,6 +166,7 @@ class Restorer:
             plan = self.preflight(target, pending)
             cleanup.callback(plan.backup.close)
             ram = cleanup.enter_context(self.ram_folder())
+            self.check_origin(plan.backup, ram)
             if self.options.stop_first and not self.options.verify_only:
                 self.confirm(plan)
                 self.restore_stopped(plan, ram)
@@ -281,6 +284,7 @@ class Restorer:
         self.check_encryption(target)
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
+            self.backups_of(target.path).refuse_unsignable()
         backup = self.open_backup(target)
         if not self.options.verify_only:
             self.check_memory(target, backup)
@@ -450,6 +454,18 @@ class Restorer:
         if left := ram.unprotected():
             self.report.warn(f"swap is on, and to it could be written: {'; '.join(left)}")
         return ram
+
+    def check_origin(self, backup: BackupFile, ram: RamFolder) -> None:
+        """Look who signed the backup.
+
+        :raises DecryptionError: when REQUIRE_SIGNATURE is yes, and it was neither this host nor one that is trusted.
+        """
+        self.origin = self.signing.origin(backup, ram)
+        self.report.signature = self.origin.as_dict()
+        if self.settings.require_signature:
+            self.origin.refuse_unless_trusted(self.signing.path, backup.path)
+        elif self.origin.state in (INVALID, UNKNOWN):
+            self.report.warn(f"{backup.path.name} is signed: {self.origin.told}")
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
@@ -635,6 +651,7 @@ class Restorer:
             *([] if self.options.verify_only else [("target", str(plan.target.path))]),
             ("backup", plan.backup.path.name),
             ("made", f"{instant(made)}, {age(made.timestamp())}"),
+            ("signed", self.origin.told),
             *plan.outlook.items(),
         ]
         if self.options.stop_first and "downtime" in plan.outlook:
@@ -703,11 +720,14 @@ class Restorer:
             self.report.warn(f"{error}: it is backed up when nobody uses it any more, from what the switch sets aside")
             return SafetyBackup(None, [])
         self.console.line(f"✅ Pre-restore backup created: {shown(path)}")
+        for line in self.signing.announced():
+            self.console.line(line)
         return SafetyBackup(path, files)
 
     def backups_of(self, database: Path, **options: Any) -> DatabaseBackup:
         """Return what makes and lists the backups of a database; see its class for the options."""
-        return DatabaseBackup(database, self.settings.backup_dir, settings=self.settings, engine=self.engine, **options)
+        shared: dict[str, Any] = {"settings": self.settings, "engine": self.engine, "signing": self.signing}
+        return DatabaseBackup(database, self.settings.backup_dir, **shared, **options)
 
     def back_up(self, label: str, database: Path, *, quiet: bool = False, patience: float = LOCK_SECONDS) -> Path:
         """Back a database up, or its files byte for byte when it cannot be read; note the path in the report.
@@ -960,7 +980,7 @@ exit codes:
 settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
-  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, SIGNING_DIR, REQUIRE_SIGNATURE
 """
 
 
@@ -1113,6 +1133,8 @@ def check(options: Options, report: Report) -> None:
         backup_dir=settings.backup_dir,
         backup_file=None if options.backup_file == LATEST else options.backup_file,
         public_key=settings.public_key,
+        signing=restorer.signing,
+        require_signature=settings.require_signature,
         services=options.service,
         force=options.force,
         skip_backup=options.skip_backup,

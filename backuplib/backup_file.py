@@ -69,6 +69,7 @@ _NAME_WITH_TIME = re.compile(r"db_backup_(\d{8}_\d{6})\.")
 # Kinds of backups. One made before a restore has a line that says so in its checksum file, where sha256sum skips it.
 ORDINARY, BEFORE_A_RESTORE, AS_THEY_WERE, SQL_DUMP = "ordinary", "before a restore", "files as they were", "SQL dump"
 _KIND_LINE = re.compile(rf"^# kind: ({BEFORE_A_RESTORE})\r?$", re.MULTILINE)
+_SIGNATURE_LINE = re.compile(r"^# signature: ([A-Za-z0-9+/=]{1,4000})\r?$", re.MULTILINE)
 
 # Where clocks differ from UTC, in seconds: no name of a backup is from elsewhere.
 _PARTS_OF_HOURS = (-9.5, -3.5, -2.5, 3.5, 4.5, 5.5, 5.75, 6.5, 8.75, 9.5, 10.5, 12.75, 13.75)
@@ -195,21 +196,48 @@ def checksum_path(backup: Path) -> Path:
     return backup.with_name(backup.name + ".sha256")
 
 
-def recorded_checksum(backup: Path) -> str | None:
-    """Return the SHA-256 that stands beside a backup, or None when there is none.
+def text_beside(backup: Path) -> str | None:
+    """Return what a backup's checksum file holds, or None when there is none.
 
-    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
+    :raises ChecksumUnreadableError: when it cannot be read.
     """
     path = checksum_path(backup)
     try:
         with open_regular(path) as file:
-            text = plain_text(file.read(CHUNK)).replace("\r", "\n")
+            return plain_text(file.read(CHUNK)).replace("\r", "\n")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
+
+
+def recorded_kind(beside: str) -> str:
+    """Return the kind of a backup as the text of its checksum file has it."""
+    match = _KIND_LINE.search(beside)
+    return match[1] if match else ORDINARY
+
+
+def recorded_signature(beside: str) -> str:
+    """Return the signature, in base64, that the text of a checksum file has; empty without one."""
+    match = _SIGNATURE_LINE.search(beside)
+    return match[1] if match else ""
+
+
+def signature_line(signature: str) -> str:
+    """Return the line of a checksum file that has a signature, in base64, of what :func:`checksum_text` returns."""
+    return f"# signature: {signature}\n" if signature else ""
+
+
+def recorded_checksum(backup: Path) -> str | None:
+    """Return the SHA-256 that stands beside a backup, or None when there is none.
+
+    :raises ChecksumUnreadableError: when the checksum file is there and cannot be understood.
+    """
+    path = checksum_path(backup)
+    if (text := text_beside(backup)) is None:
+        return None
     lines = [
         (name or following.rstrip(" \t"), (one or other).lower())
         for name, one, other, following in _CHECKSUM_LINE.findall(text)
@@ -253,6 +281,7 @@ class BackupFile:
         self.path = path
         try:
             place = resolved(path, mounted=False)
+            self.beside = text_beside(place) or ""  # what its checksum file holds
             self.expected = recorded_checksum(place)  # SHA-256, if known: from beside it, or from when it was read
             self._unreported = self.expected is not None
             self._file = open_regular(place)

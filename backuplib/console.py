@@ -294,6 +294,7 @@ class Report:
     outcome: str = "failed"
     phases: list[dict[str, Any]] = field(default_factory=list)
     key_fingerprint: str | None = None
+    signature: dict[str, str | None] | None = None
     database_bytes: int | None = None
     format: str | None = None
     conversion: str | None = None

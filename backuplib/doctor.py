@@ -31,6 +31,7 @@ from backuplib.processes import run_command
 from backuplib.ram_folder import RamFolder, available_memory
 from backuplib.running import running
 from backuplib.secret import Secret
+from backuplib.signing import INVALID, SigningFolder, in_groups
 from backuplib.storage import is_plain, journal_mode, looks_encrypted
 from backuplib.style import Kind
 from backuplib.target import Target, is_immutable, is_mount_point
@@ -70,6 +71,8 @@ class Subject:
     backup_dir: Path
     backup_file: Path | None
     public_key: bytes | None
+    signing: SigningFolder
+    require_signature: bool
     services: Sequence[str]
     force: bool
     skip_backup: bool
@@ -352,6 +355,27 @@ class Checkup:
             else:
                 yield OK, text if recipient.expires else f"{text}, which does not expire"
 
+    def signing(self) -> Said:
+        """Whether new backups are signed, and whether only such ones restore."""
+        folder, required = self.subject.signing, self.subject.require_signature
+        rule = f"REQUIRE_SIGNATURE is {'yes' if required else 'no'}"
+        try:
+            fingerprint = folder.fingerprint()
+        except (errors.OperatorError, OSError) as error:
+            text = f"backups cannot be signed: {errors.explain(error)}; {rule}"
+            yield PROBLEM if required else WARNING, text, getattr(error, "hint", "")
+            return
+        key = f"key of this host: {in_groups(fingerprint)}" if fingerprint else "no key here yet: a backup makes one"
+        yield OK, f"{key}, in {folder.path}; {rule}"
+
+    def signed_by(self) -> Said:
+        """Who signed that backup."""
+        with contextlib.closing(BackupFile(self.backup.path)) as file, RamFolder() as ram:
+            origin = self.subject.signing.origin(file, ram)
+        if self.subject.require_signature:
+            origin.refuse_unless_trusted(self.subject.signing.path, self.backup.path)
+        yield WARNING if origin.state == INVALID else OK, f"{self.backup.path.name} is signed: {origin.told}"
+
     def newest_backup(self) -> Said:
         """Whether there is a backup, and when it was made."""
         if self.subject.backup_file:
@@ -491,5 +515,7 @@ CHECKS: Mapping[str, tuple[Callable[[Checkup], Said], frozenset[str]]] = {
     _BACKUP: (Checkup.newest_backup, frozenset({_FILE})),
     "checksum": (Checkup.checksum, frozenset({_BACKUP})),
     "opened-by": (Checkup.opened_by, frozenset({_BACKUP})),
+    "signing": (Checkup.signing, frozenset({_FILE, "signing_dir", "require_signature"})),
+    "signed-by": (Checkup.signed_by, frozenset({_BACKUP, "signing_dir", "require_signature"})),
     "room": (Checkup.room, frozenset({_BACKUP, _TARGET, "max_database_bytes"})),
 }

@@ -31,6 +31,7 @@ from backuplib.files import create_file
 from backuplib.openpgp import Keyring
 from backuplib.ram_folder import RamFolder, enter_private_mounts
 from backuplib.secret import Secret
+from backuplib.signing import THIS_HOST
 from backuplib.style import Kind
 
 ROOM = 64 << 20  # bytes that the drill needs in RAM, its children's copies included
@@ -161,7 +162,7 @@ class Shop:
         self.engine = Engine(Secret(db_pass) if db_pass else None)
         self.key = key
         self.folder = ram / self.engine.name.lower()
-        self._program, self._data = ram / "program", self.folder / "data"
+        self._program, self._data, self._signing = ram / "program", self.folder / "data", ram / "signing"
         self._database, self.wal = self._data / "shop.db", self._data / "shop.db-wal"
         self._db_pass = db_pass or ""
         self._data.mkdir(parents=True)
@@ -202,9 +203,10 @@ class Shop:
         """Restore a backup, and return the safety backup that was made."""
         done = self.run_restore(backup, self.key.passphrase)
         expect(ExitCode.DONE, done, "restore_backup.py")
-        safety_backup = json.loads(done.stdout.splitlines()[-1])["safety_backup"]
-        require(bool(safety_backup), "the restore made no safety backup")
-        return Path(safety_backup)
+        report = json.loads(done.stdout.splitlines()[-1])
+        require(bool(report["safety_backup"]), "the restore made no safety backup")
+        require(report["signature"]["state"] == THIS_HOST, "the backup does not count as signed here")
+        return Path(report["safety_backup"])
 
     def run_restore(self, backup: Path, passphrase: str) -> subprocess.CompletedProcess[bytes]:
         """Run the real script; the private key and its passphrase come through pipes."""
@@ -229,6 +231,7 @@ class Shop:
             DB_BACKUP_PATH=str(self.folder / "backups"),
             DB_BACKUP_RETENTION_DAYS="7",
             PGP_PUBLIC_KEY_BASE64=key.public,
+            SIGNING_DIR=str(self._signing),
         )
         argv = [sys.executable, str(self._program / script), *arguments]
         return run_child(argv, settings, stdin=key.private if pass_fds else b"", pass_fds=pass_fds)

@@ -38,7 +38,10 @@ class ExitCode(IntEnum):
     UNEXPECTED = 1, "unexpected error (a bug)", f"{AS_BEFORE}, or was rolled back to that."
     USAGE = 2, "usage"
     REFUSED = 3, "refused: setting, bot, missing file, checksum, space, lock, Docker, no terminal, database in use"
-    CANNOT_DECRYPT = 4, "cannot decrypt: wrong key or passphrase, damaged or unauthenticated message"
+    CANNOT_DECRYPT = (
+        4,
+        "cannot decrypt: wrong key or passphrase, damaged or unauthenticated message; not signed as required",
+    )
     UNSOUND_BACKUP = 5, "the backup is not a sound database"
     NO_SAFETY_BACKUP = 6, "the safety backup could not be made"
     CANNOT_STOP = 7, "the services could not be stopped", f"The database was not touched; {RUNNING}"
@@ -417,6 +420,22 @@ class UnauthenticatedMessageError(DecryptionError):
     """Nothing in the message shows whether its content was changed."""
 
 
+class SignatureMissingError(DecryptionError):
+    """The backup is not signed, and has to be."""
+
+
+class SignatureOfAnotherError(DecryptionError):
+    """The backup is signed by somebody who is not trusted, and has to be signed by who is."""
+
+
+class SignatureInvalidError(DecryptionError):
+    """The backup's signature is not of this file, has expired, or its key is revoked; and it has to be signed."""
+
+
+class SignatureUncheckedError(DecryptionError):
+    """It cannot be told who signed the backup, and it has to be signed."""
+
+
 class UnsoundBackupError(OperatorError):
     """What the backup holds is not a sound database."""
 
@@ -501,6 +520,10 @@ class BackupFailedError(OperatorError):
     """A backup could not be made."""
 
     exit_code = ExitCode.NO_SAFETY_BACKUP
+
+
+class CannotSignError(BackupFailedError):
+    """There is no signing key that can be used."""
 
 
 class DatabaseLockedError(BackupFailedError):

@@ -78,7 +78,7 @@ class Keyring:
 
     def __init__(self, ram: RamFolder) -> None:
         self.home = ram.path / "gnupg"
-        self.home.mkdir(mode=0o700)
+        self.home.mkdir(mode=0o700, exist_ok=True)  # one folder, one keyring, opened by whoever needs it
         # At its first use the agent re-encrypts an imported key, with a count calibrated to take a second or two. This
         # copy is in RAM and exists for seconds, so the lowest count is enough.
         (self.home / "gpg-agent.conf").write_text("s2k-count 65536\nallow-loopback-pinentry\n")
@@ -94,7 +94,7 @@ class Keyring:
             return []
         if RamFolder.private_mounts:
             empty = self.home.parent / "no-settings"
-            empty.mkdir(mode=0o755)
+            empty.mkdir(mode=0o755, exist_ok=True)
             ctypes.CDLL(None).mount(os.fsencode(empty), b"/etc/gnupg", None, MS_BIND, None)
             return []
         script = 'mount -t tmpfs none /etc/gnupg && exec "$@"'
@@ -274,6 +274,49 @@ class Keyring:
                 "base64 -d | gpg --show-keys",
             )
 
+    # --- signatures: see backuplib/signing.py ---------------------------------------------------------------------
+
+    def make_signing_key(self, user_id: str) -> tuple[Secret, bytes]:
+        """Make a key without a passphrase that signs and does not expire; return it and its public half, armored.
+
+        :raises CannotSignError: when gpg cannot make one.
+        """
+        parameters = (
+            f"Key-Type: eddsa\nKey-Curve: ed25519\nKey-Usage: sign\nName-Real: {user_id}\nExpire-Date: 0\n"
+            "%no-protection\n%commit\n"
+        )
+        fingerprint = self._gpg.gen_key(parameters).fingerprint
+        secret = fingerprint and self._gpg.export_keys(fingerprint, secret=True, expect_passphrase=False)
+        if not secret:
+            raise errors.CannotSignError("gpg cannot make a signing key", hint="See what it says: gpg --gen-key")
+        return Secret(secret), str(self._gpg.export_keys(fingerprint)).encode()
+
+    def import_keys(self, exported: bytes) -> list[str]:
+        """Import keys, some of which gpg may not take, and return the fingerprints of those that it took."""
+        return [str(item) for item in self._gpg.import_keys(exported).fingerprints] if exported else []
+
+    def import_signing_key(self, key: Secret) -> str:
+        """Import a key that signs, and return its fingerprint; CannotSignError when it is none."""
+        result = self._gpg.import_keys(key.reveal_bytes())
+        if not result.sec_read or not result.fingerprints:
+            raise errors.CannotSignError("the signing key cannot be used: gpg does not take it")
+        return str(result.fingerprints[0])
+
+    def sign(self, content: bytes, fingerprint: str) -> bytes:
+        """Return a detached signature; CannotSignError when gpg makes none."""
+        self._gpg.on_data = None
+        result = self._gpg.sign_file(io.BytesIO(content), keyid=fingerprint, clearsign=False, detach=True, binary=True)
+        if not result.data or result.status != "signature created":
+            raise errors.CannotSignError(f"gpg does not sign: {result.status or 'no reason given'}")
+        return bytes(result.data)
+
+    def verify(self, content: bytes, signature: bytes) -> Sequence[tuple[str, str]]:
+        """Compare a detached signature with what it is of; return what gpg says, as status lines."""
+        file = self.home / "signature"
+        file.write_bytes(signature)
+        options = ["--trust-model", "always", "--no-auto-key-retrieve"]
+        return cast(Sequence[tuple[str, str]], self._gpg.verify_data(str(file), content, extra_args=options).events)
+
     def _stream(self, sink: Callable[[bytes], None], work: Callable[[], Any]) -> Any:
         """Run a gpg operation whose output goes to the sink, and return gpg's result.
 
@@ -325,11 +368,11 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     """
     import gnupg
 
-    class Crypt(gnupg.Crypt):  # type: ignore[misc]  # it has no types
+    class Recording:
         """Keeps every status line: python-gnupg drops those about authentication."""
 
         def __init__(self, gpg: Any) -> None:
-            super().__init__(gpg)
+            super().__init__(gpg)  # type: ignore[call-arg]  # python-gnupg's result, which comes next
             self.events: list[tuple[str, str]] = []
             self.stderr = ""
             gpg.result = self  # for when writing to gpg fails
@@ -337,11 +380,17 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
         def handle_status(self, key: str, value: str) -> None:
             self.events.append((key, value))
             with contextlib.suppress(ValueError, LookupError):  # it fails on status lines of corrupted messages
-                super().handle_status(key, value)
+                super().handle_status(key, value)  # type: ignore[misc]
+
+    class Crypt(Recording, gnupg.Crypt):  # type: ignore[misc]  # it has no types
+        pass
+
+    class Verify(Recording, gnupg.Verify):  # type: ignore[misc]  # it has no types
+        pass
 
     class Gpg(gnupg.GPG):  # type: ignore[misc]  # it has no types
         buffer_size = 1 << 16  # larger pieces make isal slower
-        result_map = gnupg.GPG.result_map | {"crypt": Crypt}
+        result_map = gnupg.GPG.result_map | {"crypt": Crypt, "verify": Verify}
         process: Popen[bytes] | None = None
 
         def _open_subprocess(self, args: list[str], passphrase: bool = False) -> Popen[bytes]:

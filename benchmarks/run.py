@@ -159,6 +159,7 @@ class Job:
             "T": self.folder / "temporary.db",
             "DB": self.target,
             "PYTHON": sys.executable,
+            "SIGNING_DIR": self.folder.parent / "signing",
         }
         home = {"GNUPGHOME": str(self.sample.key.home)}
         return settings | home | {name: str(value) for name, value in names.items()}

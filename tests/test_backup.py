@@ -208,7 +208,9 @@ def test_command_prints_the_path_alone_and_files_are_0600_under_any_umask(shop: 
         backup.name: 0o600,
         f"{backup.name}.sha256": 0o600,
     }
-    assert (shop.backups / f"{backup.name}.sha256").read_text() == f"{digest(backup)}  {backup.name}\n"
+    checksum, signature = (shop.backups / f"{backup.name}.sha256").read_text().splitlines()
+    assert checksum == f"{digest(backup)}  {backup.name}"
+    assert signature.startswith("# signature: ")
 
 
 @ONE_MODE

@@ -446,3 +446,28 @@ def test_import_has_no_side_effects(tmp_path: Path, module: str) -> None:
     assert json.loads(done.stdout) == {"events": [], "same": True}
     assert done.stderr == ""
     assert {path.name for path in tmp_path.iterdir()} <= {".env", *PROGRAM}
+
+
+# --- signatures ------------------------------------------------------------------------------------------------------
+
+
+def test_signature_is_required_by_yes_alone(tmp_path: Path) -> None:
+    assert load(tmp_path, None).require_signature is False
+    assert load(tmp_path, None, REQUIRE_SIGNATURE="yes").require_signature is True
+    for word in ("true", "Yes", "1", " yes"):
+        assert f"REQUIRE_SIGNATURE is {word!r}" in refused(tmp_path, REQUIRE_SIGNATURE=word)
+
+
+def test_signing_key_is_roots_or_lies_with_the_state_of_the_users_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    # root by sudo may have the environment of somebody else
+    assert load(tmp_path, None, XDG_STATE_HOME="/s", HOME="/h").signing_dir == Path("/var/lib/restore-backup/signing")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert load(tmp_path, None, XDG_STATE_HOME="/s", HOME="/h").signing_dir == Path("/s/restore-backup/signing")
+    assert load(tmp_path, None, XDG_STATE_HOME="s", HOME="/h").signing_dir == Path(
+        "/h/.local/state/restore-backup/signing"
+    )
+    assert load(tmp_path, None, SIGNING_DIR="/keys").signing_dir == Path("/keys")
+    assert "SIGNING_DIR is 'keys'" in refused(tmp_path, SIGNING_DIR="keys")

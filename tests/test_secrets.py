@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from backuplib import armor
 from backuplib.folder import PLACE
+from backuplib.packets import packets
+from backuplib.signing import SigningFolder
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import PASSPHRASE, Key, Keys
@@ -60,6 +63,17 @@ def private_pieces(key: Key, exported: bytes) -> list[bytes]:
     return private
 
 
+def secrets_of_host(signing: SigningFolder) -> dict[str, bytes]:
+    """The same of the key that signs, which is on a disk only in its own folder."""
+    exported = armor.unwrap((signing.path / "key.asc").read_bytes())
+    number = next(packets(exported)).body[-30:-2]  # its end, before a checksum
+    return {
+        "signing key": number,
+        "signing key, hexadecimal": number.hex().upper().encode(),
+        "signing key, line of its armor": base64.b64encode(exported[48:96]),
+    }
+
+
 def seen_in(data: bytes, canaries: dict[str, bytes]) -> list[str]:
     """The names of the canaries that occur in the data, also as Python and JSON write them down."""
     found = []
@@ -71,7 +85,7 @@ def seen_in(data: bytes, canaries: dict[str, bytes]) -> list[str]:
     return found
 
 
-def test_canaries_are_found_where_they_are_and_nowhere_else(keys: Keys) -> None:
+def test_canaries_are_found_where_they_are_and_nowhere_else(keys: Keys, signing: SigningFolder) -> None:
     """The search itself, on what holds them and on what does not."""
     for key in (keys.rsa, keys.other):
         canaries = secrets_of(key)
@@ -79,6 +93,11 @@ def test_canaries_are_found_where_they_are_and_nowhere_else(keys: Keys) -> None:
             assert len(seen_in(b"before" + data + b"after", canaries)) >= 2
         assert not seen_in(key.public_binary + key.public_b64.encode(), canaries)
         assert seen_in(repr({"passphrase": PASSPHRASE}).encode(), canaries) == ["passphrase"]
+    host = secrets_of_host(signing)
+    exported = (signing.path / "key.asc").read_bytes()
+    assert len(seen_in(exported + armor.unwrap(exported), host)) == 2
+    public = (signing.path / "public.asc").read_bytes()
+    assert not seen_in(public + armor.unwrap(public), host)
 
 
 # --- strace ----------------------------------------------------------------------------------------------------------
@@ -293,8 +312,10 @@ def canary_shop(shop: Shop) -> Shop:
 
 @pytest.mark.needs("root", "strace")
 @pytest.mark.parametrize("order", ["prepared", "stop first"])
-def test_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path, order: str) -> None:
-    canaries = secrets_of(keys.rsa)
+def test_restore_writes_no_secret_outside_ram(
+    canary_shop: Shop, keys: Keys, signing: SigningFolder, tmp_path: Path, order: str
+) -> None:
+    canaries = secrets_of(keys.rsa) | secrets_of_host(signing)
     rows = canary_shop.rows()
     backup = canary_shop.create_backup()
     canary_shop.change_data()
@@ -360,13 +381,15 @@ def test_refused_restore_writes_no_secret_outside_ram(canary_shop: Shop, keys: K
 
 
 @pytest.mark.needs("root", "strace")
-def test_backup_writes_no_secret_outside_ram(canary_shop: Shop, keys: Keys, tmp_path: Path) -> None:
+def test_backup_writes_no_secret_outside_ram(
+    canary_shop: Shop, keys: Keys, signing: SigningFolder, tmp_path: Path
+) -> None:
     canary_shop.leave_hot_wal()
     environment = {"DB_PASS": DB_PASS} if canary_shop.mode == "sqlcipher" else {}
     trace = traced(canary_shop, tmp_path, "database_backup.py", "create", env=environment)
     assert trace.done.code == 0, trace.done.text
     check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?", BACKUPS)
-    canaries = secrets_of(keys.rsa)
+    canaries = secrets_of(keys.rsa) | secrets_of_host(signing)
     check_writes(trace, canary_shop, canaries)
     for call in trace.of(*WRITES):  # not even what the database is made of: only its encryption
         if not trace.in_ram(call.written_to) and not re.fullmatch(DEVICES, call.written_to):

@@ -286,6 +286,7 @@ STATES: dict[str, Callable[[Shop], None]] = {"wal": hot_wal, "journal": hot_jour
 def make_stage(shop: Shop, state: str, key: Key | None = None) -> Stage:
     """A shop with a backup, changed afterwards, then left in one of STATES."""
     new = shop.rows()
+    shop.env["SIGNING_DIR"] = str(shop.path / "keys")  # where no key may be: not signed, and no gpg to trace
     # An old name, so that no run waits for a second of the clock that is free.
     backup = shop.create_backup().rename(shop.backups / "db_backup_20250130_120000.db.gz")
     for old_name in shop.backups.glob("*.sha256"):

@@ -28,6 +28,7 @@ from backuplib.formatting import instant
 from backuplib.openpgp import Recipient
 from backuplib.running import taking_turn
 from backuplib.secret import Secret
+from backuplib.signing import SigningFolder
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
 
@@ -55,6 +56,8 @@ def subject(tmp_path: Path) -> Subject:
         backup_dir=tmp_path / "backups",
         backup_file=None,
         public_key=b"key",
+        signing=SigningFolder(tmp_path / "signing"),
+        require_signature=False,
         services=(),
         force=False,
         skip_backup=False,
