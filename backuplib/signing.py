@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backuplib import errors
-from backuplib.backup_file import BackupFile, checksum_text, recorded_kind, recorded_signature, signature_line
+from backuplib.backup_file import Backup, checksum_text, recorded_kind, recorded_signature, signature_line
 from backuplib.files import CHUNK, fsync_folder, is_ours, open_folder, open_regular, replacing, write_all
 from backuplib.formatting import quoted
 from backuplib.openpgp import Keyring
@@ -166,12 +166,12 @@ class SigningFolder:
 
     # --- whose signature it is -----------------------------------------------------------------------------------
 
-    def origin(self, backup: BackupFile, ram: RamFolder) -> Origin:
+    def origin(self, backup: Backup, ram: RamFolder) -> Origin:
         """Return who signed a backup under its name, with the checksum that stands beside it."""
         line = recorded_signature(backup.beside)
         if not line or backup.expected is None:
             return Origin(NONE, "no: there is no signature beside it")
-        text = checksum_text(backup.path.name, backup.expected, recorded_kind(backup.beside))
+        text = checksum_text(backup.name, backup.expected, recorded_kind(backup.beside))
         try:
             signature = base64.b64decode(line, validate=True)
             own, trusted = self.public_halves()
