@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -210,8 +211,9 @@ def named(policy: Policy, backups: Sequence[BackupInfo]) -> set[Path]:
     ordered = sorted(backups, key=lambda item: (item.created, item.path.name), reverse=True)
     found = paths(ordered[: max(1, policy.counts.get("last", 0))])
     for name, same in SAME.items():
-        groups = [[*group] for _, group in groupby(ordered, lambda item: same(item.created.astimezone(BERLIN)))]
-        found |= {group[0].path for group in groups[: policy.counts.get(name, 0)]}
+        periods = [(same(item.created.astimezone(BERLIN)), item.path) for item in ordered]
+        groups = [next(group) for _, group in groupby(periods, itemgetter(0))]
+        found |= {path for _, path in groups[: policy.counts.get(name, 0)]}
     return found
 
 
