@@ -537,6 +537,29 @@ def test_prune_always_keeps_the_newest_backup(make_shop: MakeShop) -> None:
     assert not older.exists()
 
 
+def test_prune_keeps_what_the_policy_names_and_says_why(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite", BACKUP_KEEP="last=1 yearly=2")
+    newest, older, oldest = backup_of(shop, 100), backup_of(shop, 100.0001), backup_of(shop, 900)
+    tried = shop.run("database_backup.py", "prune", "--dry-run")
+    done = shop.run("database_backup.py", "prune")
+    assert (tried.code, tried.err, done.code, done.err) == (0, "", 0, "")
+    assert tried.out.replace("would remove", "removed") == done.out
+    head, *lines = done.out.splitlines()
+    assert head.startswith("keeping last=1 yearly=2; times are ")
+    assert lines == [
+        f"kept {newest}: newest, last, yearly {newest.name[10:14]}",
+        f"kept {oldest}: yearly {oldest.name[10:14]}",
+        f"removed {older}",
+    ]
+    assert {path.suffix for path in shop.backups.iterdir() if path.name.startswith(newest.name)} == {".gpg", ".sha256"}
+    assert older not in shop.backups.iterdir()
+    assert shop.run("database_backup.py", "prune").out.splitlines()[1:] == lines[:2]
+    refused = shop.run("database_backup.py", "prune", env={"BACKUP_KEEP": "daily=14 days=3"})
+    assert refused.code == 3
+    assert "BACKUP_KEEP is 'daily=14 days=3'" in refused.err
+    assert newest.exists()
+
+
 def test_usage_error_is_2(make_shop: MakeShop) -> None:
     shop = make_shop("sqlite")
     assert [shop.run("database_backup.py", *args).code for args in ((), ("nonsense",), ("verify",))] == [2, 2, 2]
