@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import ORDINARY, BackupFile, BackupInfo, checksum_path, checksum_text
+from backuplib.backup_file import ORDINARY, BackupFile, BackupInfo, backup_time, checksum_path, checksum_text
+from backuplib.changes import Changes
 from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
@@ -40,7 +41,7 @@ from backuplib.database import (
     sidecars,
     size_of_files,
 )
-from backuplib.formatting import quoted, shortened, shown
+from backuplib.formatting import age, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
 from backuplib.listing import show_backups, who_opens
@@ -455,6 +456,7 @@ def _command_line() -> CommandLine:
     create = commands.add_parser("create", help="make a backup and print its path")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
+    create.add_argument("--if-changed", action="store_true", help="not if nothing was written since the last backup")
     create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
@@ -490,13 +492,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
-        enter_private_mounts()
-        backups.say = console.line
-        made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
-        if not arguments.quiet:
-            for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
-                console.line(line)
-        console.result(str(made))
+        _create(arguments, settings, backups, report)
     elif arguments.command == "verify":
         console.result(f"✅ {shown(arguments.file)}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "rescue":
@@ -515,6 +511,29 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         prune_remotes(rule, places, console.result, report.warn, dry_run=arguments.dry_run)
     else:
         show_backups(console, backups.list_backups(), settings.backup_dir)
+
+
+def _create(arguments: argparse.Namespace, settings: Settings, backups: DatabaseBackup, report: Report) -> None:
+    """Make a backup and print its path, unless nothing was written since the last one and that is to be no reason."""
+    backups.say = report.console.line
+    how = (arguments.no_compress, arguments.no_encrypt, settings.public_key, settings.encrypted)
+    changes = Changes(settings.db_path, settings.backup_dir, repr(how).encode())
+    if arguments.if_changed and (last := changes.unchanged_since()):
+        if not arguments.quiet:
+            made = age(backup_time(last).timestamp())
+            report.console.line(f"✅ Nothing was written since {shown(last)}, made {made}: no new backup")
+        return
+    enter_private_mounts()
+    state = changes.state()
+    backup = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+    try:
+        changes.note(backup, state)
+    except OSError as error:
+        report.warn(f"not noted for --if-changed, which will make a backup: {errors.explain(error)}")
+    if not arguments.quiet:
+        for line in who_opens(backup, [] if arguments.no_encrypt else backups.recipients()):
+            report.console.line(line)
+    report.console.result(str(backup))
 
 
 if __name__ == "__main__":
