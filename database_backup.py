@@ -49,6 +49,7 @@ from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, 
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.pruning import Rule, decide_here, prune_here, prune_remotes, remove_here
+from backuplib.pushing import push_missing, push_new
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
 from backuplib.remote import remotes
 from backuplib.retention import Policy
@@ -453,11 +454,12 @@ def _command_line() -> CommandLine:
         prog="database_backup.py", description="Make, list, verify, remove and rescue backups of the bot's database."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    create = commands.add_parser("create", help="make a backup and print its path")
+    create = commands.add_parser("create", help="make a backup, print its path, and copy it to BACKUP_REMOTES")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
     create.add_argument("--if-changed", action="store_true", help="not if nothing was written since the last backup")
     create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
+    commands.add_parser("push", help="copy to each of BACKUP_REMOTES what it lacks, newest first")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
         "file", type=Path
@@ -493,6 +495,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
         _create(arguments, settings, backups, report)
+    elif arguments.command == "push":
+        push_missing(remotes(settings.remotes, settings.rclone), backups.list_backups(), console.result)
     elif arguments.command == "verify":
         console.result(f"✅ {shown(arguments.file)}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "rescue":
@@ -534,6 +538,8 @@ def _create(arguments: argparse.Namespace, settings: Settings, backups: Database
         for line in who_opens(backup, [] if arguments.no_encrypt else backups.recipients()):
             report.console.line(line)
     report.console.result(str(backup))
+    if settings.remotes:
+        push_new(remotes(settings.remotes, settings.rclone), backup, report.console.line)
 
 
 if __name__ == "__main__":
