@@ -1,7 +1,10 @@
 """Whether a database was written to since its last backup, told without reading it: by what the kernel notes of files.
 
 Noted of a backup is the state that the database's files had before they were copied: device, inode, size, and the times
-of the last write and of the last change, which no program can set back. SQLite writes each commit into one of them.
+of the last write and of the last change, which no program can set back. SQLite writes each commit into one of them. As
+root it gives -wal and -journal their owner whenever it opens them, to read, too, which changes that last time: of these
+a hash of the content is noted in its place. The database itself is not opened: that would end locks of SQLite's which
+this process holds.
 
 What is in doubt counts as a write: a state so young that the clock's grain would hide the next write, a filesystem that
 other machines write to, a backup that is not as it was left, another public key. So does what writes nothing new, such
@@ -12,9 +15,9 @@ The note is believed only as this user's or root's: whoever could write it could
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -28,9 +31,11 @@ NAME = "last-backup.json"
 MOST_DATABASES = 20  # that share a backup folder
 
 SETTLED_NS = 3_000_000_000  # since the last write; filesystems note times in steps of up to two seconds
+MOST_HASHED = 256 * CHUNK  # bytes of a -wal; SQLite folds it after 4 MB
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "reiserfs", "tmpfs", "xfs", "zfs"}
 
-State = list[list[int]]
+State = list[list[int | str]]  # of the database, its -wal and its -journal; empty where there is none
+TIME = 3  # where in each is the time of the last write
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,13 @@ class Changes:
 
         To be taken before they are copied.
         """
-        paths = [self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-journal")]
-        state = [_state_of(path) for path in paths]
-        latest = max((moment for file in state for moment in file[TIMES:]), default=math.inf)
-        settled = time.time_ns() - latest > SETTLED_NS
+        try:
+            hashed = [_hashed(self._path.with_name(self._path.name + suffix)) for suffix in ("-wal", "-journal")]
+            state = [_state_of(self._path), *hashed]
+        except OSError:  # it is planted, too large, or just being removed
+            return None
+        moments = [moment for file in state for moment in file[TIME:] if isinstance(moment, int)]
+        settled = bool(state[0]) and time.time_ns() - max(moments) > SETTLED_NS
         return state if settled and filesystem_type(self._path) in LOCAL else None
 
     def note(self, backup: Path, state: State | None) -> None:
@@ -87,16 +95,31 @@ class Changes:
         return {"name": backup.name, "backup": file, "database": state, "how": how} if state and file else None
 
 
-def _state_of(path: Path) -> list[int]:
+def _state_of(path: Path) -> list[int | str]:
     """Return what changes with each write to a file, its exchange and its removal; empty when it does not exist."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return []
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [*_identity(status), status.st_ctime_ns]
 
 
-TIMES = 3  # from here on a state has times
+def _hashed(path: Path) -> list[int | str]:
+    """Return the same of a sidecar, with a hash of its content; OSError when it has too much of that."""
+    try:
+        with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+            status, content = os.fstat(file.fileno()), hashlib.sha256()
+            if status.st_size > MOST_HASHED:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            for piece in iter(lambda: file.read(CHUNK), b""):
+                content.update(piece)
+    except FileNotFoundError:
+        return []
+    return [*_identity(status), content.hexdigest()]
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> dict[str, Any]:

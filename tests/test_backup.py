@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.changes import SETTLED_NS
 from tests.conftest import ONE_MODE, MakeShop
 from tests.support.keys import ECC, IN_2020, GpgHome, Key, Keys, gpg_home
 from tests.support.shop import DB_PASS, ROOT, Completed, Shop
@@ -407,6 +408,31 @@ def test_backup_folder_that_is_a_file_is_refused_by_name(shop: Shop) -> None:
     assert done.code in (3, 6)
     assert str(shop.backups) in done.err
     assert "Traceback" not in done.err
+
+
+# --- if changed ------------------------------------------------------------------------------------------------------
+
+
+def test_create_if_changed_makes_no_backup_of_what_it_has_and_one_of_what_was_written(shop: Shop) -> None:
+    """While the bot has it open; the first backup is of a state that is old enough to be told from the next one."""
+    with closing(shop.connect()) as bot:
+        bot.execute("PRAGMA journal_mode=WAL")
+    with shop.held_open():
+        shop.change_data()
+        time.sleep(SETTLED_NS / 1e9 + 0.1)
+        first = shop.create_backup()
+        names = sorted(shop.backups.iterdir())
+        told, silent = (shop.run("database_backup.py", "create", "--if-changed", *more) for more in ((), ("--quiet",)))
+        assert (told.code, told.out, silent.code, silent.text) == (0, "", 0, "")
+        assert f"Nothing was written since backups/{first.name}" in told.err
+        assert sorted(shop.backups.iterdir()) == names
+        with closing(shop.connect()) as bot:
+            bot.execute("UPDATE customers SET name = 'changed' WHERE id = 1")
+        done = shop.run("database_backup.py", "create", "--if-changed")
+        assert done.code == 0, done.text
+        assert Path(done.out.strip()) not in names
+    again = shop.run("database_backup.py", "create", "--if-changed", env={"PGP_PUBLIC_KEY_BASE64": ""})
+    assert again.out.endswith(".db.gz\n"), again.text
 
 
 # --- list, verify, prune ---------------------------------------------------------------------------------------------
