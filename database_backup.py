@@ -48,6 +48,8 @@ from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, 
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
+from backuplib.remote import remotes
+from backuplib.selection import Places
 from config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -509,7 +511,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         for path in backups.cleanup_old_backups(settings.retention_days):
             console.result(f"removed {path}")
     else:
-        show_backups(console, backups.list_backups(), settings.backup_dir)
+        places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), None)
+        show_backups(report, places.backups(backups.list_backups, report.warn), places)
 
 
 if __name__ == "__main__":

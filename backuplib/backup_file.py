@@ -133,6 +133,13 @@ class BackupInfo:
             return recorded_checksum(self.path) if self.place == LOCAL else self.sha256
         return None
 
+    def checksum_of_content(self) -> str | None:
+        """Return the SHA-256 of a file here after reading it; None when it cannot be read, or has another beside it."""
+        with contextlib.suppress(errors.RefusedError), contextlib.closing(BackupFile(self.path)) as file:
+            file.verify()
+            return file.expected
+        return None
+
     def checksum_state(self, progress: Callable[[int], object] = lambda _: None) -> str:
         """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""
         try:

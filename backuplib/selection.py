@@ -8,14 +8,34 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from backuplib import errors
 from backuplib.backup_file import LOCAL, ORDINARY, SQL_DUMP, BackupInfo
 from backuplib.formatting import CLOCKS_DIFFER, age, instant, plural, printable, shown
+from backuplib.moments import parse_time
 from backuplib.remote import named
+from backuplib.terminal import Terminal
 
 Say = Callable[[str], object]
+
+LATEST = Path("latest")  # the word, not a file
+
+# What is wrong with a backup itself, so that another one may do; and what is not, though it is told of a backup.
+FAULTS = (
+    errors.ChecksumMismatchError,
+    errors.ChecksumUnreadableError,
+    errors.DamagedMessageError,
+    errors.UnauthenticatedMessageError,
+    errors.UnsoundBackupError,
+)
+NO_FAULTS = (
+    errors.WrongDbPassError,
+    errors.ConvertRequiredError,
+    errors.CannotConvertError,
+    errors.NeedsTheBotError,
+    errors.TooLargeError,
+)
 
 
 class Place(Protocol):
@@ -44,19 +64,33 @@ class Places:
     remotes: Sequence[Place] = ()
     only: str = ""
 
-    def __post_init__(self) -> None:
-        """Refuse a place that there is not; UsageError."""
-        if self.only not in (known := ["", LOCAL, *(remote.place for remote in self.remotes)]):
-            unset = "" if self.remotes else " There are no others, as BACKUP_REMOTES is not set."
-            raise errors.UsageError(
-                f"--from {printable(self.only)} is none of the places where backups are",
-                hint=f"It must be one of these: {', '.join(known[1:])}.{unset}",
-            )
+    @classmethod
+    def of(cls, folder: Path, remotes: Sequence[Place], asked: str | None) -> Self:
+        """Return all places, or the one that --from asks for; of a remote's the name alone will do.
+
+        :raises UsageError: when there is no such place.
+        """
+        places = [LOCAL, *(remote.place for remote in remotes)]
+        meant = [place for place in places if asked in (place, place.partition(":")[0], f"{place.partition(':')[0]}:")]
+        if asked is None:
+            return cls(folder, remotes)
+        if asked in places or len(meant) == 1:
+            return cls(folder, remotes, asked if asked in places else meant[0])
+        unset = "" if remotes else "; BACKUP_REMOTES is not set, so that there is no other"
+        raise errors.UsageError(
+            f"--from {printable(asked)} is {'more than one' if meant else 'none'} of the places where backups are",
+            hint=f"It must be one of these: {', '.join(places)}{unset}.",
+        )
+
+    @property
+    def remote(self) -> list[str]:
+        """The names of the remotes that are looked at."""
+        return [remote.place for remote in self._asked]
 
     def __str__(self) -> str:
         """Return it for people, as in "there is no backup …"."""
         looked = [f"in {shown(self.folder)}"] if self.only in ("", LOCAL) else []
-        return " or ".join([*looked, *(f"at {printable(remote.place)}" for remote in self._asked)])
+        return " or ".join([*looked, *(f"at {printable(place)}" for place in self.remote)])
 
     @property
     def _asked(self) -> list[Place]:
@@ -233,3 +267,86 @@ def _nothing(
         )
     but = " but what was made before a restore, or in the future" if groups else ""
     return errors.BackupNotFoundError(f"{there}{but}", hint=f"Name a file; {list_command}")
+
+
+class Selection:
+    """Takes backups by their time, and when one has a fault, offers another.
+
+    :param local: lists the backups in the backup folder, newest first.
+    :param warn: is told of remotes that do not answer, and of odd times; ``say``: of what is chosen.
+    """
+
+    def __init__(self, places: Places, local: Callable[[], list[BackupInfo]], warn: Say, say: Say) -> None:
+        self.places, self._local, self._warn, self._say = places, local, warn, say
+        self._choice: Choice | None = None
+
+    @property
+    def has_another(self) -> bool:
+        """Whether there is another one to take in place of what was chosen."""
+        return bool(self._choice and self._choice.instead)
+
+    def backups(self) -> list[BackupInfo]:
+        """Return the backups of all places, newest first."""
+        return self.places.backups(self._local, self._warn)
+
+    def by_time(self, text: str | None) -> Path:
+        """Return the newest backup until a moment, as it is written, or until now; say which one that is.
+
+        :raises BackupNotFoundError: when there is none.
+        """
+        at = parse_time(text, datetime.now().astimezone(), self._warn) if text else None
+        self._choice = choose(self.backups(), at, where=self.places)
+        self._choice.tell(self._say)
+        return named(self._choice.chosen)
+
+    def another(self, error: errors.OperatorError, terminal: Terminal) -> Path:
+        """Return what the operator takes in place of a backup that has a fault.
+
+        :raises OperatorError: the same, when there is no other, or it is not taken; its hint then has the command.
+        """
+        is_fault = isinstance(error, FAULTS) and not isinstance(error, NO_FAULTS)
+        if not self._choice or not self._choice.instead or not is_fault:
+            raise error
+        before, self._choice = self._choice.chosen, self._choice.next()
+        item = self._choice.chosen
+        same = (item.path.name, item.size) == (before.path.name, before.size)
+        which = "the same one" if same else f"the next older one, made {instant(item.created)},"
+        where = "that is here" if item.place == LOCAL else f"at {printable(item.place)}"
+        error.hint = f"{error.hint} To take {which} {where}: {errors.same_command(backup=shown(named(item)))}".strip()
+        if terminal.present:
+            self._say(f"❌ {before.path.name}: {error}")
+            if terminal.confirm(f"⚠️  Take {which} {where}?"):
+                return named(item)
+        raise error
+
+
+class Asked(Protocol):
+    """Options that have to do with the choice of a backup."""
+
+    backup_file: Path | None
+    at: str | None
+    from_: str | None
+    list: bool
+    check: bool
+    recover: bool
+    drill: bool
+
+
+def contradiction(options: Asked) -> str:
+    """Return what contradicts itself on a command line; empty when nothing does.
+
+    :raises UsageError: when the time cannot be read.
+    """
+    instead = next((f"--{name}" for name in ("list", "check", "recover", "drill") if getattr(options, name)), "")
+    if options.at is not None:
+        parse_time(options.at, datetime.now().astimezone())
+        if options.backup_file:
+            return "--at chooses the backup, so that none can be named beside it"
+        if instead:
+            return f"--at chooses a backup, and {instead} takes none"
+    if options.from_ is not None:
+        if options.backup_file not in (None, LATEST):
+            return "--from says where the backup is looked for, so that none but latest can be named beside it"
+        if instead not in ("", "--list"):
+            return f"--from says where a backup is looked for, and {instead} takes none"
+    return ""

@@ -176,22 +176,26 @@ def test_bug_in_a_look_is_not_taken_for_a_remote_that_is_down() -> None:
 def test_one_place_alone_is_looked_at(tmp_path: Path) -> None:
     remotes = [Remote(FAR, [made(1, FAR)]), Remote(FARTHER, error=RemoteUnreachableError("down"))]
 
-    def found(only: str) -> tuple[list[BackupInfo], list[str]]:
+    def found(asked: str | None) -> tuple[list[BackupInfo], list[str]]:
         said: list[str] = []
-        return Places(tmp_path, remotes, only).backups(lambda: [made(2)], said.append), said
+        return Places.of(tmp_path, remotes, asked).backups(lambda: [made(2)], said.append), said
 
     assert found("local") == ([made(2)], [])
     assert found(FAR) == ([made(1, FAR)], [])
-    assert found("")[0] == [made(1, FAR), made(2)]
-    assert len(found("")[1]) == 1
+    assert found("offsite") == found("offsite:") == found(FAR)
+    assert found(None)[0] == [made(1, FAR), made(2)]
+    assert len(found(None)[1]) == 1
     with pytest.raises(RemoteUnreachableError):
         found(FARTHER)
-    with pytest.raises(UsageError, match="moon:") as refusal:
-        found("moon:")
-    assert FAR in refusal.value.hint
+    for wrong in ("moon:", ""):
+        with pytest.raises(UsageError, match=f"--from {wrong} is none") as refusal:
+            found(wrong)
+        assert FAR in refusal.value.hint
     with pytest.raises(UsageError) as refusal:
-        Places(tmp_path, (), FAR)
+        Places.of(tmp_path, (), FAR)
     assert "BACKUP_REMOTES" in refusal.value.hint
+    with pytest.raises(UsageError, match="more than one"):
+        Places.of(tmp_path, [Remote("nas:a"), Remote("nas:b")], "nas")
     assert str(Places(tmp_path, remotes, FAR)) == f"at {FAR}"
     assert str(Places(tmp_path, remotes)) == f"in {tmp_path} or at {FAR} or at {FARTHER}"
 
