@@ -144,7 +144,8 @@ class Restorer:
         self.told_unseen = False
         places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
         self.selection = Selection(places, self.list_backups, report.warn, self.console.line)
-        self.keyring: Keyring | None = None
+        self.keyring: Keyring | None = None  # and the key in it: what opened one backup is tried on the next
+        self.key: ImportedKey | None = None
         self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
@@ -501,8 +502,6 @@ class Restorer:
 
         :raises DecryptionError: when they do not open it.
         """
-        if self.keyring:
-            self.keyring.forget_private()  # of an attempt with another backup
         keyring = self.keyring = self.keyring or Keyring(ram)
         beginning = backup.beginning()
         right: list[Secret | None] = []
@@ -511,16 +510,21 @@ class Restorer:
             if backup.verify():
                 self.console.line("✅ Checksum verified")
 
-        def use(secret: Secret) -> ImportedKey:
-            key = keyring.import_private(secret)
-            secret.wipe()
+        def usable(key: ImportedKey) -> ImportedKey:
             try:
                 keyring.refuse_unopenable(beginning, backup.size)
             except errors.DecryptionError:
                 compare_checksum()
-                keyring.forget_private()
                 raise
             return key
+
+        def use(secret: Secret) -> ImportedKey:
+            if self.key:
+                keyring.forget_private()  # it was another one
+            self.key = keyring.import_private(secret)
+            secret.wipe()
+            self.report.warn(*usable(self.key).warnings)
+            return self.key
 
         def attempt(passphrase: Secret | None) -> None:
             try:
@@ -532,9 +536,7 @@ class Restorer:
                 raise
             right.append(passphrase)
 
-        key = self.credentials.import_key(use)
-        for warning in key.warnings:
-            self.report.warn(warning)
+        key = usable(self.key) if self.key else self.credentials.import_key(use)  # there when another backup is tried
         self.credentials.unlock(key, attempt)
         return Access(keyring, key, right[-1])
 

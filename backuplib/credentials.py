@@ -60,19 +60,11 @@ class Credentials:
         self._terminal, self._key_stdin, self._say = terminal, key_stdin, say
         self._passphrase, self._passphrase_command = passphrase, passphrase_command
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
-        self.keep = False  # key and passphrase, for another backup, until they are forgotten
-        self._key: Secret | None = None
+        self.keep = False  # a passphrase that was typed, for another backup
         self.waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()  # is told for what
 
     def private_key(self) -> Secret:
-        """Read the private key, or return the one that is kept."""
-        key, self._key = self._key, None
-        key = key or self._read_key()
-        if self.keep:
-            self._key = Secret(key.reveal_bytes())
-        return key
-
-    def _read_key(self) -> Secret:
+        """Read the private key."""
         if self._key_stdin:
             tell_waiting(sys.stdin.fileno(), "the private key on standard input", self._say)
             with self.waiting(KEY):
@@ -81,12 +73,11 @@ class Credentials:
             return decode_private_key(self._terminal.private_key())
 
     def forget(self) -> None:
-        """Keep nothing any longer."""
+        """Keep no passphrase any longer."""
         self.keep = False
-        for secret in (self._key, self._passphrase):
-            if secret:
-                secret.wipe()
-        self._key = self._passphrase = None
+        if self._passphrase:
+            self._passphrase.wipe()
+        self._passphrase = None
 
     def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
         """Return what ``use`` makes of the private key; on a terminal, ask once more when it is another one."""
@@ -96,7 +87,6 @@ class Credentials:
             if self._key_stdin:
                 raise
             self._terminal.say(f"❌ {error}; 1 more try")
-            self._key = None
             return use(self.private_key())
 
     def unlock(self, key: ImportedKey, attempt: Callable[[Secret | None], None]) -> None:
