@@ -28,7 +28,7 @@ from backuplib.openpgp import Recipient
 from backuplib.outcome import LastRestore, UnknownOutcomeError
 from backuplib.remote import named
 from backuplib.running import RECOVERING, SWITCHING, running
-from backuplib.selection import Places, choose, grouped
+from backuplib.selection import Places, grouped
 from backuplib.style import Kind
 from backuplib.target import Target
 from backuplib.terminal import Terminal
@@ -68,13 +68,6 @@ def choose_backup(backups: Sequence[BackupInfo], places: Places, terminal: Termi
     if chosen is None:
         raise DeclinedError("no backup was chosen")
     return named(rows[chosen].backup)
-
-
-def choose_latest(backups: Sequence[BackupInfo], where: object, say: Callable[[str], object]) -> BackupInfo:
-    """Return the newest backup, see :func:`backuplib.selection.choose`, and say which one that is."""
-    choice = choose(backups, where=where)
-    choice.tell(say)
-    return choice.chosen
 
 
 def show_backups(report: Report, backups: Sequence[BackupInfo], places: Places) -> list[dict[str, Any]]:

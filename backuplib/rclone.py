@@ -138,7 +138,7 @@ class Rclone:
         said = re.sub(r"^[\d/]+ [\d:]+ (?:[A-Z]+ *: )*", "", line)
         for name, value in self.variables.items():
             said = said.replace(value, "***") if value and _SECRET.fullmatch(name) else said
-        said = re.sub(r"://[^/@\s]+@", "://***@", re.sub(r"\?[^\s\"]+", "?…", said))
+        said = re.sub(r"://[^/@\"]+@", "://***@", re.sub(r"\?[^\s\"]+", "?…", said))
         return shortened(printable(said), 300)
 
 

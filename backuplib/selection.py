@@ -289,11 +289,14 @@ class Selection:
         """Return the backups of all places, newest first."""
         return self.places.backups(self._local, self._warn)
 
-    def by_time(self, text: str | None) -> Path:
+    def by_time(self, text: str | None, there: Place | None = None) -> Path:
         """Return the newest backup until a moment, as it is written, or until now; say which one that is.
 
+        :param there: the only place to look at.
         :raises BackupNotFoundError: when there is none.
         """
+        if there:
+            self.places = Places(self.places.folder, [there], there.place)
         at = parse_time(text, datetime.now().astimezone(), self._warn) if text else None
         self._choice = choose(self.backups(), at, where=self.places)
         self._choice.tell(self._say)
