@@ -62,7 +62,7 @@ def choose_backup(backups: Sequence[BackupInfo], places: Places, terminal: Termi
     proved = proofs_in(places.folder, terminal.say)
     rows = in_rows([(item, "", proved.get(item.recorded_checksum() or "")) for item in backups])
     heading, *lines = backup_table(rows, places.remote, COLUMNS - len(f"{len(rows)} "))
-    for line in explanations(rows, places.remote):
+    for line in explanations(rows, places.remote, places.silent):
         terminal.say(line)
     chosen = terminal.choose("Which backup?", lines, heading)
     if chosen is None:
@@ -79,12 +79,12 @@ def show_backups(report: Report, backups: Sequence[BackupInfo], places: Places) 
         return []
     found = [(item, state, proof_of(item, state, proved)) for item, state in zip(backups, checksums, strict=True)]
     rows = in_rows(found)
-    console.result(f"{plural(len(rows), 'backup')} {places}")
+    console.result(f"{plural(len(rows), 'backup')} {places.in_short}")
     heading, *lines = backup_table(rows, places.remote)
     console.result(heading, kind=Kind.ASIDE)
     for line, row in zip(lines, rows, strict=True):
         console.result(line, kind=Kind.FAILURE if row.checksum == "MISMATCH" else None)
-    for line in explanations(rows, places.remote):
+    for line in explanations(rows, places.remote, places.silent):
         console.result(line, kind=Kind.ASIDE)
     return [
         {
@@ -305,8 +305,11 @@ def briefest_age(made: datetime) -> str:
     return {FUTURE: "?", "just now": "now"}.get(text) or re.sub(r" (min|[a-z])[a-z]*", r"\1", text)
 
 
-def explanations(rows: Sequence[Row], remotes: Sequence[str] = ()) -> list[str]:
-    """Return the lines that say what marks and letters of the table stand for, as far as they occur."""
+def explanations(rows: Sequence[Row], remotes: Sequence[str] = (), silent: Sequence[str] = ()) -> list[str]:
+    """Return the lines that say what marks and letters of the table stand for, as far as they occur.
+
+    :param silent: the remotes that do not answer.
+    """
     backups = [row.backup for row in rows]
     keys = key_names(backups)
     lines = [*keys] if len(keys) == 1 else [f"{name}: {way}" for way, name in keys.items() if name != PLAIN]
@@ -318,7 +321,8 @@ def explanations(rows: Sequence[Row], remotes: Sequence[str] = ()) -> list[str]:
         lines.append("proof: how long ago it went through all checks of a restore")
     if remotes:
         lines.append("at L: local")
-        lines += [f"at {number}: {shortened(place, COLUMNS - 8)}" for number, place in enumerate(remotes, 1)]
+        for number, place in enumerate(remotes, 1):
+            lines.append(f"at {number}: {shortened(place, 50)}{', which does not answer' if place in silent else ''}")
     if future := [item for item in backups if brief_age(item.created) == FUTURE]:
         lines.append(f"⚠️  {plural(len(future), 'backup')} made after now, {instant(datetime.now().astimezone())}?")
         lines.append("   A clock was wrong, or the name is in another zone.")

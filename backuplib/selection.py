@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, Self
@@ -15,7 +15,6 @@ from backuplib.backup_file import LOCAL, ORDINARY, SQL_DUMP, BackupInfo
 from backuplib.formatting import CLOCKS_DIFFER, age, instant, plural, printable, shown
 from backuplib.moments import parse_time
 from backuplib.remote import named
-from backuplib.terminal import Terminal
 
 Say = Callable[[str], object]
 
@@ -58,11 +57,13 @@ class Places:
 
     :param folder: the backup folder.
     :param only: one place alone, "local" or a remote's; empty: all of them.
+    :param silent: the remotes that have not answered.
     """
 
     folder: Path
     remotes: Sequence[Place] = ()
     only: str = ""
+    silent: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Path, remotes: Sequence[Place], asked: str | None) -> Self:
@@ -87,6 +88,13 @@ class Places:
         """The names of the remotes that are looked at."""
         return [remote.place for remote in self._asked]
 
+    @property
+    def in_short(self) -> str:
+        """How they are called where the names of remotes are told beside it."""
+        if self.only or not self.remotes:
+            return str(self)
+        return f"in {shown(self.folder)} and at {plural(len(self.remotes), 'remote')}"
+
     def __str__(self) -> str:
         """Return it for people, as in "there is no backup …"."""
         looked = [f"in {shown(self.folder)}"] if self.only in ("", LOCAL) else []
@@ -106,13 +114,15 @@ class Places:
         here = local() if self.only in ("", LOCAL) else []
         if self.only and self._asked:
             return self._asked[0].backups()
-        return gather(here, self._asked, say)
+        return gather(here, self._asked, say, self.silent)
 
 
-def gather(local: Iterable[BackupInfo], remotes: Sequence[Place], say: Say) -> list[BackupInfo]:
+def gather(
+    local: Iterable[BackupInfo], remotes: Sequence[Place], say: Say, silent: list[str] | None = None
+) -> list[BackupInfo]:
     """Return backups of all places, newest first; the remotes are asked at the same time.
 
-    :param say: is told of a remote that does not answer, and is left out.
+    :param say: is told of a remote that does not answer, and is left out; ``silent`` gets its name.
     """
     found = [*local]
     asked = [(remote, *_asked(remote)) for remote in remotes]
@@ -121,6 +131,8 @@ def gather(local: Iterable[BackupInfo], remotes: Sequence[Place], say: Say) -> l
             found += answer.result()
         except errors.OperatorError as error:
             say(f"what is at {printable(remote.place)} is not known: {error}")
+            if silent is not None:
+                silent.append(remote.place)
         thread.join()
     return sorted(found, key=_order, reverse=True)
 
@@ -269,6 +281,17 @@ def _nothing(
     return errors.BackupNotFoundError(f"{there}{but}", hint=f"Name a file; {list_command}")
 
 
+class Person(Protocol):
+    """Who is asked, if there is a terminal."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes/no question."""
+
+
 class Selection:
     """Takes backups by their time, and when one has a fault, offers another.
 
@@ -302,7 +325,7 @@ class Selection:
         self._choice.tell(self._say)
         return named(self._choice.chosen)
 
-    def another(self, error: errors.OperatorError, terminal: Terminal) -> Path:
+    def another(self, error: errors.OperatorError, terminal: Person) -> Path:
         """Return what the operator takes in place of a backup that has a fault.
 
         :raises OperatorError: the same, when there is no other, or it is not taken; its hint then has the command.
@@ -315,7 +338,8 @@ class Selection:
         same = (item.path.name, item.size) == (before.path.name, before.size)
         which = "the same one" if same else f"the next older one, made {instant(item.created)},"
         where = "that is here" if item.place == LOCAL else f"at {printable(item.place)}"
-        error.hint = f"{error.hint} To take {which} {where}: {errors.same_command(backup=shown(named(item)))}".strip()
+        otherwise = f"{error.hint.rstrip('.')}; to" if error.hint else "To"
+        error.hint = f"{otherwise} take {which} {where}: {errors.same_command(backup=shown(named(item)))}"
         if terminal.present:
             self._say(f"❌ {before.path.name}: {error}")
             if terminal.confirm(f"⚠️  Take {which} {where}?"):

@@ -11,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, LOCAL, ORDINARY, SQL_DUMP, BackupInfo, checksum_path
-from backuplib.errors import BackupNotFoundError, ExitCode, RemoteUnreachableError, UsageError
-from backuplib.selection import Choice, Places, choose, gather, grouped
+from backuplib.errors import (
+    BackupNotFoundError,
+    ChecksumMismatchError,
+    DamagedDatabaseError,
+    ExitCode,
+    NoSpaceError,
+    RemoteUnreachableError,
+    UsageError,
+    WrongDbPassError,
+    WrongKeyError,
+)
+from backuplib.selection import Choice, Places, Selection, choose, gather, grouped
 
 NOW = datetime(2025, 1, 30, 12, tzinfo=UTC)
 FAR, FARTHER = "offsite:shopbot", "nas:"
@@ -155,6 +165,50 @@ def test_safety_backup_is_one_wherever_that_is_recorded() -> None:
     assert choose([here, far, made(2)], now=NOW).chosen == made(2)
 
 
+# --- another one -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Person:
+    """Somebody at a terminal, or nobody, who answers a question."""
+
+    present: bool
+    answer: bool = False
+
+    def confirm(self, question: str) -> bool:
+        assert question.endswith("?")
+        return self.answer
+
+
+def test_fault_leads_to_an_offer_of_a_copy_then_of_older_ones_and_nothing_else_does(tmp_path: Path) -> None:
+    here, older = made(3), made(9)
+    far = replace(here, place=FAR, path=Path(here.path.name))
+    said: list[str] = []
+
+    def chosen() -> Selection:
+        places = Places(tmp_path, [Remote(FAR, [far])])
+        selection = Selection(places, lambda: [here, older], said.append, said.append)
+        assert selection.by_time(None) == here.path
+        return selection
+
+    for no_fault in (WrongKeyError("wrong"), WrongDbPassError("wrong"), BackupNotFoundError("gone"), NoSpaceError("x")):
+        with pytest.raises(type(no_fault)) as raised:
+            chosen().another(no_fault, Person(present=True, answer=True))
+        assert "take" not in raised.value.hint
+    for person in (Person(present=False), Person(present=True)):
+        with pytest.raises(ChecksumMismatchError) as raised:
+            chosen().another(ChecksumMismatchError("it differs", hint="Copy it again."), person)
+        assert raised.value.hint.startswith(f"Copy it again; to take the same one at {FAR}: ")
+        assert raised.value.hint.endswith(f" {FAR}/{here.path.name}")
+    selection, yes = chosen(), Person(present=True, answer=True)
+    assert selection.another(ChecksumMismatchError("it differs"), yes) == Path(f"{FAR}/{here.path.name}")
+    assert selection.another(DamagedDatabaseError("it is damaged"), yes) == older.path
+    assert not selection.has_another
+    with pytest.raises(DamagedDatabaseError):
+        selection.another(DamagedDatabaseError("it is damaged, too"), yes)
+    assert said[-1].endswith("it is damaged")
+
+
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +232,10 @@ def test_one_place_alone_is_looked_at(tmp_path: Path) -> None:
 
     def found(asked: str | None) -> tuple[list[BackupInfo], list[str]]:
         said: list[str] = []
-        return Places.of(tmp_path, remotes, asked).backups(lambda: [made(2)], said.append), said
+        places = Places.of(tmp_path, remotes, asked)
+        found = places.backups(lambda: [made(2)], said.append)
+        assert len(places.silent) == len(said)
+        return found, said
 
     assert found("local") == ([made(2)], [])
     assert found(FAR) == ([made(1, FAR)], [])
