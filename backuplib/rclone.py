@@ -39,7 +39,7 @@ _DENIED = (
 # What rclone's words mean, the first that fits: the error, the words, what is said, what to do
 _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
     (
-        errors.UnknownRemoteError,
+        errors.RemoteUnknownError,
         r"didn't find section in config file",
         "rclone has no remote of this name, which {place} takes: {said}",
         "Those that it has: rclone listremotes. To set it up: rclone config, or RCLONE_CONFIG_… in .env.",

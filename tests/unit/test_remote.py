@@ -206,7 +206,7 @@ def test_bit_that_changes_on_the_way_is_seen(there: Server) -> None:
 
 
 def test_remote_that_rclone_does_not_know() -> None:
-    with pytest.raises(errors.UnknownRemoteError) as caught:
+    with pytest.raises(errors.RemoteUnknownError) as caught:
         Remote("nowhere:x", {"RCLONE_CONFIG": os.devnull}).backups()
     assert "listremotes" in caught.value.hint
 
