@@ -259,12 +259,13 @@ def _lines(
         row.checksum if row.checksum in BAD else f"{key} {'-' if row.checksum == NOT_READ else row.checksum}".strip()
         for key, row in zip(letters, rows, strict=True)
     ]
-    checked = any(row.checksum for row in rows)
+    wide = ages == brief_age or max(map(len, states)) >= len("checksum")
+    what = ("checksum" if wide else "sum") if any(row.checksum for row in rows) else "key"
     columns = [
         [f"made ({'/'.join(zones)})", *made],
         ["age", *(ages(item.created) for item in backups)] if ages else [],
         ["size", *(brief_size(item.size) for item in backups)] if sizes else [],
-        [("checksum" if ages == brief_age else "sum") if checked else "key", *states] if any(states) else [],
+        [what, *states] if any(states) else [],
         ["proof", *(briefest_age(row.proved) if row.proved else "" for row in rows)]
         if any(row.proved for row in rows)
         else [],
