@@ -193,7 +193,7 @@ class Restorer:
         Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
         """
         access = self.access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
-        with plan.target.lock(self.console.line):
+        with self.selection.naming_another(), plan.target.lock(self.console.line):
             self.restore_locked(plan, ram, access)
 
     def restore_locked(self, plan: Plan, ram: RamFolder, access: Access | None) -> None:
@@ -231,8 +231,8 @@ class Restorer:
         named = self.options.backup_file
         there = latest_at(named, self.settings.remotes, self.settings.rclone) if named else None
         if self.options.at is not None or named == LATEST or there:
-            self.options.backup_file = self.selection.by_time(self.options.at, there)
-            self.options.at = self.options.from_ = None  # what is printed to be typed next names the file
+            at, self.options.at, self.options.from_ = self.options.at, None, None  # what is typed next names a file
+            self.options.backup_file = self.selection.by_time(at, there)
         elif named and not is_elsewhere(named):
             refuse_misnamed(named, self.settings.backup_dir, target.path, self.list_backups)
         hidden = 0 if self.options.verify_only else target.hidden_from_us()

@@ -61,8 +61,8 @@ def choose_backup(backups: Sequence[BackupInfo], places: Places, terminal: Termi
         raise BackupNotFoundError(f"there is no backup {places}", hint="Name a file, or check DB_BACKUP_PATH.")
     proved = proofs_in(places.folder, terminal.say)
     rows = in_rows([(item, "", proved.get(item.recorded_checksum() or "")) for item in backups])
-    heading, *lines = backup_table(rows, places.remote, COLUMNS - len(f"{len(rows)} "))
-    for line in explanations(rows, places.remote, places.silent):
+    heading, *lines = backup_table(rows, places.marked, COLUMNS - len(f"{len(rows)} "))
+    for line in explanations(rows, places.marked, places.silent):
         terminal.say(line)
     chosen = terminal.choose("Which backup?", lines, heading)
     if chosen is None:
@@ -80,11 +80,11 @@ def show_backups(report: Report, backups: Sequence[BackupInfo], places: Places) 
     found = [(item, state, proof_of(item, state, proved)) for item, state in zip(backups, checksums, strict=True)]
     rows = in_rows(found)
     console.result(f"{plural(len(rows), 'backup')} {places.in_short}")
-    heading, *lines = backup_table(rows, places.remote)
+    heading, *lines = backup_table(rows, places.marked)
     console.result(heading, kind=Kind.ASIDE)
     for line, row in zip(lines, rows, strict=True):
         console.result(line, kind=Kind.FAILURE if row.checksum == "MISMATCH" else None)
-    for line in explanations(rows, places.remote, places.silent):
+    for line in explanations(rows, places.marked, places.silent):
         console.result(line, kind=Kind.ASIDE)
     return [
         {

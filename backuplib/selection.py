@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -87,6 +88,11 @@ class Places:
     def remote(self) -> list[str]:
         """The names of the remotes that are looked at."""
         return [remote.place for remote in self._asked]
+
+    @property
+    def marked(self) -> list[str]:
+        """The remotes that have marks in a table: none, where only one place is looked at."""
+        return [] if self.only else self.remote
 
     @property
     def in_short(self) -> str:
@@ -325,26 +331,44 @@ class Selection:
         self._choice.tell(self._say)
         return named(self._choice.chosen)
 
-    def another(self, error: errors.OperatorError, terminal: Person) -> Path:
-        """Return what the operator takes in place of a backup that has a fault.
+    def another(self, error: errors.OperatorError, person: Person) -> Path:
+        """Return the backup that is taken in place of one that has a fault.
 
         :raises OperatorError: the same, when there is no other, or it is not taken; its hint then has the command.
         """
-        is_fault = isinstance(error, FAULTS) and not isinstance(error, NO_FAULTS)
-        if not self._choice or not self._choice.instead or not is_fault:
+        if not (what := self._name_another(error)) or not self._choice:
             raise error
-        before, self._choice = self._choice.chosen, self._choice.next()
-        item = self._choice.chosen
+        if person.present:
+            self._say(f"❌ {printable(self._choice.chosen.path.name)}: {error}")
+            if person.confirm(f"⚠️  Take {what}?"):
+                self._choice = self._choice.next()
+                return named(self._choice.chosen)
+        raise error
+
+    @contextlib.contextmanager
+    def naming_another(self) -> Iterator[None]:
+        """Name the command for another one in the hint of an error that is a fault of the backup."""
+        try:
+            yield
+        except errors.OperatorError as error:
+            self._name_another(error)
+            raise
+
+    def _name_another(self, error: errors.OperatorError) -> str:
+        """Return what to take in place of a backup that has a fault, and put its command into the error's hint.
+
+        Empty when that is no fault of the backup, or there is no other.
+        """
+        is_fault = isinstance(error, FAULTS) and not isinstance(error, NO_FAULTS)
+        if not is_fault or not self._choice or not self.has_another:
+            return ""
+        before, item = self._choice.chosen, self._choice.next().chosen
         same = (item.path.name, item.size) == (before.path.name, before.size)
         which = "the same one" if same else f"the next older one, made {instant(item.created)},"
-        where = "that is here" if item.place == LOCAL else f"at {printable(item.place)}"
+        what = f"{which} {'that is here' if item.place == LOCAL else f'at {printable(item.place)}'}"
         otherwise = f"{error.hint.rstrip('.')}; to" if error.hint else "To"
-        error.hint = f"{otherwise} take {which} {where}: {errors.same_command(backup=shown(named(item)))}"
-        if terminal.present:
-            self._say(f"❌ {before.path.name}: {error}")
-            if terminal.confirm(f"⚠️  Take {which} {where}?"):
-                return named(item)
-        raise error
+        error.hint = f"{otherwise} take {what}: {errors.same_command(backup=shown(named(item)))}"
+        return what
 
 
 class Asked(Protocol):

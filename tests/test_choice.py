@@ -84,6 +84,7 @@ def test_what_cannot_be_chosen_is_refused_and_touches_nothing(plain: tuple[Shop,
         done = shop.restore("--force", *args)
         assert (done.code, done.report["error"]["id"]) == (code, error), done.text
         assert hint in done.report["error"]["hint"]
+        assert f"{oldest.name} --at" not in done.report["error"]["hint"]
     assert everything(shop) == before
 
 
@@ -96,6 +97,11 @@ def test_fault_without_a_terminal_names_the_command_for_the_next_older_one(plain
     assert "next older one, made 2025-01-29 12:00:00 UTC, that is here: " in done.report["error"]["hint"]
     assert f" {older.relative_to(shop.path)} --force" in done.report["error"]["hint"]
     assert everything(shop) == before
+    Path(f"{newest}.sha256").unlink()  # so that it is found when the services would have been stopped
+    done = shop.restore("--force", "--stop-first", "--at", "now")
+    assert (done.code, done.report["error"]["id"]) == (5, "damaged-gzip"), done.text
+    hint = done.report["error"]["hint"]
+    assert f" {older.relative_to(shop.path)} --force --stop-first" in hint
     # what was named, and not chosen by its time, has no other in its place
     assert "next older" not in shop.restore("--force", newest).report["error"]["hint"]
 
