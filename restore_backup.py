@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
-from backuplib import __version__, errors, remote, typed
+from backuplib import __version__, errors, proofs, remote, typed
 from backuplib.backup_file import BEFORE_A_RESTORE, Backup, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
@@ -176,6 +176,7 @@ class Restorer:
                 lost = self.compare(plan, contents, ram)
                 if self.options.verify_only:
                     self.show_plan(plan, lost)
+                    self.prove(plan, proofs.VERIFIED)
                     self.report.outcome = "verified"
                     return
                 self.confirm(plan, lost)
@@ -699,6 +700,20 @@ class Restorer:
         if lost:  # last, so that it is still there when the question comes
             self.show_loss(*lost)
 
+    def prove(self, plan: Plan, how: str) -> None:
+        """Record that the backup went through all checks; when that cannot be written, a warning says so."""
+        if (sha256 := plan.backup.expected) is None:  # known of what was read to its end
+            return
+        now = datetime.now().astimezone()
+        try:
+            proofs.record(self.settings.backup_dir, proofs.Proof(sha256, plan.backup.path.name, now, how))
+        except OSError as error:
+            self.report.warn(f"no proof of this backup recorded: {errors.explain(error)}")
+            return
+        if self.options.verify_only:
+            noted = shown(self.settings.backup_dir / proofs.NAME)
+            self.console.line(f"   {in_columns([('proof', f'recorded in {noted}')])[0]}", kind=Kind.FACT)
+
     def show_loss(self, text: str, kind: Kind) -> None:
         """Show the total of what will be lost."""
         self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
@@ -840,6 +855,7 @@ class Restorer:
                 raise
         self.report.outcome = "restored"
         switch.clear_away(RESTORED)
+        self.prove(plan, proofs.RESTORED)
 
     def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""

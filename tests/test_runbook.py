@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from backuplib import proofs
 from tests.conftest import MakeHost, MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
 from tests.support.documents import blocks_for, readme_blocks, runbook_blocks, ssh_blocks_of_the_readme
@@ -406,11 +407,11 @@ def test_commands_of_the_units_run(host: Host) -> None:
 def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     text = (ROOT / "examples/crontab").read_text()
     lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", text, re.MULTILINE)
-    backup, drill, copy, verify = lines
+    backup, prune, drill, copy, verify = lines
     assert f"{copy}\n" in blocks_for("copies")
     with closing(host.shop.connect()) as connection:
         connection.execute("DELETE FROM items")  # those of orders that are gone would be told
-    for line in (backup, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
+    for line in (backup, prune, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
         done = host.on_host(line.replace(FOLDER_OF_UNITS, str(host.shop.path)))
         assert (done.code, done.text) == (0, "")
     shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
@@ -418,3 +419,4 @@ def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     assert Path(program).name == "verify-newest.sh"
     done = verify_newest(host, arguments.replace("/ops", "").replace("/var/backups/shopbot", "backups"))
     assert (done.code, done.text) == (0, "")
+    assert [proof.how for proof in proofs.read(host.shop.backups)] == ["verified"]

@@ -217,7 +217,7 @@ DATABASE = (
     r"data/shop\.db"
     r"(-wal|-shm|-journal|\.restore-(new|probe|probe2|lock)|\.backup-\d{8}-\d{6}|\.restore-state\.json(\.tmp)?)?"
 )
-LOG = r"backups/(restore\.log|last-restore\.json\.tmp)"
+LOG = r"backups/(restore\.log|last-restore\.json\.tmp|proofs\.jsonl)"
 
 
 def check_files(trace: Trace, shop: Shop, *allowed: str) -> None:
@@ -587,6 +587,7 @@ PLANTED = (
     "data/shop.db.restore-probe2",
     "data/shop.db.restore-state.json.tmp",
     "backups/restore.log",
+    "backups/proofs.jsonl",
     "backups/.db_backup_1_1.tmp",
 )
 
@@ -630,6 +631,7 @@ def test_planted_symlink_is_not_followed(
     [
         ("backups/{backup}.sha256", 3, "checksum-unreadable"),
         ("backups/restore.log", 0, ""),
+        ("backups/proofs.jsonl", 0, ""),
         ("backups/.db_backup_1_1.tmp", 0, ""),
         ("data/shop.db.restore-state.json", 3, "unfinished-restore"),
         ("data/shop.db-journal", 3, "unsuitable-target"),

@@ -29,6 +29,7 @@ SETTINGS = (
     "DB_PASS",
     "DB_BACKUP_PATH",
     "DB_BACKUP_RETENTION_DAYS",
+    "BACKUP_KEEP",
     "MAX_DATABASE_MB",
     "PGP_PUBLIC_KEY_BASE64",
     "BACKUP_REMOTES",
@@ -367,8 +368,9 @@ class Shop:
 
 
 def everything(shop: Shop) -> dict[str, FileState]:
-    """Data and backups; the log is there to be written to."""
-    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name != "restore.log"}
+    """Data and backups; the log and the proofs are there to be written to."""
+    written = ("restore.log", "proofs.jsonl")
+    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name not in written}
     return shop.snapshot() | backups
 
 
