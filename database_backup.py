@@ -55,6 +55,7 @@ from backuplib.pushing import push_missing, push_new
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
 from backuplib.remote import remotes
 from backuplib.retention import Policy
+from backuplib.selection import Places
 from backuplib.signing import SigningFolder
 from config import Settings, load_settings
 
@@ -589,7 +590,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         places = remotes(settings.remotes, settings.rclone)
         prune_remotes(rule, places, console.result, report.warn, dry_run=arguments.dry_run)
     else:
-        show_backups(console, backups.list_backups(), settings.backup_dir)
+        all_places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), None)
+        show_backups(report, all_places.backups(backups.list_backups, report.warn), all_places)
 
 
 def _create(arguments: argparse.Namespace, settings: Settings, backups: DatabaseBackup, report: Report) -> None:

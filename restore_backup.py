@@ -42,17 +42,18 @@ from backuplib.formatting import age, aligned, instant, megabytes, plural, print
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
 from backuplib.journal import Journal
-from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
+from backuplib.listing import choose_backup, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
-from backuplib.named import refuse_misnamed, refuse_plain_as_encrypted, refuse_unrestorable, resolved
+from backuplib.named import latest_at, refuse_misnamed, refuse_plain_as_encrypted, refuse_unrestorable
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
 from backuplib.recovery import told_of_leftovers, within_reach
-from backuplib.remote import is_elsewhere
+from backuplib.remote import is_elsewhere, remotes
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
+from backuplib.selection import LATEST, Places, Selection, contradiction
 from backuplib.signing import INVALID, UNKNOWN, SigningFolder
 from backuplib.storage import journal_mode
 from backuplib.style import Kind
@@ -79,6 +80,8 @@ class Options:
     """What the command line asks for."""
 
     backup_file: Path | None = None
+    at: str | None = None
+    from_: str | None = None
     target_path: Path | None = None
     no_restart: bool = False
     key_stdin: bool = False
@@ -147,6 +150,10 @@ class Restorer:
         self.database = Path(os.path.realpath(settings.db_path))
         self.signing = SigningFolder(settings.signing_dir, settings.shop_folders)
         self.told_unseen = False
+        places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
+        self.selection = Selection(places, self.list_backups, report.warn, self.console.line)
+        self.keyring: Keyring | None = None  # and the key in it: what opened one backup is tried on the next
+        self.key: ImportedKey | None = None
         self.turn = Turn()  # where others can read what this waits for
         self.beside = ThreadPoolExecutor(1)  # concurrent with the check; a third thread would slow it down on two cores
 
@@ -173,10 +180,7 @@ class Restorer:
                 self.confirm(plan)
                 self.restore_stopped(plan, ram)
             else:
-                image = self.decrypt_and_decompress(plan, ram)  # 3
-                check = cleanup.enter_context(begun_check(image, self.engine))
-                ahead = self.write_ahead(plan, image)
-                contents = self.check_integrity(check)  # 4
+                plan, image, ahead, contents = self.prepare(plan, ram, cleanup)  # 3, 4
                 lost = self.compare(plan, contents, ram)
                 if self.options.verify_only:
                     self.show_plan(plan, lost)
@@ -198,7 +202,7 @@ class Restorer:
         Key and passphrase come before them: the bot is not stopped for what is missing, wrong or still to be typed.
         """
         access = self.access(plan.backup, ram) if plan.backup.layer == "openpgp" else None
-        with plan.target.lock(self.console.line):
+        with self.selection.naming_another(), plan.target.lock(self.console.line):
             self.restore_locked(plan, ram, access)
 
     def restore_locked(self, plan: Plan, ram: RamFolder, access: Access | None) -> None:
@@ -239,12 +243,12 @@ class Restorer:
                 "--key-stdin was given, but standard input is a terminal, which would show the key and cut it",
                 hint="Pipe the key in without a terminal (ssh, not ssh -tt), or leave --key-stdin out and paste it.",
             )
-        if self.options.backup_file == LATEST:
-            self.options.backup_file = choose_latest(self.list_backups(), self.settings.backup_dir, self.console.line)
         named = self.options.backup_file
-        if named and is_elsewhere(named):
-            self.options.backup_file = resolved(named, self.settings.remotes, self.settings.rclone, self.console.line)
-        elif named:
+        there = latest_at(named, self.settings.remotes, self.settings.rclone) if named else None
+        if self.options.at is not None or named == LATEST or there:
+            at, self.options.at, self.options.from_ = self.options.at, None, None  # what is typed next names a file
+            self.options.backup_file = self.selection.by_time(at, there)
+        elif named and not is_elsewhere(named):
             refuse_misnamed(named, self.settings.backup_dir, target.path, self.list_backups)
         hidden = 0 if self.options.verify_only else target.hidden_from_us()
         unseen = target.unseen(hidden) if hidden else ""
@@ -293,8 +297,6 @@ class Restorer:
             self.backups_of(target.path).refuse_unsignable()
         backup = self.open_backup(target)
         if not self.options.verify_only:
-            self.check_memory(target, backup)
-            target.refuse_unreplaceable(backup.size)
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
         bot, stopping, user, outlook = None, [], None, {"services": "Docker is not touched"}
@@ -314,16 +316,37 @@ class Restorer:
         return Plan(backup, target, configured, bot, stopping, user, outlook, self.credentials.backup_db_pass())
 
     def list_backups(self) -> list[BackupInfo]:
-        """Return the backups of the configured database, newest first."""
+        """Return the backups in the backup folder, newest first."""
         return self.backups_of(self.settings.db_path).list_backups()
 
     def open_backup(self, target: Target) -> Backup:
-        """Open the backup file that was named or is chosen from the menu, and look what it is."""
-        folder = self.settings.backup_dir
-        path = self.options.backup_file
-        if path is None:
+        """Open the backup that was named or is chosen, and see that there is room for it.
+
+        Where it was chosen by its time, and has a fault, the next one is offered.
+        """
+        if self.options.backup_file is None:
             with self.turn.waiting(ANSWER):
-                path = choose_backup(self.list_backups(), folder, self.terminal)
+                self.options.backup_file = choose_backup(self.selection.backups(), self.selection.places, self.terminal)
+            self.options.from_ = None
+        while True:
+            try:
+                backup = self.open_file(self.options.backup_file, target)
+            except errors.OperatorError as error:
+                self.options.backup_file = self.choose_another(error)
+            else:
+                break
+        if not self.options.verify_only:
+            self.check_memory(target, backup)
+            target.refuse_unreplaceable(backup.size)
+        return backup
+
+    def choose_another(self, error: errors.OperatorError) -> Path:
+        """Return the backup that is taken in place of one with a fault; raise the error when none is."""
+        with self.turn.waiting(ANSWER):
+            return self.selection.another(error, self.terminal)
+
+    def open_file(self, path: Path, target: Target) -> Backup:
+        """Open a backup, and look what it is."""
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = self.opened(path, self.image_limit())
@@ -479,12 +502,45 @@ class Restorer:
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
+    def prepare(
+        self, plan: Plan, ram: RamFolder, cleanup: contextlib.ExitStack
+    ) -> tuple[Plan, DatabaseImage, Future[Identity] | None, Contents]:
+        """Phases 3 and 4; where the backup was chosen by its time, and has a fault, the next one is offered."""
+        self.credentials.keep = self.selection.has_another
+        cleanup.callback(self.credentials.forget)
+        while True:
+            attempt, ahead = cleanup.enter_context(contextlib.ExitStack()), None
+            try:
+                image = self.decrypt_and_decompress(plan, ram)  # 3
+                check = attempt.enter_context(begun_check(image, self.engine))
+                ahead = self.write_ahead(plan, image)
+                contents = self.check_integrity(check)  # 4
+            except errors.OperatorError as error:
+                self.options.backup_file = self.choose_another(error)
+            else:
+                self.credentials.forget()
+                return plan, image, ahead, contents
+            attempt.close()
+            self.start_over(plan, ram, ahead)
+            cleanup.callback(self.beside.shutdown)
+            plan = replace(plan, backup=self.open_backup(plan.target))
+            cleanup.callback(plan.backup.close)
+
+    def start_over(self, plan: Plan, ram: RamFolder, ahead: Future[Identity] | None) -> None:
+        """Clear away what a backup with a fault has left, for the next one; its checks are forked before any thread."""
+        self.beside.shutdown()
+        self.beside = ThreadPoolExecutor(1)
+        if ahead:
+            drop_quietly(plan.target.candidate)
+        for image in ram.path.glob("image-*.db"):
+            image.unlink()
+
     def access(self, backup: Backup, ram: RamFolder) -> Access:
         """Read key and passphrase, and try them on the beginning of the backup.
 
         :raises DecryptionError: when they do not open it.
         """
-        keyring = Keyring(ram)
+        keyring = self.keyring = self.keyring or Keyring(ram)
         beginning = backup.beginning()
         right: list[Secret | None] = []
 
@@ -492,16 +548,21 @@ class Restorer:
             if backup.verify():
                 self.console.line("✅ Checksum verified")
 
-        def use(secret: Secret) -> ImportedKey:
-            key = keyring.import_private(secret)
-            secret.wipe()
+        def usable(key: ImportedKey) -> ImportedKey:
             try:
                 keyring.refuse_unopenable(beginning, backup.size)
             except errors.DecryptionError:
                 compare_checksum()
-                keyring.forget_private()
                 raise
             return key
+
+        def use(secret: Secret) -> ImportedKey:
+            if self.key:
+                keyring.forget_private()  # it was another one
+            self.key = keyring.import_private(secret)
+            secret.wipe()
+            self.report.warn(*usable(self.key).warnings)
+            return self.key
 
         def attempt(passphrase: Secret | None) -> None:
             try:
@@ -513,9 +574,7 @@ class Restorer:
                 raise
             right.append(passphrase)
 
-        key = self.credentials.import_key(use)
-        for warning in key.warnings:
-            self.report.warn(warning)
+        key = usable(self.key) if self.key else self.credentials.import_key(use)  # there when another backup is tried
         self.credentials.unlock(key, attempt)
         return Access(keyring, key, right[-1])
 
@@ -1034,6 +1093,10 @@ def command_line() -> CommandLine:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     what = "the backup: .db.gz.gpg, .db.gz or .db, latest, or REMOTE:PATH through rclone; left out: a menu"
     parser.add_argument("backup_file", nargs="?", type=named_file, help=what)
+    parser.add_argument(
+        "--at", metavar="TIME", help="the newest backup until then, as '2025-01-30 14:00', '2 hours ago'"
+    )
+    parser.add_argument("--from", dest="from_", metavar="PLACE", help="look for it at local, or one of BACKUP_REMOTES")
     group = parser.add_argument_group("key and passphrase")
     add = group.add_argument
     add("--key-stdin", action="store_true", help="read the private key from standard input: base64, armored or binary")
@@ -1086,6 +1149,8 @@ def parse(argv: list[str] | None) -> Options:
     for one, other in itertools.combinations(readers, 2):
         if readers[one] is not None and readers[one] == readers[other]:
             parser.error(f"{one} and {other} both read file descriptor {readers[one]}")
+    if wrong := contradiction(options):
+        parser.error(wrong)
     typed.remember(options)
     return options
 
@@ -1121,7 +1186,7 @@ def run(options: Options, report: Report) -> None:
     passphrase = read_descriptor(options.passphrase_fd, "--passphrase-fd", say)
     db_pass = read_descriptor(options.backup_db_pass_fd, "--backup-db-pass-fd", say)
     if options.list:
-        show_list(report)
+        show_list(options, report)
         return
     if options.check:
         check(options, report)
@@ -1181,12 +1246,13 @@ def check(options: Options, report: Report) -> None:
     doctor.run(subject, report)
 
 
-def show_list(report: Report) -> None:
+def show_list(options: Options, report: Report) -> None:
     """Show the backups, and how the last restore ended."""
     settings = load_settings()
     report.warn(*settings.warnings)
-    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings).list_backups()
-    report.backups = show_backups(report.console, backups, settings.backup_dir)
+    backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+    places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
+    report.backups = show_backups(report, places.backups(backups.list_backups, report.warn), places)
     restores = show_restores(report.console, Target(Path(os.path.realpath(settings.db_path))), settings.backup_dir)
     report.running, report.interrupted, report.last_restore = restores
     report.outcome = "listed"

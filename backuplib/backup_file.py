@@ -97,6 +97,7 @@ class BackupInfo:
     key_ids: tuple[str, ...] = ()
     kind: str = ORDINARY
     place: str = LOCAL
+    sha256: str | None = None  # what stands beside it at a remote
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
@@ -128,6 +129,19 @@ class BackupInfo:
         named = [f"key ID {' or '.join(ids)}"] if ids else []
         hidden = [] if ids and len(ids) == len(self.key_ids) else ["a key that it does not name"]
         return f"opened by {' or '.join([*named, *hidden])}"
+
+    def recorded_checksum(self) -> str | None:
+        """Return the SHA-256 that stands beside it, if one can be read there."""
+        with contextlib.suppress(errors.ChecksumUnreadableError):
+            return recorded_checksum(self.path) if self.place == LOCAL else self.sha256
+        return None
+
+    def checksum_of_content(self) -> str | None:
+        """Return the SHA-256 of a file here after reading it; None when it cannot be read, or has another beside it."""
+        with contextlib.suppress(errors.RefusedError), contextlib.closing(BackupFile(self.path)) as file:
+            file.verify()
+            return file.expected
+        return None
 
     def checksum_state(self, progress: Callable[[int], object] = lambda _: None) -> str:
         """Return "ok", "MISMATCH", "none" or "unreadable", after reading the whole file; progress is told the bytes."""

@@ -60,6 +60,7 @@ class Credentials:
         self._terminal, self._key_stdin, self._say = terminal, key_stdin, say
         self._passphrase, self._passphrase_command = passphrase, passphrase_command
         self._db_pass, self._ask_db_pass = db_pass, ask_db_pass
+        self.keep = False  # a passphrase that was typed, for another backup
         self.waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()  # is told for what
 
     def private_key(self) -> Secret:
@@ -70,6 +71,13 @@ class Credentials:
                 return decode_private_key(Secret(sys.stdin.buffer.read()))
         with self.waiting(KEY):
             return decode_private_key(self._terminal.private_key())
+
+    def forget(self) -> None:
+        """Keep no passphrase any longer."""
+        self.keep = False
+        if self._passphrase:
+            self._passphrase.wipe()
+        self._passphrase = None
 
     def import_key(self, use: Callable[[Secret], ImportedKey]) -> ImportedKey:
         """Return what ``use`` makes of the private key; on a terminal, ask once more when it is another one."""
@@ -112,6 +120,7 @@ class Credentials:
                     raise
                 self._terminal.say(f"❌ {error}; {left} more {'tries' if left > 1 else 'try'}")
             else:
+                self._passphrase = typed if self.keep else None
                 return
 
     def backup_db_pass(self) -> Secret | None:

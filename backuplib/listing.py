@@ -2,107 +2,139 @@
 
 import re
 import string
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, ORDINARY, SQL_DUMP, BackupInfo
-from backuplib.console import Console
+from backuplib import proofs
+from backuplib.backup_file import AS_THEY_WERE, BEFORE_A_RESTORE, LOCAL, ORDINARY, SQL_DUMP, BackupInfo
+from backuplib.console import Console, Report
 from backuplib.errors import BackupNotFoundError, DeclinedError, UnfinishedRestoreError, explain, restore_command
 from backuplib.formatting import (
-    CLOCKS_DIFFER,
     IN_THE_FUTURE,
     age,
     aligned,
+    display_width,
     instant,
     megabytes,
     plural,
     printable,
-    shown,
+    shortened,
 )
 from backuplib.journal import Journal
 from backuplib.openpgp import Recipient
 from backuplib.outcome import LastRestore, UnknownOutcomeError
+from backuplib.remote import named
 from backuplib.running import RECOVERING, SWITCHING, running
+from backuplib.selection import Places, grouped
 from backuplib.style import Kind
 from backuplib.target import Target
 from backuplib.terminal import Terminal
 
+COLUMNS = 80
 
-def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Terminal) -> Path:
+
+@dataclass(frozen=True)
+class Row:
+    """A backup as a line of a table.
+
+    :param places: where it is.
+    :param checksum: its state; empty where that is not shown.
+    :param proved: when it last went through all checks of a restore, as far as that is recorded.
+    """
+
+    backup: BackupInfo
+    places: tuple[str, ...] = (LOCAL,)
+    checksum: str = ""
+    proved: datetime | None = None
+
+
+def choose_backup(backups: Sequence[BackupInfo], places: Places, terminal: Terminal) -> Path:
     """Let the operator choose a backup from a menu; its checksum is compared when it is opened.
 
     :raises BackupNotFoundError: when there is no backup.
     :raises DeclinedError: when the operator leaves.
     """
     if not backups:
-        raise BackupNotFoundError(f"there is no backup in {backup_dir}", hint="Name a file, or check DB_BACKUP_PATH.")
-    heading, *lines = backup_table(backups)
-    for line in explanations(backups):
+        raise BackupNotFoundError(f"there is no backup {places}", hint="Name a file, or check DB_BACKUP_PATH.")
+    proved = proofs_in(places.folder, terminal.say)
+    rows = in_rows([(item, "", proved.get(item.recorded_checksum() or "")) for item in backups])
+    heading, *lines = backup_table(rows, places.marked, COLUMNS - len(f"{len(rows)} "))
+    for line in explanations(rows, places.marked, places.silent):
         terminal.say(line)
     chosen = terminal.choose("Which backup?", lines, heading)
     if chosen is None:
         raise DeclinedError("no backup was chosen")
-    return backups[chosen].path
+    return named(rows[chosen].backup)
 
 
-LATEST = Path("latest")  # the word, not a file
-
-
-def choose_latest(backups: Sequence[BackupInfo], backup_dir: Path | str, say: Callable[[str], object]) -> Path:
-    """Return the newest backup, and say which one that is, which one is older, and what was left out.
-
-    Left out is what was made before a restore, what can only be rescued, and what has a time in the future.
-
-    :param backups: newest first.
-    :raises BackupNotFoundError: when there is none.
-    """
-    now = time.time() + CLOCKS_DIFFER
-    fit = [item for item in backups if item.kind in (ORDINARY, SQL_DUMP) and item.created.timestamp() <= now]
-    if not fit:
-        raise BackupNotFoundError(
-            f"there is no backup in {backup_dir}" + (" but what was made before a restore" if backups else ""),
-            hint=f"Name a file; to see what is there: {restore_command('--list')}",
-        )
-    left_out = backups.index(fit[0])
-    say(f"✅ latest is {_told(fit[0])}")
-    say(f"   the one before it: {_told(fit[1]) if fit[1:] else 'none'}")
-    if left_out:
-        say(f"   left out: {plural(left_out, 'newer one')}, made before a restore, or in the future")
-    return fit[0].path
-
-
-def _told(item: BackupInfo) -> str:
-    return f"{printable(item.path.name)}, made {instant(item.created)}, {age(item.created.timestamp())}"
-
-
-def show_backups(console: Console, backups: Sequence[BackupInfo], backup_dir: Path) -> list[dict[str, Any]]:
+def show_backups(report: Report, backups: Sequence[BackupInfo], places: Places) -> list[dict[str, Any]]:
     """Print backups and return them for --json."""
+    console, proved = report.console, proofs_in(places.folder, report.warn)
     checksums = checksum_states(console, backups)
     if not backups:
-        console.result(f"no backup in {backup_dir}")
+        console.result(f"no backup {places}")
         return []
-    console.result(f"{plural(len(backups), 'backup')} in {shown(backup_dir)}")
-    heading, *lines = backup_table(backups, checksums)
+    found = [(item, state, proof_of(item, state, proved)) for item, state in zip(backups, checksums, strict=True)]
+    rows = in_rows(found)
+    console.result(f"{plural(len(rows), 'backup')} {places.in_short}")
+    heading, *lines = backup_table(rows, places.marked)
     console.result(heading, kind=Kind.ASIDE)
-    for line, checksum in zip(lines, checksums, strict=True):
-        console.result(line, kind=Kind.FAILURE if checksum == "MISMATCH" else None)
-    for line in explanations(backups):
+    for line, row in zip(lines, rows, strict=True):
+        console.result(line, kind=Kind.FAILURE if row.checksum == "MISMATCH" else None)
+    for line in explanations(rows, places.marked, places.silent):
         console.result(line, kind=Kind.ASIDE)
     return [
         {
-            "path": str(item.path),
+            "path": str(named(item)),
+            "place": item.place,
             "created": item.created.isoformat(),
             "bytes": item.size,
             "encrypted": item.encrypted,
             "key_ids": list(item.key_ids),
-            "checksum": checksum,
+            "checksum": state,
             "kind": item.kind,
+            "proved": proof.when.isoformat() if proof else None,
         }
-        for item, checksum in zip(backups, checksums, strict=True)
+        for item, state, proof in found
     ]
+
+
+# --- proofs and copies -------------------------------------------------------------------------------------------
+
+
+def proofs_in(folder: Path, say: Callable[[str], object]) -> dict[str, proofs.Proof]:
+    """Return the latest proof of each content, by its SHA-256; say when they cannot be read."""
+    try:
+        return proofs.by_checksum(proofs.read(folder))
+    except proofs.UnknownProofsError as error:
+        say(f"when backups were proved is not known: {printable(str(error))}")
+        return {}
+
+
+def proof_of(item: BackupInfo, state: str, proved: Mapping[str, proofs.Proof]) -> proofs.Proof | None:
+    """Return the proof of a backup whose checksum was compared; one without a checksum is read, if that can tell."""
+    if state in BAD:
+        return None
+    digest = item.recorded_checksum()
+    if not digest and item.place == LOCAL and item.path.name in {proof.name for proof in proved.values()}:
+        digest = item.checksum_of_content()
+    return proved.get(digest or "")
+
+
+def in_rows(found: Sequence[tuple[BackupInfo, str, proofs.Proof | None]]) -> list[Row]:
+    """Return backups as rows, newest first; copies of one are one row, which says what is known of the first."""
+    known = {id(item): (state, proof) for item, state, proof in found}
+    rows = []
+    for group in grouped([item for item, _, _ in found]):
+        kind = next((item.kind for item in group if item.kind != ORDINARY), ORDINARY)
+        proved = [proof.when for item in group if (proof := known[id(item)][1])]
+        state = known[id(group[0])][0]
+        places = tuple(item.place for item in group)
+        rows.append(Row(replace(group[0], kind=kind), places, state, max(proved, default=None)))
+    return rows
 
 
 def who_opens(backup: Path, recipients: Sequence[Recipient]) -> list[str]:
@@ -165,21 +197,31 @@ def show_last_restore(console: Console, target: Target, backup_dir: Path) -> Sho
 
 
 def checksum_states(console: Console, backups: Sequence[BackupInfo]) -> list[str]:
-    """Read all backups and return the states of their checksums."""
+    """Read all backups that are here, and return the states of the checksums of all."""
     done = 0
-    with console.step("🔎 Checksums...", sum(item.size for item in backups)) as step:
+    here = [item for item in backups if item.place == LOCAL]
+    with console.step("🔎 Checksums...", sum(item.size for item in here)) as step:
 
         def progress(count: int) -> None:
             nonlocal done
             done += count
             step.progress(done)
 
-        return [item.checksum_state(progress) for item in backups]
+        return [_checksum_state(item, progress) for item in backups]
 
+
+def _checksum_state(item: BackupInfo, progress: Callable[[int], object]) -> str:
+    if item.place == LOCAL:
+        return item.checksum_state(progress)
+    return NOT_READ if item.sha256 else "none"
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
 
 PLAIN, FUTURE = "PLAIN", "future?"
 
 BAD = ("MISMATCH", "unreadable")  # checksums
+NOT_READ = "not read"  # that of one at a remote
 
 # Marks behind the date of what is not ordinary, and what they say
 MARKS = {BEFORE_A_RESTORE: "*", AS_THEY_WERE: "!", SQL_DUMP: "~", ORDINARY: ""}
@@ -190,27 +232,54 @@ SAYING = {
 }
 
 
-def backup_table(backups: Sequence[BackupInfo], checksums: Sequence[str] = ()) -> list[str]:
-    """Return the lines that show backups, a heading first; with numbers before them they fit into 80 columns.
+def backup_table(rows: Sequence[Row], remotes: Sequence[str] = (), room: int = COLUMNS) -> list[str]:
+    """Return the lines that show backups, a heading first, at most as wide as there is room.
 
     Times are those of this machine. Where keys differ, each has a letter, see :func:`explanations`: before the state of
-    the checksum, unless that is bad, since no key opens such a file.
+    the checksum, unless that is bad, since no key opens such a file. Where there are remotes, marks say which place has
+    a backup. What is beside the names of ours becomes shorter, or is left out, where that is too wide.
     """
+    lines = []
+    for ages, sizes in ((brief_age, True), (briefest_age, True), (None, True), (None, False)):
+        lines = _lines(rows, remotes, ages, sizes=sizes)
+        if max(map(display_width, lines)) <= room:
+            break
+    return lines
+
+
+def _lines(
+    rows: Sequence[Row], remotes: Sequence[str], ages: Callable[[datetime], str] | None, *, sizes: bool
+) -> list[str]:
+    backups = [row.backup for row in rows]
     keys, times = key_names(backups), [item.created.astimezone() for item in backups]
     zones = dict.fromkeys(f"{time:%Z}" for time in times)
     made = (f"{time:%Y-%m-%d %H:%M}{MARKS[item.kind]}" for time, item in zip(times, backups, strict=True))
     letters = [keys[item.opened_by] if len(keys) > 1 else "" for item in backups]
     states = [
-        state if state in BAD else f"{key} {state}".strip() for key, state in zip(letters, checksums, strict=False)
+        row.checksum if row.checksum in BAD else f"{key} {'-' if row.checksum == NOT_READ else row.checksum}".strip()
+        for key, row in zip(letters, rows, strict=True)
     ]
+    wide = ages == brief_age or max(map(len, states)) >= len("checksum")
+    what = ("checksum" if wide else "sum") if any(row.checksum for row in rows) else "key"
     columns = [
         [f"made ({'/'.join(zones)})", *made],
-        ["age", *(brief_age(item.created) for item in backups)],
-        ["size", *(brief_size(item.size) for item in backups)],
-        *([["checksum", *states]] if checksums else [["key", *letters]] if any(letters) else []),
+        ["age", *(ages(item.created) for item in backups)] if ages else [],
+        ["size", *(brief_size(item.size) for item in backups)] if sizes else [],
+        [what, *states] if any(states) else [],
+        ["proof", *(briefest_age(row.proved) if row.proved else "" for row in rows)]
+        if any(row.proved for row in rows)
+        else [],
+        ["at", *(place_marks(row.places, remotes) for row in rows)] if remotes else [],
         ["name", *(printable(item.path.name) for item in backups)],
     ]
-    return aligned([*zip(*columns, strict=True)], right=(1, 2), gap=" ")
+    filled = [column for column in columns if column]
+    right = [index for index, column in enumerate(filled) if column[0] in ("age", "size")]
+    return aligned([*zip(*filled, strict=True)], right=right, gap=" ")
+
+
+def place_marks(places: Sequence[str], remotes: Sequence[str]) -> str:
+    """Return where a backup is: L for local, and the numbers of the remotes that have it."""
+    return "".join("L" if place == LOCAL else f"{remotes.index(place) + 1}" for place in places)
 
 
 def key_names(backups: Sequence[BackupInfo]) -> dict[str, str]:
@@ -231,12 +300,30 @@ def brief_age(made: datetime) -> str:
     return FUTURE if text == IN_THE_FUTURE else text
 
 
-def explanations(backups: Sequence[BackupInfo]) -> list[str]:
-    """Return the lines that say what marks and letters of the table stand for, as far as they occur."""
+def briefest_age(made: datetime) -> str:
+    """Return how long ago something was in five columns."""
+    text = brief_age(made)
+    return {FUTURE: "?", "just now": "now"}.get(text) or re.sub(r" (min|[a-z])[a-z]*", r"\1", text)
+
+
+def explanations(rows: Sequence[Row], remotes: Sequence[str] = (), silent: Sequence[str] = ()) -> list[str]:
+    """Return the lines that say what marks and letters of the table stand for, as far as they occur.
+
+    :param silent: the remotes that do not answer.
+    """
+    backups = [row.backup for row in rows]
     keys = key_names(backups)
     lines = [*keys] if len(keys) == 1 else [f"{name}: {way}" for way, name in keys.items() if name != PLAIN]
     kinds = {item.kind for item in backups}
     lines += [f"{MARKS[kind]} {saying}" for kind, saying in SAYING.items() if kind in kinds]
+    if any(row.checksum == NOT_READ for row in rows):
+        lines.append("- at a remote, and not read for this list")
+    if any(row.proved for row in rows):
+        lines.append("proof: how long ago it went through all checks of a restore")
+    if remotes:
+        lines.append("at L: local")
+        for number, place in enumerate(remotes, 1):
+            lines.append(f"at {number}: {shortened(place, 50)}{', which does not answer' if place in silent else ''}")
     if future := [item for item in backups if brief_age(item.created) == FUTURE]:
         lines.append(f"⚠️  {plural(len(future), 'backup')} made after now, {instant(datetime.now().astimezone())}?")
         lines.append("   A clock was wrong, or the name is in another zone.")

@@ -20,8 +20,8 @@ from backuplib.errors import (
     same_command,
 )
 from backuplib.formatting import quoted, shown
-from backuplib.listing import LATEST, choose_latest
 from backuplib.remote import Remote, is_elsewhere, split
+from backuplib.selection import LATEST
 
 ELSEWHERE = re.compile(r"[A-Za-z][\w.+@-]*:")  # the beginning of a URL, or of HOST:PATH, as it was typed
 
@@ -121,15 +121,14 @@ def _not_there(file: Path, backup_dir: Path, listed: Callable[[], Sequence[Backu
     return BackupNotFoundError(f"there is no file {file}", hint=see)
 
 
-def resolved(path: Path, places: Sequence[str], variables: Mapping[str, str], say: Callable[[str], object]) -> Path:
-    """Return what REMOTE:PATH names: REMOTE:latest is the newest backup there, which is said.
+def latest_at(path: Path, places: Sequence[str], variables: Mapping[str, str]) -> Remote | None:
+    """Return the remote whose newest backup is meant by REMOTE:latest; None for what is no such name.
 
     REMOTE alone stands for the configured place at that remote, if there is one.
     """
     place, name = split(path)
-    if name != LATEST.name:
-        return path
+    if not is_elsewhere(path) or name != LATEST.name:
+        return None
     if place.endswith(":"):
         place = next((one for one in places if one.startswith(place)), place)
-    there = Remote(place, variables)
-    return Path(there.at(choose_latest(there.backups(), place, say).name))
+    return Remote(place, variables)

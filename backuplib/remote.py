@@ -120,7 +120,8 @@ class Remote:
         if not made or name.endswith(".sha256"):
             return None
         kind = AS_THEY_WERE if ".raw.tar" in name else record.kind
-        return BackupInfo(Path(name), made, size, name.endswith(ENCRYPTED_NAMES), record.key_ids, kind, self.place)
+        encrypted, sum_beside = name.endswith(ENCRYPTED_NAMES), record.digest or None
+        return BackupInfo(Path(name), made, size, encrypted, record.key_ids, kind, self.place, sum_beside)
 
     def checksum(self, name: str) -> str | None:
         """Return the SHA-256 that stands beside a backup there; None without a checksum file.

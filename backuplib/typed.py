@@ -36,7 +36,7 @@ def given(names: Iterable[str] | None = None, without: Collection[str] = ()) -> 
 
 def _words(name: str, value: object) -> list[str]:
     """Return an option as it is typed; none for an argument, and for what was not given."""
-    option = f"--{name.replace('_', '-')}"
+    option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from
     if name == "backup_file" or value is None or value is False:
         return []
     if value is True:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import MakeShop
 from tests.support import needs
 from tests.support.keys import Keys
-from tests.support.remotes import KINDS, Proxy, Server, only, serving, small_disk
+from tests.support.remotes import KINDS, Proxy, Server, free_port, only, serving, small_disk
 from tests.support.shop import Completed, Shop, everything
 
 Serve = Callable[[str], Server]
@@ -106,6 +107,68 @@ def test_both_rclones_do_all_of_it(shop: Shop, server: Server, keys: Keys, tmp_p
         needs.require("rclone 1.60")
         shop.env["PATH"] = only(DEBIAN, tmp_path / "debian")
     test_backup_is_pushed_and_comes_back(shop, server, keys)
+
+
+# --- which one -------------------------------------------------------------------------------------------------------
+
+
+def put_there(server: Server, time: str, content: bytes, kind: str = "") -> str:
+    """A backup that is at the remote only; its name."""
+    name = f"db_backup_{time}.db.gz.gpg"
+    server.put(name, content)
+    server.put(f"{name}.sha256", f"{sha256(content).hexdigest()}  {name}\n{kind}".encode())
+    return name
+
+
+@everyday("webdav")
+def test_lists_latest_and_at_know_the_backups_of_all_places(shop: Shop, server: Server, keys: Keys) -> None:
+    """One of the places does not answer: that is told, and in nobody's way."""
+    shop.env["TZ"] = "UTC"
+    newest = shop.create_backup()
+    old = put_there(server, "20250130_120000", newest.read_bytes())
+    older = put_there(server, "20250128_120000", newest.read_bytes())
+    safety = put_there(server, "20250129_120000", newest.read_bytes(), "# kind: before a restore\n")
+    shop.change_data()
+    shop.env |= {"BACKUP_REMOTES": f"down:x {server.place}", **server.variables(free_port(), "DOWN")}
+
+    done = shop.restore("--list")
+    assert done.code == 0, done.text
+    assert "down:x is not known" in done.report["warnings"][0]
+    found = {tuple(item[key] for key in ("place", "path", "kind", "checksum")) for item in done.report["backups"]}
+    assert found == {
+        ("local", str(newest), "ordinary", "ok"),
+        (server.place, f"{server.place}/{newest.name}", "ordinary", "not read"),
+        (server.place, f"{server.place}/{old}", "ordinary", "not read"),
+        (server.place, f"{server.place}/{safety}", "before a restore", "not read"),
+        (server.place, f"{server.place}/{older}", "ordinary", "not read"),
+    }
+
+    done = shop.restore("--verify-only", "latest", key=keys.rsa)
+    assert done.report["backup"] == str(newest), done.text
+    assert f"here and at {server.place}" in done.err
+    done = shop.restore("--force", "--at", "2025-01-30 11:59:59", "--from", server.place, key=keys.rsa)
+    assert done.report["backup"] == f"{server.place}/{older}", done.text
+    assert shop.is_restored()
+    assert re.search(rf"the one after it: {old}.*\n.*left out: 1 newer one", done.err)
+
+    done = shop.run("database_backup.py", "list")
+    assert done.code == 0, done.text
+    marks = {line.split()[-1]: line.split()[-2] for line in done.out.splitlines() if "db_backup_" in line}
+    assert (marks[newest.name], marks[old]) == ("L2", "2")
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@everyday("sftp")
+def test_fault_at_a_remote_leads_to_an_offer(shop: Shop, server: Server, keys: Keys) -> None:
+    shop.env["TZ"] = "UTC"
+    newest = shop.create_backup()
+    old = put_there(server, "20250130_120000", newest.read_bytes())
+    exchanged(server, newest.name)
+    done = restore(shop, server, "latest", keys)
+    assert (done.code, done.report["error"]["id"]) == (3, "checksum-mismatch"), done.text
+    hint = done.report["error"]["hint"]
+    assert f"to take the next older one, made 2025-01-30 12:00:00 UTC, at {server.place}: " in hint
+    assert f" {server.place}/{old} --key-stdin --force" in hint
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

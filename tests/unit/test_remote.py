@@ -89,7 +89,8 @@ def test_what_is_pushed_is_listed_and_comes_back(there: Server, tmp_path: Path) 
     assert remote.lacking([info]) == [info]
     remote.push(backup)
     assert there.names() == {NAME, f"{NAME}.sha256"}
-    assert remote.backups() == [replace(info, path=Path(NAME), place=there.place)]
+    beside = info.recorded_checksum()
+    assert remote.backups() == [replace(info, path=Path(NAME), place=there.place, sha256=beside)]
     assert remote.lacking([info]) == []
     assert remote.size(NAME) == len(CONTENT)
     assert remote.checksum(NAME) == hashlib.sha256(CONTENT).hexdigest()
