@@ -45,16 +45,18 @@ from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
 from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
+from backuplib.notify import Watchers
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
-from config import Settings, load_settings
+from config import Settings, load_settings, survey_settings
 
 if TYPE_CHECKING:
     import sqlite3
 
 logger = logging.getLogger(__name__)
 
+WATCHED = ("create", "push", "prune")  # commands whose end is told to PING_URL and NOTIFY_URLS
 PAGES_AT_ONCE = 4096  # of the copy, between two looks for a signal
 
 
@@ -476,11 +478,16 @@ def main(argv: list[str] | None = None) -> int:
     signals = Signals()
     signals.install()
     report = Report(Console(), signals)
+    watchers = Watchers(report)
     with report.failures():
         arguments = _command_line().parse_args(argv)
         harden_process()
         remove_leftovers()
+        if arguments.command in WATCHED:
+            watchers.watch(arguments.command, survey_settings()[0])
+            watchers.begin()
         _run(arguments, report)
+    watchers.end()
     close_streams()
     return report.exit_code
 

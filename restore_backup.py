@@ -42,6 +42,7 @@ from backuplib.journal import Journal
 from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import refuse_misnamed, refuse_unrestorable
+from backuplib.notify import Watchers
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
@@ -674,6 +675,7 @@ class Restorer:
 
         :raises BackupFailedError: when it could not be kept.
         """
+        self.report.begins()
         files = plan.target.change_marker()
         if self.options.skip_backup:
             return SafetyBackup(None, files)
@@ -834,6 +836,7 @@ class Restorer:
             with contextlib.suppress(errors.CannotWriteError):  # on a full disk the lock on the folder must do
                 alone.enter_context(taking_turn(target.lock_file)).say(RECOVERING)
             alone.enter_context(target.lock(self.console.line))
+            self.report.begins()
             switch = self.interrupted(target)
             pending = switch and switch.journal.containers and self.options.no_restart
             if switch and pending:
@@ -936,7 +939,8 @@ exit codes:
 settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
-  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, BACKUP_MAX_AGE_HOURS, PING_URL,
+  NOTIFY_URLS
 """
 
 
@@ -1026,13 +1030,17 @@ def main(argv: list[str] | None = None) -> int:
     signals.install()
     as_json = "--json" in (sys.argv if argv is None else argv)  # also when the rest cannot be understood
     report = Report(Console(as_json=as_json), signals)
+    watchers = Watchers(report)
     with report.failures():
         options = parse(argv)
         harden_process()
         remove_leftovers()
+        if not (options.verify_only or options.list or options.check or options.drill):
+            watchers.watch("recover" if options.recover else "restore", survey_settings()[0])
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
+    watchers.end()
     report.console.close()
     close_streams()
     return report.exit_code

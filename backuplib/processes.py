@@ -19,12 +19,14 @@ from backuplib.errors import CommandFailedError, MissingProgramError
 from backuplib.files import stat_or_none
 from backuplib.formatting import printable
 
+SECRET_SETTINGS = {"DB_PASS", "PING_URL", "NOTIFY_URLS"}
+
 CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19  # linux/capability.h: lock any amount of memory; inspect any process
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Return our environment without the database passphrase, for a child process."""
-    return {name: value for name, value in os.environ.items() if name != "DB_PASS"} | extra
+    """Return our environment without the settings that are secret, for a child process."""
+    return {name: value for name, value in os.environ.items() if name not in SECRET_SETTINGS} | extra
 
 
 def run_command(

@@ -31,6 +31,9 @@ SETTINGS = (
     "DB_BACKUP_RETENTION_DAYS",
     "MAX_DATABASE_MB",
     "PGP_PUBLIC_KEY_BASE64",
+    "BACKUP_MAX_AGE_HOURS",
+    "PING_URL",
+    "NOTIFY_URLS",
 )
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
 """A backup of a name that does not change, in the shop's folder."""
