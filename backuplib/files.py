@@ -195,6 +195,12 @@ def is_ours(descriptor: int) -> bool:
     return status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
 
 
+def is_believable(descriptor: int) -> bool:
+    """Whether only this user or root can have written what an open file says; one with another name is not believed."""
+    status = os.fstat(descriptor)
+    return status.st_uid in (0, os.geteuid()) and status.st_nlink == 1 and not status.st_mode & 0o022
+
+
 def drop_quietly(path: Path) -> None:
     """Remove a file of ours if possible; otherwise the next run does."""
     with contextlib.suppress(OSError):
