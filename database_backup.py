@@ -467,6 +467,10 @@ def _command_line() -> CommandLine:
     rescue = commands.add_parser("rescue", help="make a database of what a damaged one, or a .raw.tar backup, holds")
     rescue.add_argument("file", help="a .raw.tar backup, a database, or -: standard input")
     rescue.add_argument("--to", type=Path, metavar="FILE", help="the new database; left out: a file in /dev/shm")
+    status = commands.add_parser("status", help="say how the backups are, as a monitoring plugin does")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all that was found, as one JSON object")
+    form.add_argument("--prometheus", action="store_true", help="metrics, for the textfile collector of node_exporter")
     commands.add_parser("prune", help="remove backups older than DB_BACKUP_RETENTION_DAYS; the newest one stays")
     return parser
 
@@ -474,6 +478,9 @@ def _command_line() -> CommandLine:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     open_streams()
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["status"]:
+        return _status(words)
     logging.basicConfig(format="⚠️  %(message)s", level=logging.WARNING)
     signals = Signals()
     signals.install()
@@ -490,6 +497,34 @@ def main(argv: list[str] | None = None) -> int:
     watchers.end()
     close_streams()
     return report.exit_code
+
+
+def _status(words: list[str]) -> int:
+    """Look how the backups are, for a monitoring system: in its manner, with exit codes of its own."""
+    from backuplib import status
+    from backuplib.remote import remotes
+
+    def subject() -> status.Subject:
+        settings, wrong = survey_settings()
+        backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+        return status.Subject(
+            db_path=settings.db_path,
+            backup_dir=settings.backup_dir,
+            public_key=settings.public_key,
+            max_age_hours=settings.max_age_hours,
+            notified=bool(settings.notify_urls),
+            remotes=remotes(settings.remotes, settings.rclone),
+            warnings=settings.warnings,
+            wrong=wrong,
+            given=[name for name, value in os.environ.items() if value],
+            list_backups=backups.list_backups,
+            recipients=backups.recipients,
+        )
+
+    harden_process()
+    code = status.answer(words, lambda: _command_line().parse_args(words), subject)
+    close_streams()
+    return code
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:

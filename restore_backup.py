@@ -1103,6 +1103,7 @@ def check(options: Options, report: Report) -> None:
         allow_swap=options.allow_swap,
         convert=options.convert,
         memory_limit=restorer.image_limit(),
+        max_age_hours=settings.max_age_hours,
         find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,
