@@ -262,11 +262,11 @@ class _Values:
 
     def notify_urls(self) -> tuple[Secret, ...]:
         """Addresses of apprise's."""
-        value = self.text("NOTIFY_URLS", "")
-        if not value.isprintable():
+        urls = self.text("NOTIFY_URLS", "").split()
+        if not all(url.isprintable() for url in urls):
             self._noted.append("NOTIFY_URLS has a character that cannot be printed, and is not used")
             return ()
-        return tuple(map(Secret, value.split()))
+        return tuple(map(Secret, urls))
 
 
 def _wrong(name: str, value: str, right: str) -> WrongSettingError:
