@@ -24,11 +24,13 @@ from backuplib import typed
 from backuplib.console import Report
 from backuplib.errors import FOLDER, ExitCode
 from backuplib.formatting import printable, quoted, shown
-from backuplib.processes import ENDING, Interrupted, start_apart
+from backuplib.processes import Interrupted, start_apart
 from backuplib.secret import Secret
 
 PING_SECONDS, NOTIFY_SECONDS = 5.0, 10.0  # that one telling may take
 START_SECONDS = 2.0  # that the beginning, if it has not been told yet, holds up the end
+
+ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # signals that end the telling
 
 # With these codes a person left before anything had begun: no failure, and nothing to be told.
 LEFT = {ExitCode.DECLINED, ExitCode.SIGHUP, ExitCode.SIGINT, ExitCode.SIGQUIT, ExitCode.SIGTERM}
@@ -175,8 +177,12 @@ class Watchers:
             self._tell_ping("/start", f"{self._command} on {_host()}")
 
     def end(self) -> None:
-        """Tell how the command ended, which stays as it is; a signal ends this, and nothing else."""
-        report, code = self._report, next(code for code in ExitCode if code == self._report.exit_code)
+        """Tell how the command ended, which stays as it is; a signal ends this, and nothing else.
+
+        Not the one that says that the terminal is gone: just then nobody may read how it ended.
+        """
+        report = self._report
+        code = next((code for code in ExitCode if code == report.exit_code), ExitCode.UNEXPECTED)
         if not self._command or (code in LEFT and not self._begun):
             return
         untold: list[str] = []

@@ -228,7 +228,11 @@ class Checkup:
         if not os.access(folder, os.R_OK | os.X_OK):
             yield UNKNOWN, f"whether a restore was interrupted is not known: no access to {folder}"
             return
-        self.state.running = running(self.target.lock_file)
+        lock_file = self.target.lock_file
+        self.state.running = running(lock_file)
+        if not self.state.running and lock_file.exists() and not os.access(lock_file, os.R_OK):
+            yield UNKNOWN, f"whether a restore is running is not known: no permission to read {lock_file}"
+            return
         self.state.interrupted = False
         if self.state.running:
             yield OK, f"a restore is running: {self.state.running}"

@@ -29,6 +29,7 @@ MOST_ANSWER = 64  # bytes that are read of an answer
 _NOT_TAKEN = {b"OK (not found)": "it does not know that check", b"OK (rate limited)": "it is asked too often"}
 
 
+_NO_POST = ("status 405", "status 501")
 _HEADERS = {"Content-Type": "text/plain; charset=utf-8", "User-Agent": "restore-backup"}
 
 
@@ -40,8 +41,17 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def ping(url: str, text: str, seconds: float) -> str:
-    """Ask a URL, and return why that failed; empty when it has not."""
-    request = Request(url, data=text.encode(), headers=_HEADERS)  # noqa: S310 - http or https: config.py has looked
+    """Ask a URL, and return why that failed; empty when it has not.
+
+    :param text: sent along, where the server takes a text.
+    """
+    reason = _asked(Request(url, data=text.encode(), headers=_HEADERS), seconds)  # noqa: S310 - as config.py: http, https
+    if reason in _NO_POST:
+        reason = _asked(Request(url, headers=_HEADERS), seconds)  # noqa: S310 - the same
+    return reason
+
+
+def _asked(request: Request, seconds: float) -> str:
     try:
         with build_opener(_NoRedirects).open(request, timeout=seconds) as answer:
             return _NOT_TAKEN.get(answer.read1(MOST_ANSWER).strip(), "")

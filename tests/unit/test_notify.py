@@ -169,6 +169,22 @@ def test_signal_ends_the_telling_and_nothing_else(report: Report, server: Listen
     assert report.exit_code == 8
 
 
+def test_lost_terminal_does_not_end_it(report: Report, server: Listener) -> None:
+    def slow(connection: socket.socket) -> None:
+        time.sleep(0.5)
+        answers.OK(connection)
+
+    server.answer = slow
+    watchers = watching(report, server.url)
+    with report.failures():
+        pass  # afterwards all signals are ignored
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP))
+    timer.start()
+    watchers.end()
+    assert not timer.is_alive()
+    assert (server.paths, report.warnings) == ([f"/ping/{TOKEN}"], [])
+
+
 def test_no_process_can_be_started(watchers: Watchers, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: object, **__: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")

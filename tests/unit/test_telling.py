@@ -21,6 +21,16 @@ def test_text_is_sent_and_nothing_else_that_is_ours() -> None:
     assert names == {b"host", b"content-type", b"content-length", b"user-agent", b"accept-encoding", b"connection"}
 
 
+@pytest.mark.parametrize("refusal", [405, 501])
+def test_server_that_takes_no_text_is_asked_without(refusal: int) -> None:
+    with listening() as server:
+        server.answer = lambda connection: (
+            answers.OK(connection) if server.requests[-1][0] == "GET" else status(refusal)(connection)
+        )
+        assert telling.ping(f"{server.url}/{TOKEN}", "x", 5) == ""
+    assert server.requests == [("POST", f"/{TOKEN}", "x"), ("GET", f"/{TOKEN}", "")]
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
