@@ -467,11 +467,11 @@ def _command_line() -> CommandLine:
     rescue = commands.add_parser("rescue", help="make a database of what a damaged one, or a .raw.tar backup, holds")
     rescue.add_argument("file", help="a .raw.tar backup, a database, or -: standard input")
     rescue.add_argument("--to", type=Path, metavar="FILE", help="the new database; left out: a file in /dev/shm")
+    commands.add_parser("prune", help="remove backups older than DB_BACKUP_RETENTION_DAYS; the newest one stays")
     status = commands.add_parser("status", help="say how the backups are, as a monitoring plugin does")
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all that was found, as one JSON object")
     form.add_argument("--prometheus", action="store_true", help="metrics, for the textfile collector of node_exporter")
-    commands.add_parser("prune", help="remove backups older than DB_BACKUP_RETENTION_DAYS; the newest one stays")
     return parser
 
 
