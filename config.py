@@ -17,6 +17,7 @@ from backuplib.errors import MissingPackageError, RefusedError, WrongSettingErro
 from backuplib.formatting import printable
 from backuplib.notify import ping_address
 from backuplib.rclone import PLACE
+from backuplib.retention import Policy, PolicyError
 from backuplib.secret import Secret
 
 Value = TypeVar("Value")
@@ -51,6 +52,7 @@ class Settings:
     db_pass: Secret | None
     backup_dir: Path
     retention_days: int
+    keep: Policy | None
     max_database_bytes: int
     public_key: bytes | None = field(repr=False)
     max_age_hours: int = 26
@@ -59,6 +61,11 @@ class Settings:
     warnings: tuple[str, ...] = ()
     remotes: tuple[str, ...] = ()
     rclone: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def policy(self) -> Policy:
+        """What prune keeps."""
+        return self.keep or Policy.younger_than(self.retention_days)
 
     @property
     def encrypted(self) -> bool:
@@ -111,6 +118,7 @@ def survey_settings(
         db_pass=valid("db_pass", values.db_pass, None),
         backup_dir=base / values.text("DB_BACKUP_PATH", "backups"),
         retention_days=valid("retention_days", lambda: values.number("DB_BACKUP_RETENTION_DAYS", 7, "days"), 7),
+        keep=valid("keep", values.keep, None),
         max_database_bytes=valid(
             "max_database_bytes",
             lambda: values.number("MAX_DATABASE_MB", 0, "megabytes, 0 for as much as fits") * 1_000_000,
@@ -226,6 +234,15 @@ class _Values:
         if not re.fullmatch(r"[0-9]{1,6}", value):
             raise _wrong(name, value, f"a whole number of {unit}, such as {default}")
         return int(value)
+
+    def keep(self) -> Policy | None:
+        """What prune keeps; None: it goes by the age."""
+        value = self.text("BACKUP_KEEP", "")
+        try:
+            return Policy.parse(value) if value.strip() else None
+        except PolicyError as error:
+            right = f"such as last=24 hourly=48 daily=14 weekly=8 monthly=12 yearly=2, any of them: {error}"
+            raise _wrong("BACKUP_KEEP", value, right) from None
 
     def remotes(self) -> tuple[str, ...]:
         """The places beside the backup folder."""

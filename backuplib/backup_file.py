@@ -266,6 +266,8 @@ class Backup(ABC):
     :param expected: its SHA-256, if known: from beside it, or from when it was read before.
     """
 
+    here = True  # so that reading it once more costs little
+
     def __init__(self, path: Path, size: int, expected: str | None, created: datetime) -> None:
         self.path, self.size, self.expected, self.created = path, size, expected, created
         self._unreported = expected is not None
@@ -280,6 +282,9 @@ class Backup(ABC):
     @abstractmethod
     def _restart(self) -> None:
         """Go to the beginning."""
+
+    def _begin(self) -> None:  # noqa: B027 - a file needs nothing
+        """Begin what takes the main thread: another one may read on."""
 
     @abstractmethod
     def _read(self, size: int) -> bytes:
@@ -343,6 +348,7 @@ class Backup(ABC):
     def reading(self, step: Step) -> Iterator[None]:
         """Read it from its beginning; a checksum that does not match says more than any other error."""
         self.rewind()
+        self._begin()
         self.progress = step.progress
         try:
             yield

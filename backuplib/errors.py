@@ -43,7 +43,7 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 8, "failed later; rolled back", f"{AS_BEFORE}; {RUNNING}"
     SERVICES_DOWN = 9, "rolled back, but the services do not come up", f"{AS_BEFORE}, but the services are NOT running."
     DECLINED = 10, "declined at the confirmation"
-    NOT_EVERYWHERE = 11, "the backup is made and safe here, but is not at every remote", "The backups here are whole."
+    NOT_EVERYWHERE = 11, "the backup is made and safe here, but is not at every remote", "What is here stays as it is."
     ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
     SIGHUP = 129, "ended by SIGHUP before the switch"
     SIGINT = 130, "ended by SIGINT before the switch"
@@ -488,7 +488,7 @@ class MissingRcloneError(RemoteError):
     """Remotes are configured, or one was named, and rclone is not installed."""
 
 
-class UnknownRemoteError(RemoteError):
+class RemoteUnknownError(RemoteError):
     """rclone has no remote of this name."""
 
 

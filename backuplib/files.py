@@ -120,6 +120,14 @@ def mount_point(path: Path) -> Path:
     return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
 
 
+def filesystem_type(path: Path) -> str:
+    """Return which kind of filesystem a path is on, such as ext4."""
+    point = str(mount_point(path))
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    mounted = [line for line in lines if unescaped(line.split()[4]) == point]
+    return mounted[-1].partition(" - ")[2].split()[0] if mounted else ""
+
+
 def unescaped(name: str) -> str:
     """Return a path of /proc/self/mountinfo, which has blanks and other signs as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)

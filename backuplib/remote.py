@@ -40,6 +40,7 @@ from backuplib.backup_file import (
     checksum_text,
     named_time,
     outer_layer,
+    recorded_checksum,
 )
 from backuplib.files import CHUNK
 from backuplib.formatting import megabytes, quoted
@@ -49,6 +50,19 @@ SLOWEST = 20_000  # bytes a second
 MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
 PROBE = ".may-we-remove"
 TRY_AGAIN = "Try again; or see the other backups and places: restore_backup.py --list"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands in the checksum file of a backup at a remote."""
+
+    digest: str = ""
+    kind: str = ORDINARY
+    made: datetime | None = None
+    key_ids: tuple[str, ...] = ()
+
+
+NO_RECORD = Record()
 
 
 @dataclass(frozen=True)
@@ -69,14 +83,35 @@ class Remote:
 
         :raises RemoteError: when that cannot be looked up; a folder that is not there has none.
         """
+        found = [self._info(name, size, record) for name, (size, record) in self._contents().items()]
+        return sorted(filter(None, found), key=lambda item: (item.created, item.path.name), reverse=True)
+
+    def lacking(self, backups: Sequence[BackupInfo]) -> list[BackupInfo]:
+        """Return those that are not there, or differ, by name, size and checksum; RemoteError as for the list."""
+        there = self._contents()
+
+        def has(backup: BackupInfo) -> bool:
+            size, record = there.get(backup.path.name, (None, NO_RECORD))
+            with contextlib.suppress(errors.ChecksumUnreadableError):
+                expected = recorded_checksum(backup.path) or record.digest
+                return size == backup.size and "" != record.digest == expected
+            return False
+
+        return [backup for backup in backups if not has(backup)]
+
+    def _contents(self) -> dict[str, tuple[int, Record]]:
+        """Return by name the size of what is there, and what stands beside it."""
         try:
             listed = self._json("lsjson", "--files-only", "--no-modtime", "--no-mimetype", self.place)
         except errors.BackupNotFoundError:
-            return []
+            return {}
         sizes = {str(item["Name"]): int(item["Size"]) for item in listed}
-        records = self._records() if any(name.endswith(".sha256") for name in sizes) else {}
-        found = [self._info(name, size, records.get(name, Record(""))) for name, size in sizes.items()]
-        return sorted(filter(None, found), key=lambda item: (item.created, item.path.name), reverse=True)
+        records: dict[str, Record] = {}
+        if any(name.endswith(".sha256") for name in sizes):
+            with contextlib.suppress(errors.BackupNotFoundError):  # the last one has just been removed
+                text = self._rclone.run("cat", "--max-depth=1", "--include=/*.sha256", self.place)
+                records = read_records(plain_text(text))
+        return {name: (size, records.get(name, NO_RECORD)) for name, size in sizes.items()}
 
     def _info(self, name: str, size: int, record: Record) -> BackupInfo | None:
         made = record.made or named_time(name)
@@ -84,12 +119,6 @@ class Remote:
             return None
         kind = AS_THEY_WERE if ".raw.tar" in name else record.kind
         return BackupInfo(Path(name), made, size, name.endswith(ENCRYPTED_NAMES), record.key_ids, kind, self.place)
-
-    def _records(self) -> dict[str, Record]:
-        """Return what the checksum files say, by the names in them."""
-        with contextlib.suppress(errors.BackupNotFoundError):  # the last one has just been removed
-            return read_records(plain_text(self._rclone.run("cat", "--max-depth=1", "--include=/*.sha256", self.place)))
-        return {}
 
     def checksum(self, name: str) -> str | None:
         """Return the SHA-256 that stands beside a backup there; None without a checksum file.
@@ -202,7 +231,8 @@ class Remote:
 
     def beginning(self, name: str, count: int) -> bytes:
         """Return the first bytes of an object."""
-        return self._rclone.run("cat", f"--count={count}", self.at(name), way=MOVE)
+        with contextlib.closing(self._rclone.stream("cat", f"--count={count}", self.at(name))) as stream:
+            return b"".join(iter(lambda: stream.read(count), b""))
 
 
 def remotes(places: Sequence[str], variables: Mapping[str, str]) -> list[Remote]:
@@ -219,6 +249,8 @@ class RemoteBackup(Backup):
     Its first bytes are kept, and the others begin to flow when they are read: not while an operator types a key.
     """
 
+    here = False
+
     def __init__(self, remote: Remote, name: str, limit: float) -> None:
         size = remote.size(name)
         if size is None:
@@ -227,7 +259,7 @@ class RemoteBackup(Backup):
             )
         text = remote.beside(name)
         expected = checksum_in(text, name, Path(f"{remote.at(name)}.sha256")) if text else None
-        made = read_records(text).get(name, Record("")).made or named_time(name)
+        made = read_records(text).get(name, NO_RECORD).made or named_time(name)
         super().__init__(Path(remote.at(name)), size, expected, made or datetime.now().astimezone())
         self.refuse_larger(limit)
         self._remote, self._name = remote, name
@@ -251,25 +283,29 @@ class RemoteBackup(Backup):
         self.close()
         self._failure = None
 
+    def _begin(self) -> None:
+        if not self._stream and self.size > len(self._head):
+            self._stream = self._remote.stream(self._name, len(self._head))
+
     def _read(self, size: int) -> bytes:
         if self._failure:  # gpg has been told that the message ends here
             raise self._failure
         begin = self._position
         if begin < len(self._head):
             return self._head[begin : begin + size]
-        if begin == self.size and not self._stream:
+        self._begin()
+        if not self._stream:  # the first bytes are all
             return b""
         try:
-            return self._flowing(begin, size)
+            return self._flowing(self._stream, begin, size)
         except errors.OperatorError as error:
             self._failure = error
             raise
 
-    def _flowing(self, begin: int, size: int) -> bytes:
+    def _flowing(self, stream: Stream, begin: int, size: int) -> bytes:
         """Read what comes behind the first bytes."""
-        self._stream = self._stream or self._remote.stream(self._name, begin)
         try:
-            data = self._stream.read(size)
+            data = stream.read(size)
         except errors.RemoteError as error:
             what = f"{self._name} broke off after {megabytes(begin)} of {megabytes(self.size)}"
             raise type(error)(f"{what}: {error}", hint=error.hint) from None
@@ -291,16 +327,6 @@ class RemoteBackup(Backup):
 
 
 # --- what stands beside it ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Record:
-    """What stands in the checksum file of a backup at a remote."""
-
-    digest: str
-    kind: str = ORDINARY
-    made: datetime | None = None
-    key_ids: tuple[str, ...] = ()
 
 
 _RECORD_LINE = re.compile(r"^(?:([0-9a-f]{64}) [ *](.+)|# (kind|made|keys): (.{1,500}?))\r?$", re.MULTILINE)
@@ -349,6 +375,12 @@ def split(path: Path) -> tuple[str, str]:
     match = re.fullmatch(r"(.*[:/])([^:/]*)", str(path), re.DOTALL)
     place, name = match.groups() if match else ("", str(path))
     return place if place.endswith(":") else place.rstrip("/"), name
+
+
+def opened(path: Path, variables: Mapping[str, str], limit: float) -> RemoteBackup:
+    """Open what was named as REMOTE:PATH; errors as :meth:`Remote.open` has them."""
+    place, name = split(path)
+    return Remote(place, variables).open(name, limit)
 
 
 def named(backup: BackupInfo) -> Path:

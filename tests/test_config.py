@@ -50,6 +50,28 @@ def revealed(secret: Secret | None) -> str | None:
     return None if secret is None else secret.reveal()
 
 
+# --- remotes ---------------------------------------------------------------------------------------------------------
+
+
+def test_remotes_are_paths_of_rclone_and_its_variables_come_along(tmp_path: Path) -> None:
+    """From .env, too, where the environment comes first."""
+    given = {"BACKUP_REMOTES": " offsite:shopbot\tnas:/srv/backups offsite:shopbot ", "RCLONE_CONFIG_NAS_PASS": "x"}
+    settings = load(tmp_path, given, RCLONE_CONFIG_NAS_PASS="y", RCLONE_CONFIG_NAS_TYPE="sftp")
+    assert settings.remotes == ("offsite:shopbot", "nas:/srv/backups")
+    assert settings.rclone == {"RCLONE_CONFIG_NAS_PASS": "y", "RCLONE_CONFIG_NAS_TYPE": "sftp"}
+    assert "RCLONE_CONFIG_NAS_PASS" not in repr(settings)
+    assert not any("mistyped" in text for text in settings.warnings)
+    assert load(tmp_path / "elsewhere").remotes == ()
+
+
+@pytest.mark.parametrize("place", ["backups", "/srv/backups", "-x:y", ":sftp,host=nas,pass=secret:", "https://nas/x"])
+def test_remote_that_is_no_path_of_rclone_is_refused(tmp_path: Path, place: str) -> None:
+    """With nothing before the colon its credentials would stand in a command line."""
+    told = refused(tmp_path, BACKUP_REMOTES=f"offsite:shopbot {place}")
+    assert "BACKUP_REMOTES is" in told
+    assert "offsite:shopbot" in told
+
+
 # --- where values come from ------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def test_env_example_says_what_keeps_two_folders_of_one_name_apart() -> None:
 def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
     shown = printed_help("database_backup.py")
     commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))
-    assert commands == {"create", "list", "verify", "rescue", "prune", "status"}
+    assert commands == {"create", "push", "list", "verify", "rescue", "prune", "status"}
     named = {word for line in readme.splitlines() if "database_backup.py" in line for word in re.findall(r"\w+", line)}
     assert commands <= named
 

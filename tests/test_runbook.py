@@ -25,6 +25,7 @@ from tests.support.containers import wait_until
 from tests.support.documents import blocks_for, readme_blocks, runbook_blocks, ssh_blocks_of_the_readme
 from tests.support.keys import GpgHome, Keys, gpg_home
 from tests.support.plugin import metrics, plugin
+from tests.support.remotes import serving
 from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed, Shop
 from tests.support.ssh import CONFIRM, MENU, Host, make_venv, run_bash
 from tests.support.terminal import COMPLETION
@@ -39,6 +40,8 @@ RUN_ELSEWHERE = {
     "mkdir ops\n": "test_into_a_bot.py",
     "cp TOOL/examples/bot/db_backup.py utils/db_backup.py\n": "test_into_a_bot.py",
     "DB_PASS='it\\'s $9.99": "a setting: test_into_a_bot.py",
+    "BACKUP_REMOTES='offsite:shopbot ": "a setting: test_config.py",
+    ".venv/bin/python restore_backup.py offsite:latest\n": "test_remotes.py, with key and passphrase",
     f"{COMPLETION['bash']}\n": "test_completion.py",
     f"{COMPLETION['zsh']}\n": "test_completion.py",
     "prepare, bot up ": "a picture",
@@ -59,6 +62,7 @@ SITUATIONS = (
     "raw, unpacked",
     "new machine",
     "new machine, at home",
+    "new machine, from a remote",
     "copies",
     "keys",
     "watched",
@@ -264,6 +268,28 @@ def test_blocks_for_a_new_machine(host: Host) -> None:
     assert (host.shop.path / ".env").stat().st_mode & 0o777 == (host.folder / "away/.env").stat().st_mode & 0o777
 
 
+@pytest.mark.deep
+@pytest.mark.needs("rclone")
+def test_block_for_a_new_machine_with_a_remote(host: Host, tmp_path: Path) -> None:
+    """From nothing but .env, rclone's configuration, key and passphrase."""
+    rows = host.shop.backup_rows(host.shop.path / BACKUP, host.key)
+    (code,) = blocks_for("new machine, from a remote")
+    with serving("webdav", tmp_path / "server") as server:
+        settings = {name.removeprefix("RCLONE_CONFIG_OFFSITE_"): text for name, text in server.variables().items()}
+        configured = host.folder / "home/.config/rclone/rclone.conf"
+        configured.parent.mkdir(parents=True)
+        configured.write_text("[offsite]\n" + "".join(f"{key.lower()} = {text}\n" for key, text in settings.items()))
+        host.shop.write_env(BACKUP_REMOTES=server.place)
+        pushed = host.on_host(".venv/bin/python database_backup.py push")
+        assert pushed.code == 0, pushed.text
+        for folder in (host.shop.backups, host.shop.db_path.parent):
+            shutil.rmtree(folder)
+        done = host.type(code)
+    assert done.code == 0, done.text
+    assert host.shop.rows() == rows
+    assert not list(host.shop.backups.glob("*.gpg"))
+
+
 def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg: GpgHome, tmp_path: Path) -> None:
     """With what the block leaves: public key into .env, a backup, its restore with the subkey alone."""
     (code,) = blocks_for("keys")
@@ -402,11 +428,11 @@ def test_commands_of_the_units_run(host: Host) -> None:
 def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     text = (ROOT / "examples/crontab").read_text()
     lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", text, re.MULTILINE)
-    backup, drill, copy, verify = lines
+    backup, prune, drill, copy, verify = lines
     assert f"{copy}\n" in blocks_for("copies")
     with closing(host.shop.connect()) as connection:
         connection.execute("DELETE FROM items")  # those of orders that are gone would be told
-    for line in (backup, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
+    for line in (backup, prune, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
         done = host.on_host(line.replace(FOLDER_OF_UNITS, str(host.shop.path)))
         assert (done.code, done.text) == (0, "")
     shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
@@ -414,3 +440,4 @@ def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     assert Path(program).name == "verify-newest.sh"
     done = verify_newest(host, arguments.replace("/ops", "").replace("/var/backups/shopbot", "backups"))
     assert (done.code, done.text) == (0, "")
+    assert [proof.how for proof in proofs.read(host.shop.backups)] == ["verified"]

@@ -155,7 +155,7 @@ def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys:
     assert done.code == 0, done.text
     safety = Path(done.report["safety_backup"])
     made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
-    roots = {"restore.log": 0o600, "last-restore.json": 0o644}
+    roots = {"restore.log": 0o600, "last-restore.json": 0o644, "proofs.jsonl": 0o600}
     for name, mode in roots.items():
         status = made.pop(name)
         assert (status.st_uid, status.st_mode & 0o7777) == (0, mode)

@@ -29,11 +29,13 @@ SETTINGS = (
     "DB_PASS",
     "DB_BACKUP_PATH",
     "DB_BACKUP_RETENTION_DAYS",
+    "BACKUP_KEEP",
     "MAX_DATABASE_MB",
     "PGP_PUBLIC_KEY_BASE64",
     "BACKUP_MAX_AGE_HOURS",
     "PING_URL",
     "NOTIFY_URLS",
+    "BACKUP_REMOTES",
 )
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
 """A backup of a name that does not change, in the shop's folder."""
@@ -297,7 +299,10 @@ class Shop:
 
         Without the width that the tests' own runner has set for its workers.
         """
-        inherited = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "COLUMNS")}
+        ours = (*SETTINGS, "COLUMNS", "AWS_CA_BUNDLE")  # with the last one, rclone 1.60 reaches no S3 at all
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in ours and not name.startswith("RCLONE_")
+        }
         own = {"HOME": str(self.path.parent / f"{self.path.name}-home"), "LC_ALL": "C.UTF-8"}
         return {**inherited, **own, **self.env, **(extra or {})}
 
@@ -366,8 +371,9 @@ class Shop:
 
 
 def everything(shop: Shop) -> dict[str, FileState]:
-    """Data and backups; the log is there to be written to."""
-    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name != "restore.log"}
+    """Data and backups; the log and the proofs are there to be written to."""
+    written = ("restore.log", "proofs.jsonl")
+    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name not in written}
     return shop.snapshot() | backups
 
 
