@@ -48,6 +48,7 @@ from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
 from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
+from backuplib.notify import Watchers
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
 from backuplib.pruning import Rule, decide_here, prune_here, prune_remotes, remove_here
@@ -57,7 +58,7 @@ from backuplib.remote import remotes
 from backuplib.retention import Policy
 from backuplib.selection import Places
 from backuplib.signing import SigningFolder
-from config import Settings, load_settings
+from config import Settings, load_settings, survey_settings
 
 if TYPE_CHECKING:
     import sqlite3
@@ -66,6 +67,7 @@ P = ParamSpec("P")
 
 logger = logging.getLogger(__name__)
 
+WATCHED = ("create", "push", "prune")  # commands whose end is told to PING_URL and NOTIFY_URLS
 PAGES_AT_ONCE = 4096  # of the copy, between two looks for a signal
 
 
@@ -539,23 +541,63 @@ def _command_line() -> CommandLine:
     prune = commands.add_parser("prune", help="remove what BACKUP_KEEP or DB_BACKUP_RETENTION_DAYS does not keep")
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     prune.add_argument("--bots-too", action="store_true", help="remove SQL dumps of the bot's, too")
+    status = commands.add_parser("status", help="say how the backups are, as a monitoring plugin does")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all that was found, as one JSON object")
+    form.add_argument("--prometheus", action="store_true", help="metrics, for the textfile collector of node_exporter")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     open_streams()
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["status"]:
+        return _status(words)
     logging.basicConfig(format="⚠️  %(message)s", level=logging.WARNING)
     signals = Signals()
     signals.install()
     report = Report(Console(), signals)
+    watchers = Watchers(report)
     with report.failures():
         arguments = _command_line().parse_args(argv)
         harden_process()
         remove_leftovers()
+        if arguments.command in WATCHED and not getattr(arguments, "dry_run", False):
+            watchers.watch(arguments.command, survey_settings()[0])
+            watchers.begin()
         _run(arguments, report)
+    watchers.end()
     close_streams()
     return report.exit_code
+
+
+def _status(words: list[str]) -> int:
+    """Look how the backups are, for a monitoring system: in its manner, with exit codes of its own."""
+    from backuplib import status
+    from backuplib.remote import remotes
+
+    def subject() -> status.Subject:
+        settings, wrong = survey_settings()
+        backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+        return status.Subject(
+            db_path=settings.db_path,
+            backup_dir=settings.backup_dir,
+            public_key=settings.public_key,
+            max_age_hours=settings.max_age_hours,
+            notified=bool(settings.notify_urls),
+            remotes=remotes(settings.remotes, settings.rclone),
+            warnings=settings.warnings,
+            wrong=wrong,
+            given=[name for name, value in os.environ.items() if value],
+            list_backups=backups.list_backups,
+            recipients=backups.recipients,
+        )
+
+    harden_process()
+    code = status.answer(words, lambda: _command_line().parse_args(words), subject)
+    close_streams()
+    return code
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:

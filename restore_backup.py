@@ -45,6 +45,7 @@ from backuplib.journal import Journal
 from backuplib.listing import choose_backup, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import latest_at, refuse_misnamed, refuse_plain_as_encrypted, refuse_unrestorable
+from backuplib.notify import Watchers
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
@@ -787,6 +788,7 @@ class Restorer:
 
         :raises BackupFailedError: when it could not be kept.
         """
+        self.report.begins()
         files = plan.target.change_marker()
         if self.options.skip_backup:
             return SafetyBackup(None, files)
@@ -956,6 +958,7 @@ class Restorer:
             with contextlib.suppress(errors.CannotWriteError):  # on a full disk the lock on the folder must do
                 alone.enter_context(taking_turn(target.lock_file)).say(RECOVERING)
             alone.enter_context(target.lock(self.console.line))
+            self.report.begins()
             switch = self.interrupted(target)
             pending = switch and switch.journal.containers and self.options.no_restart
             if switch and pending:
@@ -1065,7 +1068,7 @@ settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
   PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, SIGNING_DIR, REQUIRE_SIGNATURE,
-  BACKUP_REMOTES
+  BACKUP_REMOTES, BACKUP_MAX_AGE_HOURS, PING_URL, NOTIFY_URLS
 """
 
 
@@ -1162,13 +1165,17 @@ def main(argv: list[str] | None = None) -> int:
     signals.install()
     as_json = "--json" in (sys.argv if argv is None else argv)  # also when the rest cannot be understood
     report = Report(Console(as_json=as_json), signals)
+    watchers = Watchers(report)
     with report.failures():
         options = parse(argv)
         harden_process()
         remove_leftovers()
+        if not (options.verify_only or options.list or options.check or options.drill):
+            watchers.watch("recover" if options.recover else "restore", survey_settings()[0])
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
+    watchers.end()
     report.console.close()
     close_streams()
     return report.exit_code
@@ -1238,6 +1245,7 @@ def check(options: Options, report: Report) -> None:
         allow_swap=options.allow_swap,
         convert=options.convert,
         memory_limit=restorer.image_limit(),
+        max_age_hours=settings.max_age_hours,
         find_bot=lambda: restorer.find_bot(restorer.is_configured(target)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,

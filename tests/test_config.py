@@ -493,3 +493,38 @@ def test_signing_key_is_roots_or_lies_with_the_state_of_the_users_programs(
     )
     assert load(tmp_path, None, SIGNING_DIR="/keys").signing_dir == Path("/keys")
     assert "SIGNING_DIR is 'keys'" in refused(tmp_path, SIGNING_DIR="keys")
+
+
+# --- who watches -----------------------------------------------------------------------------------------------------
+
+
+def test_addresses_of_who_watches_are_secrets(tmp_path: Path) -> None:
+    environ = {"PING_URL": " https://hc.example/to-ken ", "NOTIFY_URLS": "tgram://bot/chat\n  mailto://x"}
+    settings = load_settings(tmp_path, environ)
+    assert settings.ping_url
+    assert settings.ping_url.reveal() == "https://hc.example/to-ken"
+    assert [url.reveal() for url in settings.notify_urls] == ["tgram://bot/chat", "mailto://x"]
+    assert "to-ken" not in repr(settings)
+    assert "bot" not in repr(settings)
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PING_URL", "htps://to-ken/x"), ("PING_URL", "to-ken"), ("NOTIFY_URLS", "tgram://to-ken\x1b[2J \udcff")],
+)
+def test_address_that_cannot_be_used_is_a_warning_and_keeps_nobody_from_a_restore(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    settings = load_settings(tmp_path, {name: value})
+    assert (settings.ping_url, settings.notify_urls) == (None, ())
+    (warning,) = settings.warnings
+    assert name in warning
+    assert "to-ken" not in warning
+
+
+def test_age_that_is_too_old_is_a_number_of_hours(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, {}).max_age_hours == 26
+    assert load_settings(tmp_path, {"BACKUP_MAX_AGE_HOURS": "48"}).max_age_hours == 48
+    with pytest.raises(WrongSettingError, match="BACKUP_MAX_AGE_HOURS is 'a day'"):
+        load_settings(tmp_path, {"BACKUP_MAX_AGE_HOURS": "a day"})

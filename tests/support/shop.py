@@ -34,6 +34,9 @@ SETTINGS = (
     "PGP_PUBLIC_KEY_BASE64",
     "SIGNING_DIR",
     "REQUIRE_SIGNATURE",
+    "BACKUP_MAX_AGE_HOURS",
+    "PING_URL",
+    "NOTIFY_URLS",
     "BACKUP_REMOTES",
 )
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"

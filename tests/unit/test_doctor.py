@@ -72,6 +72,7 @@ def subject(tmp_path: Path) -> Subject:
         allow_swap=True,
         convert=False,
         memory_limit=1 << 30,
+        max_age_hours=26,
         find_bot=lambda: None,
         list_backups=lambda: backups,
         recipients=lambda: [OURS],
