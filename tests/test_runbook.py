@@ -52,6 +52,7 @@ SITUATIONS = (
     "cut off",
     "terminal",
     "terminal on the host",
+    "litestream",
     "raw",
     "raw, unpacked",
     "new machine",
