@@ -15,6 +15,7 @@ from typing import TypeVar
 from backuplib import armor
 from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError
 from backuplib.formatting import printable
+from backuplib.rclone import PLACE
 from backuplib.secret import Secret
 
 Value = TypeVar("Value")
@@ -39,7 +40,8 @@ class Environment(Enum):
 class Settings:
     """Validated settings; paths are absolute. ``max_database_bytes`` 0: limited by memory only.
 
-    ``warnings``: what is odd about them, for people; without any value that could be secret.
+    ``warnings``: what is odd about them, for people; without any value that could be secret. ``remotes``: rclone paths;
+    ``rclone``: the variables that rclone gets, and nothing else does.
     """
 
     base_dir: Path
@@ -51,6 +53,8 @@ class Settings:
     max_database_bytes: int
     public_key: bytes | None = field(repr=False)
     warnings: tuple[str, ...] = ()
+    remotes: tuple[str, ...] = ()
+    rclone: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def encrypted(self) -> bool:
@@ -109,6 +113,8 @@ def survey_settings(
             0,
         ),
         public_key=valid("public_key", values.public_key, None),
+        remotes=valid("remotes", values.remotes, ()),
+        rclone=values.of_rclone(),
         warnings=tuple(values.warnings()),  # last, when all names that there are have been asked for
     )
     return settings, wrong
@@ -213,6 +219,18 @@ class _Values:
         if not re.fullmatch(r"[0-9]{1,6}", value):
             raise _wrong(name, value, f"a whole number of {unit}, such as {default}")
         return int(value)
+
+    def remotes(self) -> tuple[str, ...]:
+        """The places beside the backup folder."""
+        places = tuple(dict.fromkeys(self.text("BACKUP_REMOTES", "").split()))
+        for place in places:
+            if not PLACE.fullmatch(place):
+                right = "rclone paths, separated by blanks, such as offsite:shopbot; rclone listremotes shows the names"
+                raise _wrong("BACKUP_REMOTES", place, right)
+        return places
+
+    def of_rclone(self) -> dict[str, str]:
+        return {name: value for name, value in self._values.items() if name.startswith("RCLONE_")}
 
     def public_key(self) -> bytes | None:
         value = self.text("PGP_PUBLIC_KEY_BASE64", "")

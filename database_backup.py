@@ -47,7 +47,9 @@ from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
+from backuplib.pushing import push_missing, push_new
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
+from backuplib.remote import remotes
 from config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -454,10 +456,11 @@ def _command_line() -> CommandLine:
         prog="database_backup.py", description="Make, list, verify, remove and rescue backups of the bot's database."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    create = commands.add_parser("create", help="make a backup and print its path")
+    create = commands.add_parser("create", help="make a backup, print its path, and copy it to BACKUP_REMOTES")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
     create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
+    commands.add_parser("push", help="copy to each of BACKUP_REMOTES what it lacks, newest first")
     commands.add_parser("list", help="show the backups, newest first")
     commands.add_parser("verify", help="check a backup as far as that goes without the private key").add_argument(
         "file", type=Path
@@ -497,6 +500,10 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
             for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
                 console.line(line)
         console.result(str(made))
+        if settings.remotes:
+            push_new(remotes(settings.remotes, settings.rclone), made, console.line)
+    elif arguments.command == "push":
+        push_missing(remotes(settings.remotes, settings.rclone), backups.list_backups(), console.result)
     elif arguments.command == "verify":
         console.result(f"✅ {shown(arguments.file)}: {backups.verify_backup(arguments.file)}")
     elif arguments.command == "rescue":

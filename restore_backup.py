@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import inspect
 import itertools
+import math
 import os
 import sys
 import textwrap
@@ -25,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
-from backuplib import __version__, errors, typed
-from backuplib.backup_file import BEFORE_A_RESTORE, BackupFile, BackupInfo
+from backuplib import __version__, errors, remote, typed
+from backuplib.backup_file import BEFORE_A_RESTORE, Backup, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
 from backuplib.comparison import Contents, differing, read_live, row_comparison, tables_of, total_loss
@@ -41,11 +42,12 @@ from backuplib.inspection import Inspection
 from backuplib.journal import Journal
 from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
-from backuplib.named import refuse_misnamed, refuse_unrestorable
+from backuplib.named import refuse_misnamed, refuse_unrestorable, resolved
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
+from backuplib.remote import is_elsewhere
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
 from backuplib.storage import journal_mode
@@ -98,7 +100,7 @@ class Options:
 class Plan:
     """What will be done: made by the preflight, shown to the operator, followed by the phases."""
 
-    backup: BackupFile
+    backup: Backup
     target: Target
     configured: bool
     bot: Bot | None
@@ -224,8 +226,11 @@ class Restorer:
             )
         if self.options.backup_file == LATEST:
             self.options.backup_file = choose_latest(self.list_backups(), self.settings.backup_dir, self.console.line)
-        if self.options.backup_file:
-            refuse_misnamed(self.options.backup_file, self.settings.backup_dir, target.path, self.list_backups)
+        named = self.options.backup_file
+        if named and is_elsewhere(named):
+            self.options.backup_file = resolved(named, self.settings.remotes, self.settings.rclone, self.console.line)
+        elif named:
+            refuse_misnamed(named, self.settings.backup_dir, target.path, self.list_backups)
         hidden = 0 if self.options.verify_only else target.hidden_from_us()
         unseen = target.unseen(hidden) if hidden else ""
         if not self.terminal.present:
@@ -246,7 +251,7 @@ class Restorer:
         options, configured = self.options, is_configured(target.path, self.settings)
         encrypted, swappable, problem = True, False, ""
         if options.backup_file and not options.key_stdin:
-            with contextlib.closing(BackupFile(options.backup_file)) as backup:
+            with contextlib.closing(self.opened(options.backup_file)) as backup:
                 encrypted = backup.layer == "openpgp"
         if not options.allow_swap and swap_on_disk():
             with RamFolder() as ram:
@@ -296,7 +301,7 @@ class Restorer:
         """Return the backups of the configured database, newest first."""
         return self.backups_of(self.settings.db_path).list_backups()
 
-    def open_backup(self, target: Target) -> BackupFile:
+    def open_backup(self, target: Target) -> Backup:
         """Open the backup file that was named or is chosen from the menu, and look what it is."""
         folder = self.settings.backup_dir
         path = self.options.backup_file
@@ -305,14 +310,18 @@ class Restorer:
                 path = choose_backup(self.list_backups(), folder, self.terminal)
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
-        backup = BackupFile(path, self.image_limit())
+        backup = self.opened(path, self.image_limit())
         if backup.expected is None:
             self.report.warn(f"no checksum beside {path.name}: only its content can tell whether it is whole")
-        if self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin):
+        if backup.here and (self.options.stop_first or (backup.layer == "openpgp" and not self.options.key_stdin)):
             # before services stop, or somebody has to paste a key, for nothing
             with self.console.step("🔎 Checksum...", backup.size) as step, backup.reading(step):
                 pass
         return backup
+
+    def opened(self, path: Path, limit: float = math.inf) -> Backup:
+        """Open a backup, here or at a remote."""
+        return remote.opened(path, self.settings.rclone, limit) if is_elsewhere(path) else BackupFile(path, limit)
 
     def check_encryption(self, target: Target) -> None:
         """Refuse, without --convert, to replace an encrypted database by a plain one, or the reverse."""
@@ -323,7 +332,7 @@ class Restorer:
                 raise
             self.report.warn(f"{error}; a restore replaces it with --convert only")
 
-    def check_memory(self, target: Target, backup: BackupFile) -> None:
+    def check_memory(self, target: Target, backup: Backup) -> None:
         """Refuse early when the restored database, or the safety backup's copy of the live one, would not fit."""
         live = 0 if self.options.skip_backup else size_of_files(target.path)
         need, what = max((live, "the safety backup"), (backup.size, "the restored database"))
@@ -439,7 +448,7 @@ class Restorer:
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
-    def access(self, backup: BackupFile, ram: RamFolder) -> Access:
+    def access(self, backup: Backup, ram: RamFolder) -> Access:
         """Read key and passphrase, and try them on the beginning of the backup.
 
         :raises DecryptionError: when they do not open it.
@@ -520,7 +529,7 @@ class Restorer:
         """Return what takes up the decrypted stream: in a buffer, or where SQLCipher can open it."""
         return DatabaseImage(limit, ram.path if self.engine.db_pass else None, bare=bare)
 
-    def decrypt(self, backup: BackupFile, access: Access, ram: RamFolder, limit: int) -> DatabaseImage:
+    def decrypt(self, backup: Backup, access: Access, ram: RamFolder, limit: int) -> DatabaseImage:
         """Decrypt with the key and passphrase that open the beginning."""
         fingerprint = access.key.fingerprint
         image = self.new_image(ram, limit)
@@ -936,13 +945,14 @@ exit codes:
 settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
-  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, BACKUP_REMOTES
 """
 
 
 def named_file(name: str) -> Path:
-    """Return the backup that was named: a path, or the word for the newest one where no file has that name."""
-    return LATEST if name == str(LATEST) and not os.path.lexists(name) else absolute(name)
+    """Return the backup that was named: where no file has that name, it may be REMOTE:PATH, or the newest one."""
+    path = Path(name)
+    return path if (path == LATEST or is_elsewhere(path)) and not os.path.lexists(name) else absolute(name)
 
 
 def absolute(path: str) -> Path:
@@ -961,7 +971,7 @@ def command_line() -> CommandLine:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    what = "the backup: .db.gz.gpg, .db.gz or .db, or latest; left out: a menu"
+    what = "the backup: .db.gz.gpg, .db.gz or .db, latest, or REMOTE:PATH through rclone; left out: a menu"
     parser.add_argument("backup_file", nargs="?", type=named_file, help=what)
     group = parser.add_argument_group("key and passphrase")
     add = group.add_argument
@@ -1073,6 +1083,11 @@ def check(options: Options, report: Report) -> None:
     """Look at what a restore with these options would need, without the key; nothing is asked, nothing touched."""
     from backuplib import doctor
 
+    if options.backup_file and is_elsewhere(options.backup_file):
+        raise errors.UsageError(
+            "--check looks at the backups here, and whether each remote answers",
+            hint=f"To check that one: {errors.restore_command('--verify-only', str(options.backup_file))}",
+        )
     settings, wrong = survey_settings()
     enter_private_mounts()
     terminal = Terminal()
@@ -1098,6 +1113,7 @@ def check(options: Options, report: Report) -> None:
         find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,
+        remotes=remote.remotes(settings.remotes, settings.rclone),
     )
     doctor.run(subject, report)
 

@@ -9,6 +9,7 @@ import os
 import re
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,6 +65,8 @@ BACKUP_NAME = re.compile(r"db_backup_(\d{8}_\d{6})(\.raw\.tar|\.db)(\.gz)?(\.gpg
 ENCRYPTED_NAMES = (".gpg", ".pgp", ".asc")
 _NAME_WITH_TIME = re.compile(r"db_backup_(\d{8}_\d{6})\.")
 
+LOCAL = "local"  # where a backup is that lies in the backup folder
+
 # Kinds of backups. One made before a restore has a line that says so in its checksum file, where sha256sum skips it.
 ORDINARY, BEFORE_A_RESTORE, AS_THEY_WERE, SQL_DUMP = "ordinary", "before a restore", "files as they were", "SQL dump"
 _KIND_LINE = re.compile(rf"^# kind: ({BEFORE_A_RESTORE})\r?$", re.MULTILINE)
@@ -78,8 +81,9 @@ _WRITING = (-30, 120)
 
 @dataclass(frozen=True)
 class BackupInfo:
-    """A backup in the backup folder; ``key_ids`` are those that open it, as far as its packets tell.
+    """A backup; ``key_ids`` are those that open it, as far as its packets tell.
 
+    ``place``: "local", the backup folder, or a remote, where ``path`` is its name alone.
     Of kind "ordinary" is what neither its name, its checksum file nor its first bytes call otherwise.
     """
 
@@ -89,6 +93,7 @@ class BackupInfo:
     encrypted: bool
     key_ids: tuple[str, ...] = ()
     kind: str = ORDINARY
+    place: str = LOCAL
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
@@ -114,6 +119,8 @@ class BackupInfo:
         """What opens it, for people."""
         if not self.encrypted:
             return "PLAIN: not encrypted"
+        if self.place != LOCAL and not self.key_ids:
+            return "opened by a key that is not known here"
         ids = [key_id for key_id in self.key_ids if key_id != HIDDEN_RECIPIENT]
         named = [f"key ID {' or '.join(ids)}"] if ids else []
         hidden = [] if ids and len(ids) == len(self.key_ids) else ["a key that it does not name"]
@@ -179,8 +186,15 @@ def backup_time(path: Path) -> datetime:
             for offset in _OFFSETS:
                 if _WRITING[0] <= written - (as_utc - offset) <= _WRITING[1]:
                     return datetime.fromtimestamp(as_utc - offset).astimezone()
-            return datetime(*named[:6]).astimezone()
-    return datetime.fromtimestamp(written).astimezone()
+    return named_time(path.name) or datetime.fromtimestamp(written).astimezone()
+
+
+def named_time(name: str) -> datetime | None:
+    """Return when a backup was made by its name alone, taken for one of this machine's zone; None: it has no time."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if match := _NAME_WITH_TIME.match(name):
+            return datetime(*time.strptime(match[1], "%Y%m%d_%H%M%S")[:6]).astimezone()
+    return None
 
 
 def checksum_text(name: str, digest: str, kind: str) -> str:
@@ -208,19 +222,27 @@ def recorded_checksum(backup: Path) -> str | None:
         raise errors.ChecksumUnreadableError(
             f"cannot read {path}: {error.strerror}", hint=f"Check: ls -l {quoted(path)}"
         ) from None
+    return checksum_in(text, backup.name, path)
+
+
+def checksum_in(text: str, name: str, path: Path) -> str:
+    """Return the SHA-256 of a backup of this name that stands in the text of a checksum file.
+
+    :raises ChecksumUnreadableError: when there is none, or it cannot be told which one is meant.
+    """
     lines = [
-        (name or following, (one or other).lower()) for name, one, other, following in _CHECKSUM_LINE.findall(text)
+        (one or following, (tagged or plain).lower()) for one, tagged, plain, following in _CHECKSUM_LINE.findall(text)
     ]
     digests = {digest for _, digest in lines}
-    named = [digest for name, digest in lines if _same_name(name, backup.name)]
+    named = [digest for one, digest in lines if _same_name(one, name)]
     if named or len(digests) == 1:
         return str(named[-1] if named else digests.pop())
     raise errors.ChecksumUnreadableError(
-        f"{path} has {len(digests)} checksums, and none names {backup.name}"
+        f"{path} has {len(digests)} checksums, and none names {name}"
         if digests
         else f"{path} has no SHA-256 checksum in it",
         hint="Write it anew where the backup was made, and copy it here: "
-        f"sha256sum {quoted(backup.name)} > {quoted(path.name)}",
+        f"sha256sum {quoted(name)} > {quoted(path.name)}",
     )
 
 
@@ -236,45 +258,56 @@ def _same_name(listed: str, name: str) -> bool:
     return listed == name or re.split(r"[/\\]", listed.replace("\\\\", "\\"))[-1] == name
 
 
-class BackupFile:
-    """The backup, opened once and hashed while it is read: what is checked is what is decrypted.
+class Backup(ABC):
+    """A backup that is hashed while it is read: what is checked is what is decrypted.
 
-    :param limit: bytes that it may have.
-    :raises BackupNotFoundError: when it is not a file that can be read.
-    :raises NoMemoryError: when it is larger than the limit.
+    :param path: how it is called, for people.
+    :param size: in bytes.
+    :param expected: its SHA-256, if known: from beside it, or from when it was read before.
     """
 
-    def __init__(self, path: Path, limit: float = math.inf) -> None:
-        self.path = path
-        self.expected = recorded_checksum(path)  # SHA-256, if known: from beside it, or from when it was read before
-        self._unreported = self.expected is not None
-        try:
-            self._file = open_regular(path)
-        except OSError as error:
-            denied = f"Look who may read it: ls -l {quoted(path)}. As root: {errors.same_command(root=True)}"
-            raise errors.BackupNotFoundError(
-                f"cannot read the backup {path}: {error.strerror}",
-                hint=denied
-                if isinstance(error, PermissionError)
-                else f"See what is there: {errors.restore_command('--list')}",
-            ) from None
-        self.size = os.fstat(self._file.fileno()).st_size
+    here = True  # so that reading it once more costs little
+
+    def __init__(self, path: Path, size: int, expected: str | None, created: datetime) -> None:
+        self.path, self.size, self.expected, self.created = path, size, expected, created
+        self._unreported = expected is not None
+        self._digest, self._position = hashlib.sha256(), 0
+        self.progress: Callable[[int], object] = lambda _: None
+
+    @property
+    @abstractmethod
+    def layer(self) -> str:
+        """What it is, see :func:`outer_layer`."""
+
+    @abstractmethod
+    def _restart(self) -> None:
+        """Go to the beginning."""
+
+    def _begin(self) -> None:  # noqa: B027 - a file needs nothing
+        """Begin what takes the main thread: another one may read on."""
+
+    @abstractmethod
+    def _read(self, size: int) -> bytes:
+        """Read on; empty at the end; OperatorError when that fails."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it takes to read it."""
+
+    @property
+    @abstractmethod
+    def mismatch_hint(self) -> str:
+        """What to do when it does not match its checksum."""
+
+    def refuse_larger(self, limit: float) -> None:
+        """Refuse what has more bytes than the limit; NoMemoryError."""
         if self.size > limit:
-            self.close()
             raise errors.NoMemoryError(
                 f"the backup alone has {megabytes(self.size)}, and the database in it may have {megabytes(limit)}: it "
                 f"is in memory twice, and {megabytes(available_memory())} are free",
                 hint="Stop other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
                 "too.",
             )
-        self.created = backup_time(path)
-        self.progress: Callable[[int], object] = lambda _: None
-        self.rewind()
-
-    @functools.cached_property
-    def layer(self) -> str:
-        """What it is, see :func:`outer_layer`."""
-        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
 
     def beginning(self) -> bytes:
         """Return its first bytes, from which an OpenPGP message can be told and tried."""
@@ -283,19 +316,15 @@ class BackupFile:
 
     def rewind(self) -> None:
         """Go to the beginning."""
-        self._file.seek(0)
-        self._digest = hashlib.sha256()
+        self._restart()
+        self._digest, self._position = hashlib.sha256(), 0
 
     def read(self, size: int, /) -> bytes:
-        """Read on; empty at the end; RefusedError when the disk fails."""
-        try:
-            data = self._file.read(size)
-        except OSError as error:
-            raise errors.RefusedError(
-                f"cannot read the backup {self.path}: {error.strerror}", hint=errors.CHECK_DISK
-            ) from None
+        """Read on; empty at the end; OperatorError when the disk, or the remote, fails."""
+        data = self._read(size)
         self._digest.update(data)
-        self.progress(self._file.tell())
+        self._position += len(data)
+        self.progress(self._position)
         return data
 
     def verify(self) -> bool:
@@ -310,8 +339,7 @@ class BackupFile:
         if self.expected not in (None, digest):
             raise errors.ChecksumMismatchError(
                 f"{self.path.name} does not match its checksum: the file is corrupted or was replaced",
-                hint="Copy it again from where it was made, or use another backup. "
-                f"See: sha256sum {quoted(shown(self.path))}",
+                hint=self.mismatch_hint,
             )
         self.expected, news, self._unreported = digest, self._unreported, False
         return news
@@ -320,6 +348,7 @@ class BackupFile:
     def reading(self, step: Step) -> Iterator[None]:
         """Read it from its beginning; a checksum that does not match says more than any other error."""
         self.rewind()
+        self._begin()
         self.progress = step.progress
         try:
             yield
@@ -333,6 +362,56 @@ class BackupFile:
     def _compare(self, step: Step) -> None:
         if self.verify():
             step.notes.append("✅ Checksum verified")
+
+
+class BackupFile(Backup):
+    """A backup in a file, opened once.
+
+    :param limit: bytes that it may have.
+    :raises BackupNotFoundError: when it is not a file that can be read.
+    :raises NoMemoryError: when it is larger than the limit.
+    """
+
+    def __init__(self, path: Path, limit: float = math.inf) -> None:
+        expected = recorded_checksum(path)
+        try:
+            self._file = open_regular(path)
+        except OSError as error:
+            denied = f"Look who may read it: ls -l {quoted(path)}. As root: {errors.same_command(root=True)}"
+            raise errors.BackupNotFoundError(
+                f"cannot read the backup {path}: {error.strerror}",
+                hint=denied
+                if isinstance(error, PermissionError)
+                else f"See what is there: {errors.restore_command('--list')}",
+            ) from None
+        super().__init__(path, os.fstat(self._file.fileno()).st_size, expected, backup_time(path))
+        try:
+            self.refuse_larger(limit)
+        except errors.NoMemoryError:
+            self.close()
+            raise
+
+    @functools.cached_property
+    def layer(self) -> str:
+        """What it is, see :func:`outer_layer`."""
+        return outer_layer(os.pread(self._file.fileno(), HEAD, 0), self.path.name, self.size)
+
+    @property
+    def mismatch_hint(self) -> str:
+        """What to do when it does not match its checksum."""
+        see = f"See: sha256sum {quoted(shown(self.path))}"
+        return f"Copy it again from where it was made, or use another backup. {see}"
+
+    def _restart(self) -> None:
+        self._file.seek(0)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise errors.RefusedError(
+                f"cannot read the backup {self.path}: {error.strerror}", hint=errors.CHECK_DISK
+            ) from None
 
     def close(self) -> None:
         """Close the file."""

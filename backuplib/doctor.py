@@ -29,6 +29,7 @@ from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
 from backuplib.processes import run_command
 from backuplib.ram_folder import RamFolder, available_memory
+from backuplib.remote import Remote
 from backuplib.running import running
 from backuplib.secret import Secret
 from backuplib.storage import is_plain, journal_mode, looks_encrypted
@@ -40,6 +41,13 @@ SIGNS = {OK: "✅", WARNING: "⚠️ ", PROBLEM: "❌", UNKNOWN: "⚠️ "}
 
 EXPIRY_DAYS = 30  # a public key that expires sooner is told
 BACKUP_HOURS = 26  # a daily backup that is older is late
+
+# What Remote.may_remove says
+REMOVING = {
+    True: "it lets us remove them",
+    False: "it does not let us remove them",
+    None: "whether it lets us remove them is not known",
+}
 
 EXPORT_KEY = "Set it in .env to the output of: gpg --armor --export KEY-ID | base64 -w0"
 
@@ -79,6 +87,7 @@ class Subject:
     find_bot: Callable[[], Bot | None]
     list_backups: Callable[[], list[BackupInfo]]
     recipients: Callable[[], list[Recipient]]
+    remotes: Sequence[Remote] = ()
 
 
 def run(subject: Subject, report: Report) -> None:
@@ -373,6 +382,24 @@ class Checkup:
             prove = errors.restore_command("--verify-only", path)
             yield OK, text, f"Whether it restores with your key, only this proves: {prove}"
 
+    def remotes(self) -> Said:
+        """Whether each remote answers, has a backup that is not late, and lets us remove backups."""
+        push = f"To copy what it lacks: {errors.restore_command('push', script='database_backup.py')}"
+        for remote in self.subject.remotes:
+            try:
+                backups = remote.backups()
+            except errors.RemoteError as error:
+                yield WARNING, str(error), error.hint
+                continue
+            may = REMOVING[remote.may_remove()]
+            if not backups:
+                yield WARNING, f"{remote.place} has no backup; {may}", push
+                continue
+            made = backups[0].created
+            text = f"{remote.place} has {plural(len(backups), 'backup')}, the newest of {instant(made)}"
+            late = time.time() - made.timestamp() > BACKUP_HOURS * 3600
+            yield WARNING if late else OK, f"{text}, {age(made.timestamp())}; {may}", *([push] if late else [])
+
     def checksum(self) -> Said:
         """Whether that backup is the file that its checksum was made of."""
         with contextlib.closing(BackupFile(self.backup.path)) as file:
@@ -489,5 +516,6 @@ CHECKS: Mapping[str, tuple[Callable[[Checkup], Said], frozenset[str]]] = {
     _BACKUP: (Checkup.newest_backup, frozenset({_FILE})),
     "checksum": (Checkup.checksum, frozenset({_BACKUP})),
     "opened-by": (Checkup.opened_by, frozenset({_BACKUP})),
+    "remotes": (Checkup.remotes, frozenset({_FILE, "remotes"})),
     "room": (Checkup.room, frozenset({_BACKUP, _TARGET, "max_database_bytes"})),
 }

@@ -43,6 +43,7 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 8, "failed later; rolled back", f"{AS_BEFORE}; {RUNNING}"
     SERVICES_DOWN = 9, "rolled back, but the services do not come up", f"{AS_BEFORE}, but the services are NOT running."
     DECLINED = 10, "declined at the confirmation"
+    NOT_EVERYWHERE = 11, "the backup is made and safe here, but is not at every remote", "What is here stays as it is."
     ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
     SIGHUP = 129, "ended by SIGHUP before the switch"
     SIGINT = 130, "ended by SIGINT before the switch"
@@ -319,11 +320,14 @@ class UnfinishedRestoreError(RefusedError):
 
 
 class CommandFailedError(OperatorError):
-    """A command that this tool runs failed or did not end in time; ``output`` is its standard output until then."""
+    """A command that this tool runs failed or did not end in time.
 
-    def __init__(self, message: str, *, hint: str = "", output: str = "") -> None:
+    ``output`` is its standard output until then, ``messages`` all of its standard error.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", output: str = "", messages: str = "") -> None:
         super().__init__(message, hint=hint)
-        self.output = output
+        self.output, self.messages = output, messages
 
 
 class MissingProgramError(CommandFailedError):
@@ -466,6 +470,58 @@ class UnreadableDatabaseError(BackupFailedError):
 
 class DatabaseUnsoundError(UnreadableDatabaseError):
     """The copy of the database is not sound: a backup that holds it could not be restored."""
+
+
+class NotEverywhereError(OperatorError):
+    """What is safe here is not at every remote."""
+
+    exit_code = ExitCode.NOT_EVERYWHERE
+
+
+class RemoteError(OperatorError):
+    """Something is wrong with a remote; ``place``: with which."""
+
+    place = ""
+
+
+class MissingRcloneError(RemoteError):
+    """Remotes are configured, or one was named, and rclone is not installed."""
+
+
+class UnknownRemoteError(RemoteError):
+    """rclone has no remote of this name."""
+
+
+class RemoteUnreachableError(RemoteError):
+    """The server of a remote does not answer."""
+
+
+class RemoteStalledError(RemoteUnreachableError):
+    """The server of a remote answers no more."""
+
+
+class RemoteDeniedError(RemoteError):
+    """A remote does not let us do that."""
+
+
+class RemoteLockedError(RemoteDeniedError):
+    """A remote does not let us remove or replace what is there."""
+
+
+class RemoteFullError(RemoteError):
+    """A remote has no room left."""
+
+
+class RemoteBrokenError(RemoteError):
+    """What a remote sends ended too early, or is longer than what it said."""
+
+
+class RemoteConflictError(RemoteError):
+    """A remote has another backup of the same name."""
+
+
+class RemoteFailedError(RemoteError):
+    """rclone failed for a reason that this tool does not know; rclone's own words say why."""
 
 
 class CannotStopError(OperatorError):

@@ -51,7 +51,7 @@ def choose_backup(backups: Sequence[BackupInfo], backup_dir: Path, terminal: Ter
 LATEST = Path("latest")  # the word, not a file
 
 
-def choose_latest(backups: Sequence[BackupInfo], backup_dir: Path, say: Callable[[str], object]) -> Path:
+def choose_latest(backups: Sequence[BackupInfo], backup_dir: Path | str, say: Callable[[str], object]) -> Path:
     """Return the newest backup, and say which one that is, which one is older, and what was left out.
 
     Left out is what was made before a restore, what can only be rescued, and what has a time in the future.

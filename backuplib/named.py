@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from backuplib.backup_file import BackupInfo
@@ -18,6 +18,8 @@ from backuplib.errors import (
     same_command,
 )
 from backuplib.formatting import quoted, shown
+from backuplib.listing import LATEST, choose_latest
+from backuplib.remote import Remote, is_elsewhere, split
 
 ELSEWHERE = re.compile(r"[A-Za-z][\w.+@-]*:")  # the beginning of a URL, or of HOST:PATH, as it was typed
 
@@ -62,7 +64,9 @@ def refuse_unrestorable(file: Path, database: Path) -> None:
     if ".raw.tar" in file.name:
         raise NotABackupError(
             f"{file} holds the files of a database that could not be read: they can be rescued, not restored",
-            hint=f"To make a database of what they hold: {rescue_command(file)}",
+            hint=f"Copy them here first: rclone copy {quoted(file)} ."
+            if is_elsewhere(file)
+            else f"To make a database of what they hold: {rescue_command(file)}",
         )
 
 
@@ -92,7 +96,21 @@ def _not_there(file: Path, backup_dir: Path, listed: Callable[[], Sequence[Backu
     see = f"{propose}: {restore_command('--list')}"
     if ELSEWHERE.match(shown(file)):
         return BackupNotFoundError(
-            f"there is no file {file}: a backup is read from this machine only, not from another one",
+            f"there is no file {file}: a backup elsewhere is read through rclone only, as REMOTE:PATH",
             hint=f"Copy it here first, with the .sha256 beside it, and name the copy. {see}",
         )
     return BackupNotFoundError(f"there is no file {file}", hint=see)
+
+
+def resolved(path: Path, places: Sequence[str], variables: Mapping[str, str], say: Callable[[str], object]) -> Path:
+    """Return what REMOTE:PATH names: REMOTE:latest is the newest backup there, which is said.
+
+    REMOTE alone stands for the configured place at that remote, if there is one.
+    """
+    place, name = split(path)
+    if name != LATEST.name:
+        return path
+    if place.endswith(":"):
+        place = next((one for one in places if one.startswith(place)), place)
+    there = Remote(place, variables)
+    return Path(there.at(choose_latest(there.backups(), place, say).name))

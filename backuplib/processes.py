@@ -22,9 +22,13 @@ from backuplib.formatting import printable
 CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19  # linux/capability.h: lock any amount of memory; inspect any process
 
 
+# What is a secret, or may hold one, and no child's business; rclone's variables are given to rclone alone.
+_WITHHELD = re.compile(r"DB_PASS|PING_URL|NOTIFY_URLS|RCLONE_.*", re.DOTALL)
+
+
 def child_environment(**extra: str) -> dict[str, str]:
-    """Return our environment without the database passphrase, for a child process."""
-    return {name: value for name, value in os.environ.items() if name != "DB_PASS"} | extra
+    """Return our environment without secrets, for a child process."""
+    return {name: value for name, value in os.environ.items() if not _WITHHELD.fullmatch(name)} | extra
 
 
 def run_command(
@@ -35,18 +39,24 @@ def run_command(
 
 
 def command_output(
-    argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None, errors_too: bool = False
+    argv: list[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    errors_too: bool = False,
+    given: bytes | None = None,
 ) -> bytes:
     """Run a command in a session of its own and return its standard output.
 
     :param timeout: seconds after which it is killed.
     :param errors_too: return its standard error, too.
+    :param given: its standard input.
     :raises CommandFailedError: with the last lines of its standard error.
     """
     try:
         process = start_apart(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
             env=child_environment() if env is None else env,
@@ -59,7 +69,7 @@ def command_output(
         raise CommandFailedError(f"{argv[0]} cannot be run: {error.strerror}") from None
     with process:
         try:
-            output, messages = process.communicate(timeout=timeout)
+            output, messages = process.communicate(given, timeout=timeout)
         except BaseException as error:
             process.kill()
             if not isinstance(error, subprocess.TimeoutExpired):
@@ -70,6 +80,7 @@ def command_output(
         raise CommandFailedError(
             f"`{' '.join(argv)[:100]}` failed with exit code {process.returncode}: {last or 'no message'}",
             output=output.decode(errors="replace"),
+            messages=(messages or b"").decode(errors="replace"),
         )
     return bytes(output)
 

@@ -22,6 +22,7 @@ from tests.conftest import MakeHost, MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
 from tests.support.documents import blocks_for, readme_blocks, runbook_blocks, ssh_blocks_of_the_readme
 from tests.support.keys import GpgHome, Keys, gpg_home
+from tests.support.remotes import serving
 from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed, Shop
 from tests.support.ssh import CONFIRM, MENU, Host, make_venv, run_bash
 from tests.support.terminal import COMPLETION
@@ -36,6 +37,8 @@ RUN_ELSEWHERE = {
     "mkdir ops\n": "test_into_a_bot.py",
     "cp TOOL/examples/bot/db_backup.py utils/db_backup.py\n": "test_into_a_bot.py",
     "DB_PASS='it\\'s $9.99": "a setting: test_into_a_bot.py",
+    "BACKUP_REMOTES='offsite:shopbot ": "a setting: test_config.py",
+    ".venv/bin/python restore_backup.py offsite:latest\n": "test_remotes.py, with key and passphrase",
     f"{COMPLETION['bash']}\n": "test_completion.py",
     f"{COMPLETION['zsh']}\n": "test_completion.py",
     "prepare, bot up ": "a picture",
@@ -57,6 +60,7 @@ SITUATIONS = (
     "raw, unpacked",
     "new machine",
     "new machine, at home",
+    "new machine, from a remote",
     "copies",
     "keys",
 )
@@ -259,6 +263,28 @@ def test_blocks_for_a_new_machine(host: Host) -> None:
         assert done.code == 0, done.text
     assert host.shop.rows() == rows
     assert (host.shop.path / ".env").stat().st_mode & 0o777 == (host.folder / "away/.env").stat().st_mode & 0o777
+
+
+@pytest.mark.deep
+@pytest.mark.needs("rclone")
+def test_block_for_a_new_machine_with_a_remote(host: Host, tmp_path: Path) -> None:
+    """From nothing but .env, rclone's configuration, key and passphrase."""
+    rows = host.shop.backup_rows(host.shop.path / BACKUP, host.key)
+    (code,) = blocks_for("new machine, from a remote")
+    with serving("webdav", tmp_path / "server") as server:
+        settings = {name.removeprefix("RCLONE_CONFIG_OFFSITE_"): text for name, text in server.variables().items()}
+        configured = host.folder / "home/.config/rclone/rclone.conf"
+        configured.parent.mkdir(parents=True)
+        configured.write_text("[offsite]\n" + "".join(f"{key.lower()} = {text}\n" for key, text in settings.items()))
+        host.shop.write_env(BACKUP_REMOTES=server.place)
+        pushed = host.on_host(".venv/bin/python database_backup.py push")
+        assert pushed.code == 0, pushed.text
+        for folder in (host.shop.backups, host.shop.db_path.parent):
+            shutil.rmtree(folder)
+        done = host.type(code)
+    assert done.code == 0, done.text
+    assert host.shop.rows() == rows
+    assert not list(host.shop.backups.glob("*.gpg"))
 
 
 def test_block_that_makes_keys_makes_keys_that_work(make_shop: MakeShop, own_gpg: GpgHome, tmp_path: Path) -> None:

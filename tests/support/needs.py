@@ -103,6 +103,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "setfacl": has_acls,
     "sqlcipher 3": lambda: sqlcipher_program(3) is not None,
     "sqlcipher 4": lambda: sqlcipher_program(4) is not None,
+    "rclone 1.60": lambda: "v1.60" in (output_of("/usr/bin/rclone", "version") or ""),  # Debian's, beside the newest
     "docker": lambda: "Server Version" in (output_of("docker", "info") or ""),
     "docker compose v1": lambda: (output_of("docker-compose", "version", "--short") or "").startswith("1."),
     "docker compose v2": lambda: compose_plugin() is not None,

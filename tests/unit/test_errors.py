@@ -94,7 +94,7 @@ def test_identities_that_scripts_know() -> None:
 
 
 def test_numbers_are_the_promised_ones() -> None:
-    assert [*map(int, ExitCode)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 129, 130, 131, 143]
+    assert [*map(int, ExitCode)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 129, 130, 131, 143]
 
 
 @pytest.mark.parametrize("code", ExitCode)

@@ -1,0 +1,197 @@
+"""The program rclone: how it is called, and what its failures mean."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from backuplib import errors
+from backuplib.formatting import printable, quoted, shortened
+from backuplib.processes import child_environment, command_output, start_apart
+
+# A path at a remote as rclone takes it. With nothing before the colon, credentials could stand in it, and so in argv.
+PLACE = re.compile(r"[\w.+@][\w.+@-]*:(?!//).*", re.DOTALL)
+
+# A dead server costs seconds, and one that answers no more half a minute; who wants it tried again, calls again.
+LOOK = ("--contimeout=5s", "--timeout=15s", "--retries=1", "--low-level-retries=2")
+MOVE = ("--contimeout=10s", "--timeout=30s", "--retries=1", "--low-level-retries=3")
+LOOK_SECONDS = 60.0
+STALL_SECONDS = 30.0  # without a byte
+MOST_SAID = 1 << 16  # bytes of its messages that are read
+
+# Variables that change what a command does or says, and could make it print secrets
+_UNWANTED = re.compile(r"RCLONE_(VERBOSE|QUIET|DUMP.*|LOG_.*|USE_JSON_LOG|DRY_RUN|INTERACTIVE|PROGRESS.*|STATS.*)")
+
+_SECRET = re.compile(r".*(PASS|SECRET|KEY|TOKEN|AUTH|CREDENTIAL|SAS|HEADERS|COOKIE).*")  # names of variables
+_ASIDE = re.compile(r"\b(NOTICE|INFO|DEBUG) *: (?!Failed )")  # a line that says no reason
+
+_TRY = "What rclone says in full: rclone lsf {place}"
+
+_DENIED = (
+    r"\b40[135]\b|access ?denied|forbidden|unauthorized|permission denied|not permitted|read-?only|object ?lock|"
+    r"\bworm\b|method not allowed|unable to authenticate|SignatureDoesNotMatch|InvalidAccessKeyId|knownhosts|host key"
+)
+
+# What rclone's words mean, the first that fits: the error, the words, what is said, what to do
+_REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
+    (
+        errors.UnknownRemoteError,
+        r"didn't find section in config file",
+        "rclone has no remote of this name, which {place} takes: {said}",
+        "Those that it has: rclone listremotes. To set it up: rclone config, or RCLONE_CONFIG_… in .env.",
+    ),
+    (
+        errors.RemoteFullError,
+        r"no space left|\b507\b|insufficient storage|quota|disk full|not enough space|storage ?full",
+        "there is no room left at {place}: {said}",
+        "Make room there, then copy what it lacks: {push}",
+    ),
+    (
+        errors.RemoteDeniedError,
+        _DENIED,
+        "{place} does not permit that: {said}",
+        f"Check its credentials, and what they may do there. {_TRY}",
+    ),
+    (
+        errors.RemoteUnreachableError,
+        r"\bdial\b|connection refused|no such host|no route to host|network is unreachable|couldn't connect",
+        "{place} does not answer: {said}",
+        f"Check the network and its server. {_TRY}",
+    ),
+    (
+        errors.RemoteStalledError,
+        r"i/o timeout|deadline exceeded|did not end within|Client\.Timeout|RequestTimeout",
+        "{place} answers no more: {said}",
+        f"Check the network and its server, or try again. {_TRY}",
+    ),
+    (
+        errors.BackupNotFoundError,
+        r"directory not found|object not found|file does not exist|NoSuchKey|NoSuchBucket|or doesn't exist",
+        "there is no such object at {place}: {said}",
+        "See what is there: rclone lsf {place}",
+    ),
+    (
+        errors.RemoteBrokenError,
+        r"unexpected EOF|connection (reset|lost)|broken pipe|\bEOF\b|use of closed|server closed|response missing",
+        "the connection to {place} broke: {said}",
+        f"Try again. {_TRY}",
+    ),
+    (
+        errors.RemoteFailedError,
+        "",
+        "rclone failed at {place}: {said}",
+        _TRY,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rclone:
+    """rclone at one place.
+
+    :param place: an rclone path, named in messages.
+    :param variables: RCLONE_…, which it gets beside our own environment, and no other program does.
+    """
+
+    place: str
+    variables: Mapping[str, str] = field(repr=False)
+
+    def run(
+        self, *arguments: str, way: Sequence[str] = LOOK, seconds: float = LOOK_SECONDS, given: bytes | None = None
+    ) -> bytes:
+        """Run it to its end, and return what it prints.
+
+        :param given: its standard input.
+        :raises RemoteError: with its reason.
+        :raises BackupNotFoundError: for what is not there.
+        """
+        try:
+            return command_output(_argv(arguments, way), timeout=seconds, env=self.environment(), given=given)
+        except errors.MissingProgramError:
+            raise _missing(self.place) from None
+        except errors.CommandFailedError as error:
+            raise self.explained(error.messages or str(error)) from None
+
+    def stream(self, *arguments: str) -> Stream:
+        """Start it, and return what it prints as a stream."""
+        return Stream(self, _argv(arguments, MOVE))
+
+    def environment(self) -> dict[str, str]:
+        """Return our environment without secrets, and its own variables."""
+        wanted = {name: text for name, text in self.variables.items() if not _UNWANTED.fullmatch(name)}
+        return child_environment(**wanted)
+
+    def explained(self, messages: str) -> errors.OperatorError:
+        """Return what its messages mean."""
+        lines = [line.strip() for line in messages.splitlines() if line.strip() and not _ASIDE.search(line)]
+        push = errors.restore_command("push", script="database_backup.py")
+        words = {"place": self.place, "said": self._harmless(lines[-1] if lines else "no message"), "push": push}
+        kind, _, what, hint = next(one for one in _REASONS if re.search(one[1], "\n".join(lines), re.IGNORECASE))
+        return kind(what.format(**words), hint=hint.format(**words | {"place": quoted(self.place)}))
+
+    def _harmless(self, line: str) -> str:
+        """Return a line that it printed without its time, and without what may be a secret."""
+        said = re.sub(r"^[\d/]+ [\d:]+ (?:[A-Z]+ *: )*", "", line)
+        for name, value in self.variables.items():
+            said = said.replace(value, "***") if value and _SECRET.fullmatch(name) else said
+        said = re.sub(r"://[^/@\"]+@", "://***@", re.sub(r"\?[^\s\"]+", "?…", said))
+        return shortened(printable(said), 300)
+
+
+class Stream:
+    """What rclone prints while it goes on.
+
+    :raises MissingRcloneError: when it is not installed.
+    """
+
+    def __init__(self, rclone: Rclone, argv: list[str]) -> None:
+        self._rclone = rclone
+        reading, writing = os.pipe()
+        messages = os.memfd_create("rclone")
+        try:
+            self._child = start_apart(
+                argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=messages, env=rclone.environment()
+            )
+        except FileNotFoundError:
+            os.close(reading)
+            os.close(messages)
+            raise _missing(rclone.place) from None
+        finally:
+            os.close(writing)
+        self._pipe, self._messages = reading, messages
+
+    def read(self, size: int) -> bytes:
+        """Read on; empty at the end.
+
+        :raises RemoteStalledError: when nothing comes any more.
+        :raises RemoteError: when rclone says that this is not the end.
+        """
+        if not select.select([self._pipe], [], [], STALL_SECONDS)[0]:
+            raise self._rclone.explained(f"nothing came for {STALL_SECONDS:.0f} s: i/o timeout")
+        data = os.read(self._pipe, size)
+        if not data and self._child.wait(STALL_SECONDS):
+            said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
+            raise self._rclone.explained(said or f"exit code {self._child.returncode}")
+        return data
+
+    def close(self) -> None:
+        """End it."""
+        self._child.kill()
+        self._child.wait()
+        os.close(self._pipe)
+        os.close(self._messages)
+
+
+def _argv(arguments: Sequence[str], way: Sequence[str]) -> list[str]:
+    """Return its command line; it asks nobody for the password of its configuration."""
+    return ["rclone", *arguments, *way, "--ask-password=false"]
+
+
+def _missing(place: str) -> errors.MissingRcloneError:
+    return errors.MissingRcloneError(
+        f"rclone is not installed, which {place} takes", hint="Install it, as root: apt-get install rclone"
+    )

@@ -1,0 +1,387 @@
+"""Backups at other places, which rclone reaches: object storage, SFTP, WebDAV and many more.
+
+A place is an rclone path, such as ``offsite:shopbot``. What was found by trying, with rclone 1.60 and 1.75:
+
+* `cat` of an object that S3 does not have ends with 0 and nothing; `lsjson --stat` calls it a folder;
+* `rcat` leaves no checksum where an object is large, `copyto` does;
+* `--immutable` is not to be relied on: a name is looked up before, and nothing complete is ever overwritten.
+
+A checksum file is written after its backup: a backup without one is what an interrupted copy has left. It has comments
+with what a list says of a backup, so that one `cat` of all of them tells it. What is read there is foreign text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from backuplib import errors
+from backuplib.armor import plain_text
+from backuplib.backup_file import (
+    AS_THEY_WERE,
+    BEFORE_A_RESTORE,
+    ENCRYPTED_NAMES,
+    HEAD,
+    LOCAL,
+    ORDINARY,
+    SQL_DUMP,
+    Backup,
+    BackupFile,
+    BackupInfo,
+    checksum_in,
+    checksum_text,
+    named_time,
+    outer_layer,
+    recorded_checksum,
+)
+from backuplib.files import CHUNK
+from backuplib.formatting import megabytes, quoted
+from backuplib.rclone import LOOK_SECONDS, MOVE, PLACE, Rclone, Stream
+
+SLOWEST = 20_000  # bytes a second
+MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
+PROBE = ".may-we-remove"
+TRY_AGAIN = "Try again; or see the other backups and places: restore_backup.py --list"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands in the checksum file of a backup at a remote."""
+
+    digest: str = ""
+    kind: str = ORDINARY
+    made: datetime | None = None
+    key_ids: tuple[str, ...] = ()
+
+
+NO_RECORD = Record()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place for backups.
+
+    :param place: an rclone path.
+    :param variables: RCLONE_…, given to rclone alone.
+    """
+
+    place: str
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    # --- looking ---------------------------------------------------------------------------------------------
+
+    def backups(self) -> list[BackupInfo]:
+        """Return the backups there, newest first: what has a name or a record of ours.
+
+        :raises RemoteError: when that cannot be looked up; a folder that is not there has none.
+        """
+        found = [self._info(name, size, record) for name, (size, record) in self._contents().items()]
+        return sorted(filter(None, found), key=lambda item: (item.created, item.path.name), reverse=True)
+
+    def lacking(self, backups: Sequence[BackupInfo]) -> list[BackupInfo]:
+        """Return those that are not there, or differ, by name, size and checksum; RemoteError as for the list."""
+        there = self._contents()
+
+        def has(backup: BackupInfo) -> bool:
+            size, record = there.get(backup.path.name, (None, NO_RECORD))
+            with contextlib.suppress(errors.ChecksumUnreadableError):
+                expected = recorded_checksum(backup.path) or record.digest
+                return size == backup.size and "" != record.digest == expected
+            return False
+
+        return [backup for backup in backups if not has(backup)]
+
+    def _contents(self) -> dict[str, tuple[int, Record]]:
+        """Return by name the size of what is there, and what stands beside it."""
+        try:
+            listed = self._json("lsjson", "--files-only", "--no-modtime", "--no-mimetype", self.place)
+        except errors.BackupNotFoundError:
+            return {}
+        sizes = {str(item["Name"]): int(item["Size"]) for item in listed}
+        records: dict[str, Record] = {}
+        if any(name.endswith(".sha256") for name in sizes):
+            with contextlib.suppress(errors.BackupNotFoundError):  # the last one has just been removed
+                text = self._rclone.run("cat", "--max-depth=1", "--include=/*.sha256", self.place)
+                records = read_records(plain_text(text))
+        return {name: (size, records.get(name, NO_RECORD)) for name, size in sizes.items()}
+
+    def _info(self, name: str, size: int, record: Record) -> BackupInfo | None:
+        made = record.made or named_time(name)
+        if not made or name.endswith(".sha256"):
+            return None
+        kind = AS_THEY_WERE if ".raw.tar" in name else record.kind
+        return BackupInfo(Path(name), made, size, name.endswith(ENCRYPTED_NAMES), record.key_ids, kind, self.place)
+
+    def checksum(self, name: str) -> str | None:
+        """Return the SHA-256 that stands beside a backup there; None without a checksum file.
+
+        :raises ChecksumUnreadableError: when there is one that cannot be understood.
+        """
+        text = self.beside(name)
+        return checksum_in(text, name, Path(self.at(f"{name}.sha256"))) if text else None
+
+    def beside(self, name: str) -> str:
+        """Return the text of the checksum file of a backup there; empty without one."""
+        with contextlib.suppress(errors.BackupNotFoundError):
+            text = plain_text(self._rclone.run("cat", f"--count={MOST_RECORD}", self.at(f"{name}.sha256")))
+            return text.replace("\r\n", "\n").replace("\r", "\n")
+        return ""
+
+    def size(self, name: str) -> int | None:
+        """Return how many bytes an object has; None when it is not there."""
+        try:
+            found = self._json("lsjson", "--stat", "--no-modtime", "--no-mimetype", self.at(name))
+        except errors.BackupNotFoundError:
+            return None
+        return None if found.get("IsDir", True) else int(found["Size"])
+
+    def open(self, name: str, limit: float = math.inf) -> RemoteBackup:
+        """Open a backup there for reading.
+
+        :param limit: bytes that it may have.
+        :raises BackupNotFoundError: when it is not there.
+        :raises NoMemoryError: when it is larger than the limit.
+        """
+        return RemoteBackup(self, name, limit)
+
+    # --- changing --------------------------------------------------------------------------------------------
+
+    def push(self, backup: Path) -> None:
+        """Copy a backup there, then its checksum; nothing is done where that has been done before.
+
+        :raises ChecksumMismatchError: when it is not the file that its checksum was made of.
+        :raises RemoteConflictError: when another backup has its name there.
+        """
+        info = BackupInfo.of(backup)
+        if not info:
+            raise errors.NotABackupError(f"{backup} is not a backup")
+        with contextlib.closing(BackupFile(backup)) as file:
+            file.verify()
+            digest, size = str(file.expected), file.size
+        if self.size(backup.name) is not None and (there := self.checksum(backup.name)):
+            if there == digest:
+                return
+            raise errors.RemoteConflictError(
+                f"{self.place} has another backup called {backup.name}: its checksum differs",
+                hint=f"Find out which one is right, and rename or remove the other: rclone lsl {quoted(self.place)}",
+            )
+        # What is there without a checksum is the rest of an interrupted copy, whatever its size and time.
+        source, seconds = os.path.realpath(backup), LOOK_SECONDS + size / SLOWEST
+        self._rclone.run("copyto", "--ignore-times", source, self.at(backup.name), way=MOVE, seconds=seconds)
+        self._rclone.run("rcat", self.at(f"{backup.name}.sha256"), way=MOVE, given=record_text(info, digest).encode())
+
+    def remove(self, name: str) -> None:
+        """Remove a backup there, then its checksum file; what is not there need not be removed.
+
+        :raises RemoteLockedError: where an object lock, or missing permission, forbids it.
+        """
+        for each in (name, f"{name}.sha256"):
+            try:
+                self._rclone.run("deletefile", self.at(each), way=MOVE)
+            except errors.BackupNotFoundError:
+                continue
+            except errors.RemoteDeniedError as error:
+                raise errors.RemoteLockedError(
+                    f"{each} cannot be removed: {error}",
+                    hint="That may be meant so, against whoever gets the credentials of this host: then old backups "
+                    "are removed by a rule of the storage's own.",
+                ) from None
+
+    def may_remove(self) -> bool | None:
+        """Whether what we have put there can be removed by us: tried with a small object; None: not known.
+
+        Where it cannot, that object stays, and is tried again the next time.
+        """
+        with contextlib.suppress(errors.OperatorError):
+            if self.size(PROBE) is None:
+                self._rclone.run("rcat", self.at(PROBE), way=MOVE, given=b"May this be removed? --check has tried.\n")
+            with contextlib.suppress(errors.RemoteDeniedError):
+                self._rclone.run("deletefile", self.at(PROBE), way=MOVE)
+            return self.size(PROBE) is None
+        return None
+
+    # --- rclone ----------------------------------------------------------------------------------------------
+
+    def at(self, name: str) -> str:
+        """Return the rclone path of an object there."""
+        return f"{self.place}{'' if self.place.endswith((':', '/')) else '/'}{name}"
+
+    @property
+    def _rclone(self) -> Rclone:
+        return Rclone(self.place, self.variables)
+
+    def _json(self, *arguments: str) -> Any:
+        output = self._rclone.run(*arguments)
+        try:
+            return json.loads(output)
+        except ValueError:
+            raise self._rclone.explained("its answer cannot be understood") from None
+
+    def stream(self, name: str, offset: int) -> Stream:
+        """Begin to read an object behind its first bytes."""
+        return self._rclone.stream("cat", f"--offset={offset}", self.at(name))
+
+    def beginning(self, name: str, count: int) -> bytes:
+        """Return the first bytes of an object."""
+        return self._rclone.run("cat", f"--count={count}", self.at(name), way=MOVE)
+
+
+def remotes(places: Sequence[str], variables: Mapping[str, str]) -> list[Remote]:
+    """Return the configured remotes: BACKUP_REMOTES, and the variables that are rclone's."""
+    return [Remote(place, variables) for place in places]
+
+
+# --- a backup there ----------------------------------------------------------------------------------------------
+
+
+class RemoteBackup(Backup):
+    """A backup at a remote, read from there without a copy on a disk.
+
+    Its first bytes are kept, and the others begin to flow when they are read: not while an operator types a key.
+    """
+
+    here = False
+
+    def __init__(self, remote: Remote, name: str, limit: float) -> None:
+        size = remote.size(name)
+        if size is None:
+            raise errors.BackupNotFoundError(
+                f"there is no {name} at {remote.place}", hint=f"See what is there: rclone lsf {quoted(remote.place)}"
+            )
+        text = remote.beside(name)
+        expected = checksum_in(text, name, Path(f"{remote.at(name)}.sha256")) if text else None
+        made = read_records(text).get(name, NO_RECORD).made or named_time(name)
+        super().__init__(Path(remote.at(name)), size, expected, made or datetime.now().astimezone())
+        self.refuse_larger(limit)
+        self._remote, self._name = remote, name
+        self._stream: Stream | None = None
+        self._failure: errors.OperatorError | None = None
+        self._head = remote.beginning(name, CHUNK)
+        if len(self._head) != min(size, CHUNK):
+            raise self._broken(len(self._head))
+
+    @property
+    def layer(self) -> str:
+        """What it is, see :func:`outer_layer`."""
+        return outer_layer(self._head[:HEAD], self._name, self.size)
+
+    @property
+    def mismatch_hint(self) -> str:
+        """What to do when it does not match its checksum."""
+        return f"Use another backup, or this one from another place: {errors.restore_command('--list')}"
+
+    def _restart(self) -> None:
+        self.close()
+        self._failure = None
+
+    def _begin(self) -> None:
+        if not self._stream and self.size > len(self._head):
+            self._stream = self._remote.stream(self._name, len(self._head))
+
+    def _read(self, size: int) -> bytes:
+        if self._failure:  # gpg has been told that the message ends here
+            raise self._failure
+        begin = self._position
+        if begin < len(self._head):
+            return self._head[begin : begin + size]
+        self._begin()
+        if not self._stream:  # the first bytes are all
+            return b""
+        try:
+            return self._flowing(self._stream, begin, size)
+        except errors.OperatorError as error:
+            self._failure = error
+            raise
+
+    def _flowing(self, stream: Stream, begin: int, size: int) -> bytes:
+        """Read what comes behind the first bytes."""
+        try:
+            data = stream.read(size)
+        except errors.RemoteError as error:
+            what = f"{self._name} broke off after {megabytes(begin)} of {megabytes(self.size)}"
+            raise type(error)(f"{what}: {error}", hint=error.hint) from None
+        if begin + len(data) > self.size or (not data and begin < self.size):
+            raise self._broken(begin + len(data))
+        return data
+
+    def _broken(self, count: int) -> errors.RemoteBrokenError:
+        return errors.RemoteBrokenError(
+            f"{self._remote.place} sent {count:,} bytes of {self._name}, and says that it has {self.size:,}",
+            hint=TRY_AGAIN,
+        )
+
+    def close(self) -> None:
+        """End the transfer."""
+        if self._stream:
+            self._stream.close()
+        self._stream = None
+
+
+# --- what stands beside it ---------------------------------------------------------------------------------------
+
+
+_RECORD_LINE = re.compile(r"^(?:([0-9a-f]{64}) [ *](.+)|# (kind|made|keys): (.{1,500}?))\r?$", re.MULTILINE)
+
+
+def record_text(info: BackupInfo, digest: str) -> str:
+    """Return the checksum file of a backup at a remote: that of sha256sum, and comments for the list."""
+    keys = f"# keys: {' '.join(info.key_ids)}\n" if info.key_ids else ""
+    return f"{checksum_text(info.path.name, digest, info.kind)}# made: {info.created.isoformat()}\n{keys}"
+
+
+def read_records(text: str) -> dict[str, Record]:
+    """Return what checksum files say, one after the other, by the names in them."""
+    found: dict[str, Record] = {}
+    name, digest, said = "", "", {}
+    for match in [*_RECORD_LINE.finditer(text), None]:
+        if match and match[3]:
+            said[match[3]] = match[4]
+            continue
+        if name:
+            found[name] = _record(digest, said)
+        if match:
+            name, digest, said = match[2], match[1], {}
+    return found
+
+
+def _record(digest: str, said: Mapping[str, str]) -> Record:
+    made = None
+    with contextlib.suppress(ValueError, OverflowError):
+        made = datetime.fromisoformat(said.get("made", "")).astimezone()
+    kind = said.get("kind", ORDINARY)
+    keys = re.findall(r"\b[0-9A-F]{16}\b", said.get("keys", ""))
+    return Record(digest, kind if kind in (BEFORE_A_RESTORE, SQL_DUMP) else ORDINARY, made, tuple(keys[:20]))
+
+
+# --- names on the command line -----------------------------------------------------------------------------------
+
+
+def is_elsewhere(path: Path) -> bool:
+    """Whether what was named is REMOTE:PATH: as a path of this machine it would be absolute."""
+    return not path.is_absolute() and bool(PLACE.fullmatch(str(path)))
+
+
+def split(path: Path) -> tuple[str, str]:
+    """Return place and name of REMOTE:PATH."""
+    match = re.fullmatch(r"(.*[:/])([^:/]*)", str(path), re.DOTALL)
+    place, name = match.groups() if match else ("", str(path))
+    return place if place.endswith(":") else place.rstrip("/"), name
+
+
+def opened(path: Path, variables: Mapping[str, str], limit: float) -> RemoteBackup:
+    """Open what was named as REMOTE:PATH; errors as :meth:`Remote.open` has them."""
+    place, name = split(path)
+    return Remote(place, variables).open(name, limit)
+
+
+def named(backup: BackupInfo) -> Path:
+    """Return how a backup is named on the command line, wherever it is."""
+    return backup.path if backup.place == LOCAL else Path(Remote(backup.place).at(backup.path.name))
