@@ -58,6 +58,7 @@ SITUATIONS = (
     "cut off",
     "terminal",
     "terminal on the host",
+    "litestream",
     "raw",
     "raw, unpacked",
     "new machine",

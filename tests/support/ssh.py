@@ -133,8 +133,11 @@ def run_bash(
     return Completed(done.returncode, done.stdout, done.stderr)
 
 
-def set_up_host(folder: Path, shop: Shop, key: Key, cleanup: ExitStack) -> Host:
-    """A machine that runs sshd, whose shop has changed since its backup BACKUP was made."""
+def set_up_host(folder: Path, shop: Shop, key: Key, cleanup: ExitStack, tracer: Sequence[str] = ()) -> Host:
+    """A machine that runs sshd, whose shop has changed since its backup BACKUP was made.
+
+    `tracer`: a command to run sshd under, such as `strace -D`, with all that is done on the host.
+    """
     shop.back_up_then_change()
     make_venv(shop.path)
     for name in ("bin", "home", "away/bin"):
@@ -146,7 +149,7 @@ def set_up_host(folder: Path, shop: Shop, key: Key, cleanup: ExitStack) -> Host:
     wrapper.write_text(f'#!/bin/sh\nexec {needs.find("ssh")} -F {folder}/client "$@"\n')
     wrapper.chmod(0o755)
     path = f"{folder}/bin:{without_python(folder / 'path')}"
-    start_sshd(folder, path, cleanup)
+    start_sshd(folder, path, cleanup, tracer)
     return Host(folder, shop, key, path)
 
 
@@ -181,7 +184,7 @@ def write_login(folder: Path, become: Sequence[str] = ()) -> None:
     (folder / "login").chmod(0o755)
 
 
-def start_sshd(folder: Path, path: str, cleanup: ExitStack) -> None:
+def start_sshd(folder: Path, path: str, cleanup: ExitStack, tracer: Sequence[str]) -> None:
     """Own host key, own configuration, own authorized key; ended by its process id."""
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when it is root, and no init has made it here
     for name in ("host", "operator"):
@@ -197,7 +200,7 @@ def start_sshd(folder: Path, path: str, cleanup: ExitStack) -> None:
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
     with (folder / "sshd.log").open("wb") as log:
         server = subprocess.Popen(
-            [str(needs.find("sshd")), "-D", "-e", "-f", str(folder / "sshd_config")],
+            [*tracer, str(needs.find("sshd")), "-D", "-e", "-f", str(folder / "sshd_config")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
