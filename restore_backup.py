@@ -50,7 +50,7 @@ from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
 from backuplib.ram_folder import RamFolder, available_memory, enter_private_mounts, remove_leftovers, swap_on_disk
-from backuplib.recovery import told_of_leftovers, within_reach
+from backuplib.recovery import refuse_forged_exchange, told_of_leftovers, within_reach
 from backuplib.remote import is_elsewhere, remotes
 from backuplib.running import ANSWER, AT_WORK, CONFIRMATION, RECOVERING, SWITCHING, Turn, taking_turn
 from backuplib.secret import Secret
@@ -1027,8 +1027,7 @@ class Restorer:
                 hint=f"To stay with it, once you have looked: rm {quoted(shown(target.journal))}. To go back to the "
                 "old one, follow section 7 of RUNBOOK.md.",
             )
-        if journal.forgeable:  # it may not even be true that there was a restore: nobody's database is exchanged
-            target.refuse_holders()
+        refuse_forged_exchange(journal)
         self.signals.shield()
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore

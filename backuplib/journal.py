@@ -4,7 +4,7 @@ The journal lies beside the database, where the bot can write, and may as well b
 Each field is read strictly, and nothing in it names a file, a container or a command by itself. Whoever plants one, or
 puts an old one back, can at most make the next run
 
-- refuse (exit 3), or
+- refuse (exit 3), or tell that a container of some name does not exist, or
 - leave the database that is there, or the one under the set-aside's name: both lie in this folder, are regular files,
   and have no name anywhere else.
 

@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from backuplib.bot import Bot, named
+from backuplib.errors import DatabaseInUseError, UnfinishedRestoreError
 from backuplib.formatting import quoted, shown
 from backuplib.journal import Journal
 from backuplib.target import Target
+
+
+def refuse_forged_exchange(journal: Journal) -> None:
+    """Refuse to settle the files by a journal of others' under who uses them: there may have been no restore at all.
+
+    :raises UnfinishedRestoreError: naming who, and what to do in either case.
+    """
+    target = Target(journal.target)
+    try:
+        if journal.forgeable:
+            target.refuse_holders()
+    except DatabaseInUseError as error:
+        raise UnfinishedRestoreError(
+            f"{target.journal} could have been written by others: {journal.forgeable}; and {error}",
+            hint=f"If no restore was interrupted, remove it: rm {quoted(shown(target.journal))}. Else stop who has the "
+            f"database open first. {error.hint}",
+        ) from None
 
 
 def within_reach(journal: Journal, bot: Bot | None, services: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from backuplib.armor import holds_private_key
-from backuplib.console import for_terminal, in_words, shown_encoding
+from backuplib.console import for_terminal, harmless, in_words, shown_encoding
 from backuplib.errors import DeclinedError
 from backuplib.processes import Interrupted, Signals
 from backuplib.secret import Secret
@@ -83,7 +83,7 @@ class Terminal:
     def say(self, text: str, kind: Kind | None = None) -> None:
         """Show lines; ``kind``: how they look; None: as the mark at the beginning of each tells."""
         with self._opened() as (descriptor, write):
-            for line in text.splitlines():
+            for line in harmless(text).splitlines():  # what others take for a line end is none here
                 write(f"{for_terminal(line, kind or kind_of(line), descriptor, self._encoding)}\n")
 
     def confirm(self, question: str) -> bool:

@@ -143,7 +143,8 @@ def test_journal_of_others_exchanges_nothing_under_who_uses_the_database(shop: S
     with journal(shop, state="rolling back", new_inode=inode) as planted, shop.held_open():
         os.chown(planted, 1000, 1000)
         done = shop.restore("--recover")
-        assert done.ended == (3, "database-in-use"), done.text
+        assert done.ended == (3, "unfinished-restore"), done.text
+        assert "rm data/shop.db.restore-state.json" in done.error["hint"]
         assert shop.rows_in_place() == rows
 
 
