@@ -23,6 +23,7 @@ What the objects can do stands in the module of support/ that their class is in.
 """
 
 import compileall
+import json
 import os
 import signal
 import sys
@@ -88,26 +89,68 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require(*mark.args)
 
 
-EVERY_DAY = 2
-"""Cases of a test that makes shops, and so runs the program, every day: spread over all of them; the rest is deep."""
+EVERY_DAY, SAMPLE = 1, 5
+"""Cases of a test that makes shops, and so runs the program: every day, and in CI; spread over all of them."""
+
+MODE_MATTERS = {
+    "backup",
+    "bad_live_database",
+    "conversion",
+    "journal",
+    "locked",
+    "rescue",
+    "restore",
+    "secrets",
+    "sql_dump",
+}
+"""Test modules whose subject is what lies in the database: CI runs half of their cases in both modes."""
+
+DEEP = {"drill", "fuzz", "into_a_bot", "messages_snapshot", "ram_folder", "rig", "unprivileged"}
+"""Test modules that are deep as a whole: every one of their tests takes seconds, for what few changes touch."""
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deep: what runs under strace, the second mode of a case of both, and what goes through more of the same cases."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deep: what runs under strace, or goes through more of the same cases; long: through all of them."""
     spare_a_mode(items)
     spare_half_a_matrix(items)
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if any("strace" in needs.args for needs in item.iter_markers("needs")):
+        if subject_of(item.nodeid) in DEEP or any("strace" in needs.args for needs in item.iter_markers("needs")):
             item.add_marker("deep")
-        if "make_shop" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("deep"):
+        if "make_shop" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("long"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        step = -(-len(cases) // EVERY_DAY)
-        for number, item in enumerate(cases):
-            if number % step:
-                item.add_marker("deep")
+        deep = [item for item in cases if item.get_closest_marker("deep")]
+        daily = spread([item for item in cases if item not in deep], SAMPLE)
+        for item in {*cases} - {*daily, *spread(deep, SAMPLE - len(daily))}:
+            item.add_marker("long")
+        for item in {*daily} - {*spread(daily, EVERY_DAY)}:
+            item.add_marker("deep")
+    leave_out_what_was_proved_elsewhere(config, items)
+
+
+def subject_of(nodeid: str) -> str:
+    """The subject of a test module: its name without test_; none for unit tests."""
+    return "" if nodeid.startswith("tests/unit/") else Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+
+
+def spread(cases: list[pytest.Item], count: int) -> list[pytest.Item]:
+    """So many of the cases, or all of them, evenly spread, the first among them."""
+    return [cases[number * len(cases) // count] for number in range(count)] if len(cases) > count else cases
+
+
+def leave_out_what_was_proved_elsewhere(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In CI, what has passed on the bare machine is not run again, except for the unit tests, which take seconds.
+
+    PROVED_ELSEWHERE is the cache folder of that run.
+    """
+    file = Path(os.environ.get("PROVED_ELSEWHERE", ""), "v/passed")
+    passed = {*json.loads(file.read_text())} if file.is_file() else set()
+    done = [item for item in items if item.nodeid in passed and not item.nodeid.startswith("tests/unit/")]
+    if done:
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if item not in {*done}]
 
 
 def spare_half_a_matrix(items: list[pytest.Item]) -> None:
@@ -121,7 +164,7 @@ def spare_half_a_matrix(items: list[pytest.Item]) -> None:
 def spare_a_mode(items: list[pytest.Item]) -> None:
     """A case of both modes runs in one of them every day, a third of the cases in SQLCipher.
 
-    In the other it is deep, or, for half of the cases, long.
+    In the other it is deep for half of the cases of a module whose mode matters, else long.
     SQLCipher makes a key of the passphrase whenever it opens a database, which is most of what such a run takes.
     """
     cases: dict[tuple[str, str], dict[str, pytest.Function]] = {}
@@ -135,8 +178,10 @@ def spare_a_mode(items: list[pytest.Item]) -> None:
         if len(in_mode) == 2:
             turns[test] += 1
             every_day = "sqlcipher" if (crc32(test.encode()) + turns[test]) % 3 == 0 else "sqlite"
+            sampled = any("stage" in item.callspec.params for item in in_mode.values())  # by what comes next
+            matters = subject_of(test) in MODE_MATTERS or "/unit/" in test or sampled
             for mode in in_mode.keys() - {every_day}:
-                in_mode[mode].add_marker("deep" if turns[test] % 2 else "long")
+                in_mode[mode].add_marker("deep" if matters and turns[test] % 2 else "long")
 
 
 # A skip is a failure in CI.
@@ -177,8 +222,9 @@ def tell(record_property: Callable[[str, object], None]) -> Tell:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests told."""
+    """Print what the tests told, and note what has passed."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
+    terminalreporter.config.cache.set("passed", [report.nodeid for report in terminalreporter.stats.get("passed", ())])
     calls = [report for report in reports if isinstance(report, pytest.TestReport) and report.when == "call"]
     told = [str(text) for report in calls for name, text in report.user_properties if name == "told"]
     if told:

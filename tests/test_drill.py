@@ -185,10 +185,8 @@ def test_drill_works_for_an_unprivileged_user_and_leaves_nothing(place: Place) -
     assert list(place.home.iterdir()) == []
 
 
-@pytest.mark.deep
-def test_json_is_one_object_alone_on_standard_output(place: Place) -> None:
-    code, out, err = finish(start(place, "--json"))
-    assert code == 0, err
+def judge_json(out: str, err: str) -> None:
+    """One object, alone on standard output."""
     report = json.loads(out)
     assert report["exit_code"] == 0
     assert report["outcome"] == "drill passed"
@@ -213,7 +211,10 @@ PGP_PUBLIC_KEY_BASE64=!!!
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("env_file", [HOSTILE, b"\xff\xfe not text"], ids=["hostile", "broken"])
+@pytest.mark.parametrize(
+    "env_file",
+    [pytest.param(HOSTILE, id="hostile"), pytest.param(b"\xff\xfe not text", id="broken", marks=pytest.mark.long)],
+)
 def test_settings_of_the_operator_neither_reach_the_drill_nor_are_touched(place: Place, env_file: bytes) -> None:
     (place.program / ".env").write_bytes(env_file)
     for folder in ("elsewhere", "safe", "data", "backups"):
@@ -222,8 +223,9 @@ def test_settings_of_the_operator_neither_reach_the_drill_nor_are_touched(place:
     (place.program / "safe" / "db_backup_20250130_120000.db.gz.gpg").write_bytes(b"the operator's, too")
     before = contents(place.program)
     settings = {"HOME": str(place.home), "DB_PASS": "another", "DB_ENCRYPTION": "perhaps", "DATA_DIR": "/nowhere"}
-    code, _, err = finish(start(place, **settings))
+    code, out, err = finish(start(place, "--json", **settings))
     assert code == 0, err
+    judge_json(out, err)
     assert contents(place.program) == before
     assert list(place.home.iterdir()) == []
 
@@ -289,7 +291,9 @@ SABOTAGES = {
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", SABOTAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (number % 2)) for number, name in enumerate(SABOTAGES)]
+)
 def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) -> None:
     script, code, unproved, found = SABOTAGES[name]
     sabotage(place.program / script, code)
@@ -310,7 +314,7 @@ def sabotage(script: Path, code: str) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("proofs", [0, 2, 9])
+@pytest.mark.parametrize("proofs", [0, 2, pytest.param(9, marks=pytest.mark.long)])
 def test_killed_drill_of_a_user_leaves_no_file_and_no_process(place: Place, proofs: int) -> None:
     with killed_at_the_end(start_unprivileged(place)) as process:
         folder = ram_folder(process)

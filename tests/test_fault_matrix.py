@@ -194,7 +194,7 @@ def test_one_fault_ends_clean(stage: Stage, tell: Tell) -> None:
 
 @pytest.mark.deep
 def test_fault_of_a_look_ends_clean(stage: Stage, tell: Tell) -> None:
-    run_faults(stage, spread(looking_faults(stage), 5), LOOKING).report(tell, "fault of a look")
+    run_faults(stage, spread(looking_faults(stage), 4), LOOKING).report(tell, "fault of a look")
 
 
 @pytest.mark.deep
@@ -247,7 +247,7 @@ def run_recovery_faults(stage: Stage, count: int | None) -> Tally:
 
 @pytest.mark.deep
 def test_fault_in_the_recovery_is_told_and_recovered(stage: Stage, tell: Tell) -> None:
-    run_recovery_faults(stage, 3).report(tell, "fault in recovery")
+    run_recovery_faults(stage, 2).report(tell, "fault in recovery")
 
 
 @pytest.mark.long

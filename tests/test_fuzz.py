@@ -310,20 +310,20 @@ def fuzz_cipher_image(examples: int, restores: Restores, database: bytes) -> Non
 
 @pytest.mark.deep
 def test_mutated_ciphertext_is_refused(restores: Restores, messages: list[bytes], database: bytes) -> None:
-    fuzz_ciphertext(200, restores, messages, database)
+    fuzz_ciphertext(100, restores, messages, database)
 
 
 def test_mutated_gzip_is_refused(restores: Restores, database: bytes) -> None:
-    fuzz_gzip(500, restores, database)
+    fuzz_gzip(200, restores, database)
 
 
 def test_mutated_database_is_refused_or_sound(restores: Restores, database: bytes, tmp_path: Path) -> None:
-    fuzz_plain_image(300, restores, database, tmp_path)
+    fuzz_plain_image(80, restores, database, tmp_path)
 
 
 @pytest.mark.deep
 def test_mutated_cipher_database_is_refused(restores: Restores, cipher_database: bytes) -> None:
-    fuzz_cipher_image(12, restores, cipher_database)
+    fuzz_cipher_image(8, restores, cipher_database)
 
 
 @pytest.mark.long
@@ -362,7 +362,7 @@ def test_mutated_backups_change_nothing(make_shop: MakeShop, keys: Keys) -> None
     before = shop.snapshot()
     backup = shop.backups / NAME
 
-    @fuzz(14)
+    @fuzz(10)
     @given(changes=mutations, layer=st.sampled_from(("message", "gzip")))
     def run(changes: list[Edit], layer: str) -> None:
         original = sound if layer == "message" else stream

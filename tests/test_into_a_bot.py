@@ -367,6 +367,14 @@ def test_a_package_of_the_bots_may_hold_the_class(make_shop: MakeShop, keys: Key
     done = shop.restore(backup, "--force", key=keys.rsa)
     assert done.code == 0, done.text
     assert shop.rows() == rows
+
+
+@pytest.mark.long
+def test_drill_takes_the_class_from_a_package_of_the_bots(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlcipher")
+    (shop.path / "shop").mkdir()
+    (shop.path / "database_backup.py").rename(shop.path / "shop/db_backup.py")
+    (shop.path / "database_backup.py").write_text("from shop.db_backup import DatabaseBackup  # noqa: F401\n")
     drill = shop.restore("--drill", timeout=100)
     assert drill.code == 0, drill.text
 
