@@ -178,7 +178,8 @@ def spare_a_mode(items: list[pytest.Item]) -> None:
         if len(in_mode) == 2:
             turns[test] += 1
             every_day = "sqlcipher" if (crc32(test.encode()) + turns[test]) % 3 == 0 else "sqlite"
-            matters = subject_of(test) in MODE_MATTERS or "/unit/" in test
+            sampled = any("stage" in item.callspec.params for item in in_mode.values())  # by what comes next
+            matters = subject_of(test) in MODE_MATTERS or "/unit/" in test or sampled
             for mode in in_mode.keys() - {every_day}:
                 in_mode[mode].add_marker("deep" if matters and turns[test] % 2 else "long")
 
