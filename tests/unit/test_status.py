@@ -262,7 +262,7 @@ def journal_of(subject: Subject) -> Journal:
         safety_backup=None,
         unsaved=False,
         started="2025-01-30T15:30:45+00:00",
-        backup="x",
+        backup="/x",
         made="2025-01-30T15:30:45+00:00",
     )
 
