@@ -11,6 +11,7 @@ Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integr
 
 import argparse
 import contextlib
+import functools
 import inspect
 import itertools
 import math
@@ -148,7 +149,6 @@ class Restorer:
         self.console = report.console
         self.signals = report.signals
         self.engine = Engine(settings.db_pass)
-        self.database = Path(os.path.realpath(settings.db_path))
         self.signing = SigningFolder(settings.signing_dir, settings.shop_folders)
         self.told_unseen = False
         places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
@@ -225,9 +225,16 @@ class Restorer:
         """Return the database to replace."""
         target = Target.resolve(self.options.target_path or self.settings.db_path)
         self.report.target = str(target.path)
+        if text := target.exposed:
+            self.report.warn(text)
         if not self.options.target_path:
             self.database = Path(str(target.path))
         return target
+
+    @functools.cached_property
+    def database(self) -> Path:
+        """The configured database, links resolved; of a run without another target, as :meth:`resolve_target` did."""
+        return Path(os.path.realpath(self.settings.db_path))
 
     def is_configured(self, target: Path) -> bool:
         """Whether a target, links resolved, is the configured database."""

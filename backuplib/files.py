@@ -11,6 +11,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from backuplib.folder import AnchoredPath
+
 CHUNK = 1 << 20  # bytes that a stream handles at a time
 NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}  # link() on filesystems without them
 
@@ -148,7 +150,7 @@ def mount_point(path: Path) -> Path:
     """Return where the filesystem of a path, links resolved, is mounted, bind mounts included."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     points = {unescaped(line.split()[4]) for line in lines}
-    place = Path(os.path.realpath(str(path)))
+    place = Path(str(path) if isinstance(path, AnchoredPath) else os.path.realpath(path))
     return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
 
 

@@ -7,7 +7,9 @@ opened:
 - As root, after :func:`backuplib.ram_folder.enter_private_mounts`, it is mounted, by its descriptor, where only this
   process and its children see it: no name on the way there is anybody else's, and the kernel follows no link in it
   (Linux 5.10 and newer; before that it is mounted without).
-- Else it is reached through /proc/self/fd.
+- Else it is reached through /proc/self/fd. SQLite finds out what that leads to, and opens a database and its sidecars
+  by the name that the folder has at that moment. Whether it has the right database is looked at when that is open; but
+  who can rename folders above could have it open, or make, a sidecar elsewhere, which is said: :attr:`Folder.exposed`.
 
 An :class:`AnchoredPath` is such a place: a path that is called by its name, and reached through the folder.
 """
@@ -43,6 +45,8 @@ class Folder:
     :param path: links in it are followed, this once, but for those of other users that lead to what is not theirs.
     :param mounted: reach it where it is mounted, if that is possible.
     :raises OSError: when it cannot be opened; ELOOP for such a link.
+
+    ``exposed``: others can rename folders above, and it is not mounted, so that SQLite is not safe from that.
     """
 
     private: ClassVar[bool] = False  # whether folders can be mounted where nobody else sees them
@@ -50,12 +54,13 @@ class Folder:
     names: ClassVar[dict[str, str]] = {}  # by where they are reached
 
     def __init__(self, path: Path, *, mounted: bool = True) -> None:
-        self._descriptor, self.path = _opened(str(path))
+        self._descriptor, self.path, above = _opened(str(path))
         weakref.finalize(self, os.close, self._descriptor)
         own = f"/proc/self/fd/{self._descriptor}"
         os.stat(own)  # FileNotFoundError where there is no /proc
         self.at = (mounted and self.private and self._mounted(own)) or own
         self.names[self.at] = str(self.path)
+        self.exposed = self.at == own and any(map(_can_be_renamed_by_others, above))
 
     def _mounted(self, source: str) -> str:
         """Mount it, and return where; nothing where that is not possible."""
@@ -82,12 +87,16 @@ class Folder:
         return os.path.samestat(named, os.fstat(self._descriptor))
 
 
-def _opened(path: str) -> tuple[int, Path]:
-    """Open a folder, and return its path without links, which lead nowhere else between a look and a step here."""
+def _opened(path: str) -> tuple[int, Path, list[os.stat_result]]:
+    """Open a folder, and return its path without links, which lead nowhere else between a look and a step here.
+
+    :returns: its descriptor, that path, and what the folders above it are.
+    """
     with contextlib.suppress(OSError):
         os.stat(f"{path}/.")  # what is mounted when somebody asks for it
     found, left = ["/"], [*reversed(Path(path).absolute().parts[1:])]
     links: list[tuple[str, int]] = []  # with their owners
+    above: list[os.stat_result] = []
     here = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
         while left:
@@ -104,6 +113,7 @@ def _opened(path: str) -> tuple[int, Path]:
                 if len(links) > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), place)
             else:
+                above.append(os.fstat(here))
                 os.close(here)
                 here = there
                 found = ["/"] if name == "/" else found[:-1] or ["/"] if name == ".." else [*found, name]
@@ -116,7 +126,14 @@ def _opened(path: str) -> tuple[int, Path]:
     except BaseException:
         os.close(here)
         raise
-    return here, Path(*found)
+    return here, Path(*found), above
+
+
+def _can_be_renamed_by_others(folder: os.stat_result) -> bool:
+    """Whether others than root and this user can rename what is in a folder that is not theirs alone to change."""
+    group = stat.S_IWGRP if folder.st_gid != os.getegid() else 0
+    open_to_others = folder.st_mode & (stat.S_IWOTH | group) and not folder.st_mode & stat.S_ISVTX
+    return folder.st_uid not in {0, os.geteuid()} or bool(open_to_others)
 
 
 def _trusted() -> set[int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from backuplib import errors, files
 from backuplib.database import database_files, refuse_irregular, refuse_planted_link, sidecars
-from backuplib.folder import anchored, moved, resolved
+from backuplib.folder import AnchoredPath, anchored, moved, resolved
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS
@@ -136,6 +136,16 @@ class Target:
             yield
         finally:
             os.close(folder)
+
+    @property
+    def exposed(self) -> str:
+        """Say that others can lead SQLite elsewhere; nothing when they cannot, or that is not known."""
+        if not isinstance(self.path, AnchoredPath) or not self.path.folder.exposed:
+            return ""
+        return (
+            f"others can rename the folders above {self.path.parent} while this runs, and have SQLite make files "
+            "elsewhere; run by root, outside of containers, this does not depend on those names"
+        )
 
     def refuse_moved(self) -> None:
         """Refuse when the name leads to another folder than the one that was opened.
