@@ -218,7 +218,7 @@ class DatabaseBackup:
         :raises UnsoundBackupError: when an unencrypted backup does not hold a sound database.
         """
         with contextlib.closing(BackupFile(Path(path))) as backup:
-            signed = [f"signed {self._origin(backup)}"] if self._signing else []
+            signed = [self._origin(backup)] if self._signing else []
             checksum = "; ".join(["checksum ok" if backup.verify() else "no checksum beside it", *signed])
             verify_only = errors.restore_command("--verify-only", shown(backup.path))
             if backup.layer == "openpgp":
@@ -245,7 +245,7 @@ class DatabaseBackup:
 
     def _origin(self, backup: BackupFile) -> str:
         with RamFolder(files.CHUNK) as ram:
-            return self._signing.origin(backup, ram).told if self._signing else ""
+            return self._signing.origin(backup, ram).sentence("it") if self._signing else ""
 
     def list_backups(self) -> list[BackupInfo]:
         """Return what restores in the backup folder, newest first, whatever its name.

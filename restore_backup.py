@@ -506,7 +506,7 @@ class Restorer:
         if self.settings.require_signature:
             self.origin.refuse_unless_trusted(self.signing.path, backup.path)
         elif self.origin.state in (INVALID, UNKNOWN):
-            self.report.warn(f"{backup.name} is signed: {self.origin.told}")
+            self.report.warn(self.origin.sentence(backup.name))
 
     # --- phases 3 and 4: prepare -----------------------------------------------------------------------------
 
@@ -728,7 +728,7 @@ class Restorer:
             *([] if self.options.verify_only else [("target", str(plan.target.path))]),
             ("backup", plan.backup.path.name),
             ("made", f"{instant(made)}, {age(made.timestamp())}"),
-            ("signed", self.origin.told),
+            ("signed", str(self.origin)),
             *plan.outlook.items(),
         ]
         if self.options.stop_first and "downtime" in plan.outlook:

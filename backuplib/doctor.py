@@ -33,6 +33,7 @@ from backuplib.remote import Remote
 from backuplib.running import running
 from backuplib.secret import Secret
 from backuplib.signing import INVALID, SigningFolder, in_groups
+from backuplib.signing import UNKNOWN as UNKNOWN_SIGNER
 from backuplib.storage import is_plain, journal_mode, looks_encrypted
 from backuplib.style import Kind
 from backuplib.target import Target, is_immutable, is_mount_point
@@ -383,7 +384,7 @@ class Checkup:
             origin = self.subject.signing.origin(file, ram)
         if self.subject.require_signature:
             origin.refuse_unless_trusted(self.subject.signing.path, self.backup.path)
-        yield WARNING if origin.state == INVALID else OK, f"{self.backup.path.name} is signed: {origin.told}"
+        yield {INVALID: WARNING, UNKNOWN_SIGNER: UNKNOWN}.get(origin.state, OK), origin.sentence(self.backup.path.name)
 
     def newest_backup(self) -> Said:
         """Whether there is a backup, and when it was made."""

@@ -39,11 +39,27 @@ _NO_PUBLIC_KEY = "9"  # the reason in gpg's ERRSIG
 
 @dataclass(frozen=True)
 class Origin:
-    """Who signed a backup; ``fingerprint`` is None where it is not known. ``told``: the same for people."""
+    """Who signed a backup; ``fingerprint`` is None where it is not known.
+
+    ``told``: the same for people, as what follows "signed"; where that is not "by …", the reason alone.
+    """
 
     state: str
     told: str
     fingerprint: str | None = None
+
+    def __str__(self) -> str:
+        """Return what stands behind "signed" in a list of facts."""
+        return {NONE: "no: ", INVALID: "not validly: ", UNKNOWN: "not known: "}.get(self.state, "") + self.told
+
+    def sentence(self, name: str) -> str:
+        """Return the same of a backup of this name."""
+        begin = {
+            NONE: f"{name} is not signed: ",
+            INVALID: f"{name} is not validly signed: ",
+            UNKNOWN: f"who signed {name} is not known: ",
+        }
+        return begin.get(self.state, f"{name} is signed ") + self.told
 
     def as_dict(self) -> dict[str, str | None]:
         """Return it as --json shows it."""
@@ -56,22 +72,21 @@ class Origin:
         """
         if self.state in (THIS_HOST, TRUSTED_HOST):
             return
-        name, asked = backup.name, "and REQUIRE_SIGNATURE is yes"
+        message = f"REQUIRE_SIGNATURE is yes, and {self.sentence(backup.name)}"
         anyway = "If you know where it is from all the same, put REQUIRE_SIGNATURE=no in front of the command."
         another = errors.choose_another_backup_hint()
         if self.state == NONE:
-            raise errors.SignatureMissingError(f"{name} is not signed, {asked}", hint=f"{anyway} {another}")
+            raise errors.SignatureMissingError(message, hint=f"{anyway} {another}")
         if self.state == OTHER:
+            trusted = quoted(folder / TRUSTED)
             raise errors.SignatureOfAnotherError(
-                f"{name} is signed {self.told}, {asked}",
+                message,
                 hint="If that is a key of a machine of yours, append the public half from your papers to "
-                f"{quoted(folder / TRUSTED)} (RUNBOOK.md, section 9). {another}",
+                f"{trusted} (RUNBOOK.md, section 9). {another}",
             )
         if self.state == INVALID:
-            raise errors.SignatureInvalidError(f"{name} is signed {self.told}, {asked}", hint=f"{anyway} {another}")
-        raise errors.SignatureUncheckedError(
-            f"who signed {name} is {self.told}, {asked}", hint=f"Remove what is in the way of that look. {anyway}"
-        )
+            raise errors.SignatureInvalidError(message, hint=f"{anyway} {another}")
+        raise errors.SignatureUncheckedError(message, hint=f"Remove what is in the way of that look. {anyway}")
 
 
 class SigningFolder:
@@ -170,7 +185,7 @@ class SigningFolder:
         """Return who signed a backup under its name, with the checksum that stands beside it."""
         line = recorded_signature(backup.beside)
         if not line or backup.expected is None:
-            return Origin(NONE, "no: there is no signature beside it")
+            return Origin(NONE, "there is no signature beside it")
         text = checksum_text(backup.name, backup.expected, recorded_kind(backup.beside))
         try:
             signature = base64.b64decode(line, validate=True)
@@ -180,9 +195,9 @@ class SigningFolder:
             hosts |= dict.fromkeys(keyring.import_keys(own), THIS_HOST)
             events = keyring.verify(text.encode(errors="surrogateescape"), signature)
         except ValueError:
-            return Origin(INVALID, "not validly: the signature beside it cannot be read")
+            return Origin(INVALID, "what stands beside it cannot be read")
         except (errors.OperatorError, OSError) as error:
-            return Origin(UNKNOWN, f"not known: its signature was not checked, {errors.explain(error)}")
+            return Origin(UNKNOWN, f"the signature was not checked, {errors.explain(error)}")
         return judged(events, hosts)
 
     def public_halves(self) -> tuple[bytes, bytes]:
@@ -221,19 +236,19 @@ def judged(events: Sequence[tuple[str, str]], hosts: dict[str, str]) -> Origin:
     names = [name for name, _ in events]
     key_id = next((said[name][0] for name in ("GOODSIG", "BADSIG", "ERRSIG", *_ENDED) if name in said), "")
     if names.count("NEWSIG") != 1 or not key_id:
-        return Origin(INVALID, "not validly: what stands beside it is not one signature")
+        return Origin(INVALID, "what stands beside it is not one signature")
     primary = said["VALIDSIG"][-1] if "VALIDSIG" in said else None
     if ended := next((_ENDED[name] for name in _ENDED if name in said), None):
-        return Origin(INVALID, f"not validly: {ended} (key ID {key_id})", primary)
+        return Origin(INVALID, f"{ended} (key ID {key_id})", primary)
     if "GOODSIG" in said and primary in hosts:
         state = hosts[primary]
         return Origin(state, "by this host" if state == THIS_HOST else f"by a trusted host (key ID {key_id})", primary)
     if "BADSIG" in said:
         reason = "it was renamed since, or replaced by somebody without that key"
-        return Origin(INVALID, f"not validly: key ID {key_id} did not sign this file under this name; {reason}")
+        return Origin(INVALID, f"key ID {key_id} did not sign this file under this name; {reason}")
     error = said.get("ERRSIG", [])
     if error and error[5:6] != [_NO_PUBLIC_KEY]:
-        return Origin(UNKNOWN, f"not known: gpg cannot check the signature of key ID {key_id}")
+        return Origin(UNKNOWN, f"gpg cannot check the signature of key ID {key_id}")
     fingerprint = error[6] if error[6:] and error[6] != "-" else primary
     return Origin(OTHER, f"by somebody else (key ID {key_id})", fingerprint)
 

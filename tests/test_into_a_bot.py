@@ -327,7 +327,7 @@ def test_passphrase_is_on_no_command_line(adapted: Shop) -> None:
     code = f"import sys; sys.executable = {str(python)!r}; from utils.db_backup import get_backup_handler; "
     done = run_python(adapted, "-c", f"{code} print(get_backup_handler().create_backup(True, True))")
     assert ".db.gz.gpg" in done.out, done.text
-    assert calls.read_text() == f"{adapted.path}/ops/database_backup.py create "
+    assert calls.read_text() == f"{adapted.path}/ops/database_backup.py create --no-sign "
 
 
 # --- the API of our own class ----------------------------------------------------------------------------------------

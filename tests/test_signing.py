@@ -127,4 +127,4 @@ def test_first_backup_prints_the_public_half_and_the_shop_gets_nothing_of_the_ot
     verified = shop.run(
         "database_backup.py", "verify", shop.path / made[1].out.strip(), env={"SIGNING_DIR": str(folder.path)}
     )
-    assert "signed by this host" in verified.out
+    assert "it is signed by this host" in verified.out
