@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import select
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +24,7 @@ LOOK = ("--contimeout=5s", "--timeout=10s", "--retries=1", "--low-level-retries=
 MOVE = ("--contimeout=10s", "--timeout=30s", "--retries=1", "--low-level-retries=3")
 LOOK_SECONDS = 60.0
 STALL_SECONDS = 20.0  # without a byte: less than rclone waits before it tries again in its own way
+PIPE_BYTES = 1 << 20  # so that rclone and gpg take turns less often
 MOST_SAID = 1 << 16  # bytes of its messages that are read
 
 # Variables that change what a command does or says, and could make it print secrets
@@ -145,12 +149,19 @@ class Rclone:
 class Stream:
     """What rclone prints while it goes on.
 
+    gpg may have given up while a thread still reads for it: that one gets the end, and not what comes afterwards.
+
+    :ivar failure: what has gone wrong, for whoever reads once more.
     :raises MissingRcloneError: when it is not installed.
     """
 
     def __init__(self, rclone: Rclone, argv: list[str]) -> None:
         self._rclone = rclone
+        self._reading = threading.Lock()
+        self.failure: errors.OperatorError | None = None
         reading, writing = os.pipe()
+        with contextlib.suppress(OSError):  # above the kernel's limit for a user
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         messages = os.memfd_create("rclone")
         try:
             self._child = start_apart(
@@ -170,20 +181,26 @@ class Stream:
         :raises RemoteStalledError: when nothing comes any more.
         :raises RemoteError: when rclone says that this is not the end.
         """
-        if not select.select([self._pipe], [], [], STALL_SECONDS)[0]:
-            raise self._rclone.explained(f"nothing came for {STALL_SECONDS:.0f} s: i/o timeout")
-        data = os.read(self._pipe, size)
-        if not data and self._child.wait(STALL_SECONDS):
-            said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
-            raise self._rclone.explained(said or f"exit code {self._child.returncode}")
-        return data
+        with self._reading:
+            if self._pipe < 0:
+                return b""
+            if not select.select([self._pipe], [], [], STALL_SECONDS)[0]:
+                raise self._rclone.explained(f"nothing came for {STALL_SECONDS:.0f} s: i/o timeout")
+            data = os.read(self._pipe, size)
+            if not data and self._child.wait(STALL_SECONDS):
+                said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
+                raise self._rclone.explained(said or f"exit code {self._child.returncode}")
+            return data
 
     def close(self) -> None:
         """End it."""
         self._child.kill()
         self._child.wait()
-        os.close(self._pipe)
-        os.close(self._messages)
+        with self._reading:
+            if self._pipe >= 0:
+                os.close(self._pipe)
+                os.close(self._messages)
+            self._pipe = -1
 
 
 def _argv(arguments: Sequence[str], way: Sequence[str]) -> list[str]:
