@@ -127,7 +127,7 @@ def test_fault_on_a_terminal_leads_to_a_question_and_no_is_the_refusal(
     assert str(older) in at.output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("piped", [False, True], ids=["key typed", "key piped"])
+@pytest.mark.parametrize("piped", [False, pytest.param(True, marks=pytest.mark.long)], ids=["key typed", "key piped"])
 def test_key_and_passphrase_are_asked_for_once_for_all_that_are_tried(
     make_shop: MakeShop, terminal: StartTerminal, keys: Keys, gpg: GpgHome, *, piped: bool
 ) -> None:

@@ -155,10 +155,11 @@ def test_lists_latest_and_at_know_the_backups_of_all_places(shop: Shop, server: 
     assert done.code == 0, done.text
     marks = {line.split()[-1]: line.split()[-2] for line in done.out.splitlines() if "db_backup_" in line}
     assert (marks[newest.name], marks[old]) == ("L2", "2")
+    assert "proof" in done.out.splitlines()[1].split()  # of the two runs above
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-@everyday("sftp")
+@everyday()
 def test_fault_at_a_remote_leads_to_an_offer(shop: Shop, server: Server, keys: Keys) -> None:
     shop.env["TZ"] = "UTC"
     newest = shop.create_backup()
