@@ -146,8 +146,8 @@ class Remote:
     def lock(self, name: str) -> str:
         """Return which object lock keeps a backup there, for people; empty without one that rclone knows of.
 
-        S3 lets a locked object be removed all the same: what is locked is a version, which is then hidden. An old rclone,
-        such as 1.60, does not tell.
+        S3 lets a locked object be removed all the same: what is locked is a version, which is then hidden. An old
+        rclone, such as 1.60, does not tell.
         """
         try:
             said = self._json("lsjson", "--stat", "--no-modtime", "--metadata", self.at(name)).get("Metadata") or {}

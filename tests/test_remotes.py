@@ -302,12 +302,7 @@ def test_prune_leaves_what_an_object_lock_keeps(make_shop: MakeShop, servers: Se
     """S3 would hide it: a removal makes a new version, and the locked one stays."""
     server = replace(servers(kind), place="offsite:locked/shopbot")
     server.rclone("mkdir", "--s3-bucket-object-lock-enabled", "offsite:locked")
-    lock = (
-        "--s3-object-lock-mode",
-        "COMPLIANCE",
-        "--s3-object-lock-supported=true",
-        "--s3-object-lock-retain-until-date",
-    )
+    lock = ("--s3-object-lock-supported=true", "--s3-object-lock-mode=COMPLIANCE", "--s3-object-lock-retain-until-date")
     for name, options in zip(OLD, ((*lock, "24h"), (*lock, "1s"), ()), strict=True):
         server.rclone("rcat", *options, f"{server.place}/{name}", given=b"backup")
     shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
