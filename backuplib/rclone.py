@@ -6,6 +6,7 @@ import os
 import re
 import select
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -145,11 +146,16 @@ class Rclone:
 class Stream:
     """What rclone prints while it goes on.
 
+    gpg may have given up while a thread still reads for it: that one gets the end, and not what comes afterwards.
+
+    :ivar failure: what has gone wrong, for whoever reads once more.
     :raises MissingRcloneError: when it is not installed.
     """
 
     def __init__(self, rclone: Rclone, argv: list[str]) -> None:
         self._rclone = rclone
+        self._reading = threading.Lock()
+        self.failure: errors.OperatorError | None = None
         reading, writing = os.pipe()
         messages = os.memfd_create("rclone")
         try:
@@ -170,20 +176,26 @@ class Stream:
         :raises RemoteStalledError: when nothing comes any more.
         :raises RemoteError: when rclone says that this is not the end.
         """
-        if not select.select([self._pipe], [], [], STALL_SECONDS)[0]:
-            raise self._rclone.explained(f"nothing came for {STALL_SECONDS:.0f} s: i/o timeout")
-        data = os.read(self._pipe, size)
-        if not data and self._child.wait(STALL_SECONDS):
-            said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
-            raise self._rclone.explained(said or f"exit code {self._child.returncode}")
-        return data
+        with self._reading:
+            if self._pipe < 0:
+                return b""
+            if not select.select([self._pipe], [], [], STALL_SECONDS)[0]:
+                raise self._rclone.explained(f"nothing came for {STALL_SECONDS:.0f} s: i/o timeout")
+            data = os.read(self._pipe, size)
+            if not data and self._child.wait(STALL_SECONDS):
+                said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
+                raise self._rclone.explained(said or f"exit code {self._child.returncode}")
+            return data
 
     def close(self) -> None:
         """End it."""
         self._child.kill()
         self._child.wait()
-        os.close(self._pipe)
-        os.close(self._messages)
+        with self._reading:
+            if self._pipe >= 0:
+                os.close(self._pipe)
+                os.close(self._messages)
+            self._pipe = -1
 
 
 def _argv(arguments: Sequence[str], way: Sequence[str]) -> list[str]:

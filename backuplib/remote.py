@@ -13,6 +13,7 @@ with what a list says of a backup, so that one `cat` of all of them tells it. Wh
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -137,11 +138,16 @@ class Remote:
 
     def size(self, name: str) -> int | None:
         """Return how many bytes an object has; None when it is not there."""
+        found = self.look_up(name, "--no-modtime")
+        return None if found is None else int(found["Size"])
+
+    def look_up(self, name: str, *options: str) -> dict[str, Any] | None:
+        """Return what rclone says of an object; None when it is not there, or a folder is, which S3 says, too."""
         try:
-            found = self._json("lsjson", "--stat", "--no-modtime", "--no-mimetype", self.at(name))
+            found = self._json("lsjson", "--stat", "--no-mimetype", *options, self.at(name))
         except errors.BackupNotFoundError:
             return None
-        return None if found.get("IsDir", True) else int(found["Size"])
+        return None if found.get("IsDir", True) else dict(found)
 
     def lock(self, name: str) -> str:
         """Return which object lock keeps a backup there, for people; empty without one that rclone knows of.
@@ -272,19 +278,22 @@ class RemoteBackup(Backup):
     here = False
 
     def __init__(self, remote: Remote, name: str, limit: float) -> None:
-        size = remote.size(name)
-        if size is None:
+        text = remote.beside(name)
+        found = remote.look_up(name, *([] if text else ["--hash"]))
+        if found is None:
             raise errors.BackupNotFoundError(
                 f"there is no {name} at {remote.place}", hint=f"See what is there: rclone lsf {quoted(remote.place)}"
             )
-        text = remote.beside(name)
+        size = int(found["Size"])
         expected = checksum_in(text, name, Path(f"{remote.at(name)}.sha256")) if text else None
         made = read_records(text).get(name, NO_RECORD).made or named_time(name)
-        super().__init__(Path(remote.at(name)), size, expected, made or datetime.now().astimezone())
+        written = datetime.fromisoformat(found["ModTime"]).astimezone()
+        super().__init__(Path(remote.at(name)), size, expected, made or written)
+        self._hashes: dict[str, str] = found.get("Hashes", {})
+        self._other = self._hasher()
         self.refuse_larger(limit)
         self._remote, self._name = remote, name
         self._stream: Stream | None = None
-        self._failure: errors.OperatorError | None = None
         self._head = remote.beginning(name, CHUNK)
         if len(self._head) != min(size, CHUNK):
             raise self._broken(len(self._head))
@@ -301,25 +310,49 @@ class RemoteBackup(Backup):
 
     def _restart(self) -> None:
         self.close()
-        self._failure = None
+        self._other = self._hasher()
+
+    def _hasher(self) -> Any:
+        """Return what hashes as the server has done it, for a backup without a checksum beside it; None: it has not."""
+        name = next((name for name in ("sha256", "sha1", "md5") if self._hashes.get(name)), "")
+        return hashlib.new(name, usedforsecurity=False) if name else None
+
+    def read(self, size: int, /) -> bytes:
+        """Read on; empty at the end; OperatorError when the remote fails."""
+        data = super().read(size)
+        if self._other:
+            self._other.update(data)
+        return data
+
+    def verify(self) -> bool:
+        """Compare it with its checksum; without one, what came with what the server says of it."""
+        news = super().verify()
+        if self._other and self._other.hexdigest() != self._hashes[self._other.name]:
+            what = f"what came of {self.path.name} does not match the {self._other.name}"
+            raise errors.ChecksumMismatchError(
+                f"{what} that {self._remote.place} has of it",
+                hint=TRY_AGAIN,
+            )
+        return news
 
     def _begin(self) -> None:
         if not self._stream and self.size > len(self._head):
             self._stream = self._remote.stream(self._name, len(self._head))
 
     def _read(self, size: int) -> bytes:
-        if self._failure:  # gpg has been told that the message ends here
-            raise self._failure
         begin = self._position
         if begin < len(self._head):
             return self._head[begin : begin + size]
         self._begin()
-        if not self._stream:  # the first bytes are all
+        stream = self._stream
+        if not stream:  # the first bytes are all
             return b""
+        if stream.failure:  # gpg has been told that the message ends here
+            raise stream.failure
         try:
-            return self._flowing(self._stream, begin, size)
+            return self._flowing(stream, begin, size)
         except errors.OperatorError as error:
-            self._failure = error
+            stream.failure = error
             raise
 
     def _flowing(self, stream: Stream, begin: int, size: int) -> bytes:

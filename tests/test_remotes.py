@@ -208,6 +208,29 @@ def test_stream_that_breaks_when_the_services_would_be_down_touches_nothing(
     }
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["s3"])
+def test_what_comes_without_a_checksum_is_compared_with_what_the_server_says(
+    shop: Shop, server: Server, keys: Keys
+) -> None:
+    """S3 has an MD5 of what it was given: what changes on the way is no damage of the backup."""
+    backup = shop.create_backup()
+    server.delete(f"{backup.name}.sha256")
+    before = everything(shop)
+    with Proxy(server.port, "corrupts", after=1_300_000) as proxy:
+        shop.write_env(**server.settings(proxy.port))
+        done = restore(shop, server, backup.name, keys)
+    assert done.ended == (3, "checksum-mismatch"), done.text
+    assert "md5" in done.error["message"]
+    assert everything(shop) == before
+    done = shop.restore(f"{server.place}/{backup.name}", "--verify-only", key=keys.rsa)
+    assert done.code == 3, "the proxy is gone"
+    shop.write_env(**server.settings())
+    done = restore(shop, server, backup.name, keys, "--verify-only")
+    assert done.code == 0, done.text
+    assert "no checksum beside" in done.err
+
+
 @everyday("sftp")
 def test_remote_that_is_read_only_gets_no_backup_and_the_one_here_is_safe(
     make_shop: MakeShop, tmp_path: Path, kind: str
