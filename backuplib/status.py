@@ -154,7 +154,8 @@ class Checkup:
             except errors.OperatorError as error:
                 yield WARNING, f"{error}: what is there is not known", error.hint
                 continue
-            yield from self._newest(place, found, f"age_{place}", f"at {place}", f"newest at {place}")
+            locked = " (locked)" if self.state.removable[place] is False else ""
+            yield from self._newest(place, found, f"age_{place}", f"at {place}", f"newest at {place}{locked}")
 
     def _newest(self, place: str, found: Sequence[BackupInfo], label: str, where: str, what: str) -> Said:
         """Judge the newest of the backups at a place that a restore would take for the latest."""

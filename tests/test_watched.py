@@ -62,6 +62,8 @@ def test_commands_tell_how_they_end_and_no_secret(shop: Shop, keys: Keys, server
 @ONE_MODE
 def test_wrong_settings_are_told(shop: Shop, server: Listener) -> None:
     shop.write_env(PING_URL=f"{server.url}/{TOKEN}", DB_ENCRYPTION="yes")
+    assert shop.run("database_backup.py", "prune", "--dry-run").code == 3
+    assert server.paths == []  # which would do nothing
     assert shop.run("database_backup.py", "create").code == 3
     assert server.paths == [f"/{TOKEN}/start", f"/{TOKEN}/fail"]
     assert server.requests[-1][2].endswith(": exit code 3, wrong-setting")

@@ -388,6 +388,8 @@ def test_each_remote_is_judged_for_itself(ask: Ask, subject: Subject, tmp_path: 
     assert ask(remotes=[good, At("empty:")]).status == "CRITICAL"
     locked = Checkup(replace(subject, remotes=[replace(good, probe=42), late])).run()
     assert locked.removable == {"offsite:shopbot": False, "nas:b": None}
+    told = [item.text for item in locked.findings if item.name == "remote"]
+    assert [text.partition(" (locked)")[1:2] for text in told] == [(" (locked)",), ("",)]
 
 
 def test_remote_that_does_not_answer_is_a_warning_in_its_own_words(ask: Ask) -> None:
