@@ -15,7 +15,9 @@ from typing import TypeVar
 from backuplib import armor
 from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError
 from backuplib.formatting import printable
+from backuplib.notify import ping_address
 from backuplib.rclone import PLACE
+from backuplib.retention import Policy, PolicyError
 from backuplib.secret import Secret
 
 Value = TypeVar("Value")
@@ -50,11 +52,20 @@ class Settings:
     db_pass: Secret | None
     backup_dir: Path
     retention_days: int
+    keep: Policy | None
     max_database_bytes: int
     public_key: bytes | None = field(repr=False)
+    max_age_hours: int = 26
+    ping_url: Secret | None = None
+    notify_urls: tuple[Secret, ...] = ()
     warnings: tuple[str, ...] = ()
     remotes: tuple[str, ...] = ()
     rclone: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def policy(self) -> Policy:
+        """What prune keeps."""
+        return self.keep or Policy.younger_than(self.retention_days)
 
     @property
     def encrypted(self) -> bool:
@@ -107,12 +118,16 @@ def survey_settings(
         db_pass=valid("db_pass", values.db_pass, None),
         backup_dir=base / values.text("DB_BACKUP_PATH", "backups"),
         retention_days=valid("retention_days", lambda: values.number("DB_BACKUP_RETENTION_DAYS", 7, "days"), 7),
+        keep=valid("keep", values.keep, None),
         max_database_bytes=valid(
             "max_database_bytes",
             lambda: values.number("MAX_DATABASE_MB", 0, "megabytes, 0 for as much as fits") * 1_000_000,
             0,
         ),
         public_key=valid("public_key", values.public_key, None),
+        max_age_hours=valid("max_age_hours", lambda: values.number("BACKUP_MAX_AGE_HOURS", 26, "hours"), 26),
+        ping_url=values.ping_url(),
+        notify_urls=values.notify_urls(),
         remotes=valid("remotes", values.remotes, ()),
         rclone=values.of_rclone(),
         warnings=tuple(values.warnings()),  # last, when all names that there are have been asked for
@@ -125,7 +140,7 @@ class _Values:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._asked: set[str] = set()
-        self._of_file: list[str] = []
+        self._noted: list[str] = []
         self._values = dict(environ)
 
     def read(self, env_file: Path) -> None:
@@ -147,7 +162,7 @@ class _Values:
                 hint=f"Make it a UTF-8 file that you may read: ls -l {shlex.quote(str(env_file))}",
             ) from None
         if mode & 0o066:
-            self._of_file.append(
+            self._noted.append(
                 f"{env_file} has mode {mode:04o}, so that others than its owner can read or change it: "
                 f"chmod 600 {shlex.quote(str(env_file))}"
             )
@@ -156,14 +171,14 @@ class _Values:
             first = statement.line + statement.string.partition(text)[0].count("\n")
             last = first + text.count("\n")
             lines = f"line {first}" if first == last else f"lines {first} to {last}"
-            self._of_file.append(
+            self._noted.append(
                 f"{env_file}, {lines}: cannot be parsed, and is not read; it must be NAME='value', with \\' for a quote"
             )
         self._values = {b.key: b.value or "" for b in bindings if b.key is not None} | self._values
 
     def warnings(self) -> Iterator[str]:
         """Say what is odd: about the file, names that are almost those of settings, placeholders."""
-        yield from self._of_file
+        yield from self._noted
         from difflib import get_close_matches
 
         unset = [name for name in self._asked if not self._values.get(name)]
@@ -220,6 +235,15 @@ class _Values:
             raise _wrong(name, value, f"a whole number of {unit}, such as {default}")
         return int(value)
 
+    def keep(self) -> Policy | None:
+        """What prune keeps; None: it goes by the age."""
+        value = self.text("BACKUP_KEEP", "")
+        try:
+            return Policy.parse(value) if value.strip() else None
+        except PolicyError as error:
+            right = f"such as last=24 hourly=48 daily=14 weekly=8 monthly=12 yearly=2, any of them: {error}"
+            raise _wrong("BACKUP_KEEP", value, right) from None
+
     def remotes(self) -> tuple[str, ...]:
         """The places beside the backup folder."""
         places = tuple(dict.fromkeys(self.text("BACKUP_REMOTES", "").split()))
@@ -243,6 +267,23 @@ class _Values:
                 f"PGP_PUBLIC_KEY_BASE64 {error}",
                 hint="Set it to the output of: gpg --armor --export KEY-ID | base64 -w0",
             ) from None
+
+    def ping_url(self) -> Secret | None:
+        """The dead-man switch; None without one, and where it cannot be asked: nothing else fails for that."""
+        value = self.text("PING_URL", "").strip()
+        try:
+            return Secret(ping_address(value)) if value else None
+        except ValueError:
+            self._noted.append("PING_URL is not a URL that begins with https:// or http://: nobody is told")
+            return None
+
+    def notify_urls(self) -> tuple[Secret, ...]:
+        """Addresses of apprise's."""
+        urls = self.text("NOTIFY_URLS", "").split()
+        if not all(url.isprintable() for url in urls):
+            self._noted.append("NOTIFY_URLS has a character that cannot be printed, and is not used")
+            return ()
+        return tuple(map(Secret, urls))
 
 
 def _wrong(name: str, value: str, right: str) -> WrongSettingError:

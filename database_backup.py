@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import BACKUP_NAME, ORDINARY, BackupFile, BackupInfo, checksum_path, checksum_text
+from backuplib.backup_file import ORDINARY, BackupFile, BackupInfo, backup_time, checksum_path, checksum_text
+from backuplib.changes import Changes
 from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
@@ -40,23 +41,27 @@ from backuplib.database import (
     sidecars,
     size_of_files,
 )
-from backuplib.formatting import plural, quoted, shortened, shown
+from backuplib.formatting import age, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
 from backuplib.listing import show_backups, who_opens
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS, is_locked, lock_holders, locked
+from backuplib.notify import Watchers
 from backuplib.openpgp import Keyring, Recipient
 from backuplib.processes import Signals, close_streams, find_holders, harden_process, lock_owner, open_streams
+from backuplib.pruning import Rule, decide_here, prune_here, prune_remotes, remove_here
 from backuplib.pushing import push_missing, push_new
 from backuplib.ram_folder import RamFolder, enter_private_mounts, remove_leftovers
 from backuplib.remote import remotes
-from config import Settings, load_settings
+from backuplib.retention import Policy
+from config import Settings, load_settings, survey_settings
 
 if TYPE_CHECKING:
     import sqlite3
 
 logger = logging.getLogger(__name__)
 
+WATCHED = ("create", "push", "prune")  # commands whose end is told to PING_URL and NOTIFY_URLS
 PAGES_AT_ONCE = 4096  # of the copy, between two looks for a signal
 
 
@@ -211,26 +216,21 @@ class DatabaseBackup:
         return sorted(found, key=lambda backup: (backup.created, backup.path.name), reverse=True)
 
     def cleanup_old_backups(self, retention_days: int) -> list[Path]:
-        """Remove our backups older than that many days and return their paths. The newest one always stays.
+        """Remove backups of our names older than that many days, and return their paths.
+
+        What :mod:`backuplib.pruning` keeps in any case stays: the newest one, for one.
 
         :raises RefusedError: when one cannot be removed, saying how many were.
         """
-        limit = time.time() - retention_days * 86400
-        removed: list[Path] = []
-        own = [backup for backup in self.list_backups() if BACKUP_NAME.fullmatch(backup.path.name)]
-        for backup in own[1:]:
-            if backup.created.timestamp() < limit:
-                try:
-                    backup.path.unlink()
-                    checksum_path(backup.path).unlink(missing_ok=True)
-                except OSError as error:
-                    raise errors.RefusedError(
-                        f"cannot remove {backup.path}: {error.strerror}",
-                        hint=f"Check: ls -ld {quoted(self.backup_dir)}; or run this as root.",
-                        state=f"{plural(len(removed), 'older backup')} removed before that." if removed else "",
-                    ) from None
-                removed.append(backup.path)
-        return removed
+        rule = self.retention(Policy.younger_than(retention_days), bots_too=True)
+        return [*remove_here(decide_here(rule, self.list_backups()))]
+
+    def retention(self, policy: Policy, *, bots_too: bool) -> Rule:
+        """Return what is kept by a policy, and whatever that says; RefusedError when it cannot be told what was proved.
+
+        :param bots_too: SQL dumps of the bot's are removed, too.
+        """
+        return Rule.of(policy, self.db_path, self.backup_dir, bots_too=bots_too, warn=self.say)
 
     @contextlib.contextmanager
     def _no_restore_meanwhile(self) -> Iterator[None]:
@@ -459,6 +459,7 @@ def _command_line() -> CommandLine:
     create = commands.add_parser("create", help="make a backup, print its path, and copy it to BACKUP_REMOTES")
     create.add_argument("--no-compress", action="store_true", help="do not compress it")
     create.add_argument("--no-encrypt", action="store_true", help="do not encrypt it, though a public key is set")
+    create.add_argument("--if-changed", action="store_true", help="not if nothing was written since the last backup")
     create.add_argument("--quiet", action="store_true", help="do not say which keys open it, for cron")
     commands.add_parser("push", help="copy to each of BACKUP_REMOTES what it lacks, newest first")
     commands.add_parser("list", help="show the backups, newest first")
@@ -468,24 +469,66 @@ def _command_line() -> CommandLine:
     rescue = commands.add_parser("rescue", help="make a database of what a damaged one, or a .raw.tar backup, holds")
     rescue.add_argument("file", help="a .raw.tar backup, a database, or -: standard input")
     rescue.add_argument("--to", type=Path, metavar="FILE", help="the new database; left out: a file in /dev/shm")
-    commands.add_parser("prune", help="remove backups older than DB_BACKUP_RETENTION_DAYS; the newest one stays")
+    prune = commands.add_parser("prune", help="remove what BACKUP_KEEP or DB_BACKUP_RETENTION_DAYS does not keep")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    prune.add_argument("--bots-too", action="store_true", help="remove SQL dumps of the bot's, too")
+    status = commands.add_parser("status", help="say how the backups are, as a monitoring plugin does")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all that was found, as one JSON object")
+    form.add_argument("--prometheus", action="store_true", help="metrics, for the textfile collector of node_exporter")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     open_streams()
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["status"]:
+        return _status(words)
     logging.basicConfig(format="⚠️  %(message)s", level=logging.WARNING)
     signals = Signals()
     signals.install()
     report = Report(Console(), signals)
+    watchers = Watchers(report)
     with report.failures():
         arguments = _command_line().parse_args(argv)
         harden_process()
         remove_leftovers()
+        if arguments.command in WATCHED and not getattr(arguments, "dry_run", False):
+            watchers.watch(arguments.command, survey_settings()[0])
+            watchers.begin()
         _run(arguments, report)
+    watchers.end()
     close_streams()
     return report.exit_code
+
+
+def _status(words: list[str]) -> int:
+    """Look how the backups are, for a monitoring system: in its manner, with exit codes of its own."""
+    from backuplib import status
+    from backuplib.remote import remotes
+
+    def subject() -> status.Subject:
+        settings, wrong = survey_settings()
+        backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
+        return status.Subject(
+            db_path=settings.db_path,
+            backup_dir=settings.backup_dir,
+            public_key=settings.public_key,
+            max_age_hours=settings.max_age_hours,
+            notified=bool(settings.notify_urls),
+            remotes=remotes(settings.remotes, settings.rclone),
+            warnings=settings.warnings,
+            wrong=wrong,
+            given=[name for name, value in os.environ.items() if value],
+            list_backups=backups.list_backups,
+            recipients=backups.recipients,
+        )
+
+    harden_process()
+    code = status.answer(words, lambda: _command_line().parse_args(words), subject)
+    close_streams()
+    return code
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:
@@ -493,15 +536,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
-        enter_private_mounts()
-        backups.say = console.line
-        made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
-        if not arguments.quiet:
-            for line in who_opens(made, [] if arguments.no_encrypt else backups.recipients()):
-                console.line(line)
-        console.result(str(made))
-        if settings.remotes:
-            push_new(remotes(settings.remotes, settings.rclone), made, console.line)
+        _create(arguments, settings, backups, report)
     elif arguments.command == "push":
         push_missing(remotes(settings.remotes, settings.rclone), backups.list_backups(), console.result)
     elif arguments.command == "verify":
@@ -512,11 +547,41 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         enter_private_mounts()
         console.result(str(rescue(arguments.file, arguments.to, settings.db_pass, report)))
     elif arguments.command == "prune":
+        backups.say = report.warn
+        rule = backups.retention(settings.policy, bots_too=arguments.bots_too)
+        console.result(f"keeping {settings.policy}; times are {time.strftime('%Z')}")
         report.signals.shield()  # an end in between could not say what was removed
-        for path in backups.cleanup_old_backups(settings.retention_days):
-            console.result(f"removed {path}")
+        prune_here(rule, backups.list_backups(), console.result, dry_run=arguments.dry_run)
+        report.signals.install()  # a server may take its time
+        places = remotes(settings.remotes, settings.rclone)
+        prune_remotes(rule, places, console.result, report.warn, dry_run=arguments.dry_run)
     else:
         show_backups(console, backups.list_backups(), settings.backup_dir)
+
+
+def _create(arguments: argparse.Namespace, settings: Settings, backups: DatabaseBackup, report: Report) -> None:
+    """Make a backup and print its path, unless nothing was written since the last one and that is to be no reason."""
+    backups.say = report.console.line
+    how = (arguments.no_compress, arguments.no_encrypt, settings.public_key, settings.encrypted)
+    changes = Changes(settings.db_path, settings.backup_dir, repr(how).encode())
+    if arguments.if_changed and (last := changes.unchanged_since()):
+        if not arguments.quiet:
+            made = age(backup_time(last).timestamp())
+            report.console.line(f"✅ Nothing was written since {shown(last)}, made {made}: no new backup")
+        return
+    enter_private_mounts()
+    state = changes.state()
+    backup = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+    try:
+        changes.note(backup, state)
+    except OSError as error:
+        report.warn(f"not noted for --if-changed, which will make a backup: {errors.explain(error)}")
+    if not arguments.quiet:
+        for line in who_opens(backup, [] if arguments.no_encrypt else backups.recipients()):
+            report.console.line(line)
+    report.console.result(str(backup))
+    if settings.remotes:
+        push_new(remotes(settings.remotes, settings.rclone), backup, report.console.line)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
-from backuplib import __version__, errors, remote, typed
+from backuplib import __version__, errors, proofs, remote, typed
 from backuplib.backup_file import BEFORE_A_RESTORE, Backup, BackupFile, BackupInfo
 from backuplib.bot import Bot
 from backuplib.command_line import CommandLine
@@ -43,6 +43,7 @@ from backuplib.journal import Journal
 from backuplib.listing import LATEST, choose_backup, choose_latest, show_backups, show_restores
 from backuplib.locks import LOCK_SECONDS
 from backuplib.named import refuse_misnamed, refuse_unrestorable, resolved
+from backuplib.notify import Watchers
 from backuplib.openpgp import ImportedKey, Keyring
 from backuplib.outcome import RESTORED, SERVICES_DOWN
 from backuplib.processes import Signals, close_streams, harden_process, open_streams
@@ -172,6 +173,7 @@ class Restorer:
                 lost = self.compare(plan, contents, ram)
                 if self.options.verify_only:
                     self.show_plan(plan, lost)
+                    self.prove(plan, proofs.VERIFIED)
                     self.report.outcome = "verified"
                     return
                 self.confirm(plan, lost)
@@ -640,6 +642,20 @@ class Restorer:
         if lost:  # last, so that it is still there when the question comes
             self.show_loss(*lost)
 
+    def prove(self, plan: Plan, how: str) -> None:
+        """Record that the backup went through all checks; when that cannot be written, a warning says so."""
+        if (sha256 := plan.backup.expected) is None:  # known of what was read to its end
+            return
+        now = datetime.now().astimezone()
+        try:
+            proofs.record(self.settings.backup_dir, proofs.Proof(sha256, plan.backup.path.name, now, how))
+        except OSError as error:
+            self.report.warn(f"no proof of this backup recorded: {errors.explain(error)}")
+            return
+        if self.options.verify_only:
+            noted = shown(self.settings.backup_dir / proofs.NAME)
+            self.console.line(f"   {in_columns([('proof', f'recorded in {noted}')])[0]}", kind=Kind.FACT)
+
     def show_loss(self, text: str, kind: Kind) -> None:
         """Show the total of what will be lost."""
         self.console.line(f"   {in_columns([('lost', text)])[0]}", kind=kind)
@@ -683,6 +699,7 @@ class Restorer:
 
         :raises BackupFailedError: when it could not be kept.
         """
+        self.report.begins()
         files = plan.target.change_marker()
         if self.options.skip_backup:
             return SafetyBackup(None, files)
@@ -781,6 +798,7 @@ class Restorer:
                 raise
         self.report.outcome = "restored"
         switch.clear_away(RESTORED)
+        self.prove(plan, proofs.RESTORED)
 
     def switch_of(self, journal: Journal, bot: Bot | None) -> Switch:
         """Return the switch that a journal describes."""
@@ -843,6 +861,7 @@ class Restorer:
             with contextlib.suppress(errors.CannotWriteError):  # on a full disk the lock on the folder must do
                 alone.enter_context(taking_turn(target.lock_file)).say(RECOVERING)
             alone.enter_context(target.lock(self.console.line))
+            self.report.begins()
             switch = self.interrupted(target)
             pending = switch and switch.journal.containers and self.options.no_restart
             if switch and pending:
@@ -945,7 +964,8 @@ exit codes:
 settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
-  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, BACKUP_REMOTES
+  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, BACKUP_REMOTES,
+  BACKUP_MAX_AGE_HOURS, PING_URL, NOTIFY_URLS
 """
 
 
@@ -1036,13 +1056,17 @@ def main(argv: list[str] | None = None) -> int:
     signals.install()
     as_json = "--json" in (sys.argv if argv is None else argv)  # also when the rest cannot be understood
     report = Report(Console(as_json=as_json), signals)
+    watchers = Watchers(report)
     with report.failures():
         options = parse(argv)
         harden_process()
         remove_leftovers()
+        if not (options.verify_only or options.list or options.check or options.drill):
+            watchers.watch("recover" if options.recover else "restore", survey_settings()[0])
         run(options, report)
     if as_json:
         report.console.json(report.as_dict())
+    watchers.end()
     report.console.close()
     close_streams()
     return report.exit_code
@@ -1110,6 +1134,7 @@ def check(options: Options, report: Report) -> None:
         allow_swap=options.allow_swap,
         convert=options.convert,
         memory_limit=restorer.image_limit(),
+        max_age_hours=settings.max_age_hours,
         find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,

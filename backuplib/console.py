@@ -292,6 +292,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     error: dict[str, str] | None = None
+    begins: Callable[[], object] = field(default=lambda: None, repr=False)  # after the last question
     started: float = field(default_factory=time.monotonic, repr=False)
     finished: float = field(default=0.0, repr=False)  # when it is expected to be, from the stop on (monotonic)
     _answered: float = field(default=0.0, repr=False)

@@ -40,7 +40,6 @@ OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
 SIGNS = {OK: "✅", WARNING: "⚠️ ", PROBLEM: "❌", UNKNOWN: "⚠️ "}
 
 EXPIRY_DAYS = 30  # a public key that expires sooner is told
-BACKUP_HOURS = 26  # a daily backup that is older is late
 
 # What Remote.may_remove says
 REMOVING = {
@@ -67,7 +66,7 @@ class Subject:
     """What a restore would work with, as settings and options have it.
 
     ``wrong``: the settings that cannot be used, by field. ``backup_file`` None: the newest one. ``memory_limit``: bytes
-    that the restored database may have in memory.
+    that the restored database may have in memory. ``max_age_hours``: an older newest backup is late.
     """
 
     env_file: Path
@@ -84,6 +83,7 @@ class Subject:
     allow_swap: bool
     convert: bool
     memory_limit: int
+    max_age_hours: int
     find_bot: Callable[[], Bot | None]
     list_backups: Callable[[], list[BackupInfo]]
     recipients: Callable[[], list[Recipient]]
@@ -288,7 +288,7 @@ class Checkup:
 
     def rights(self) -> Said:
         """Whether this user could replace the database and write backups: told by modes, nothing is written."""
-        path, folder, backups = self.target.path, self.target.path.parent, _existing(self.subject.backup_dir)
+        path, folder, backups = self.target.path, self.target.path.parent, existing(self.subject.backup_dir)
         sudo = "" if os.geteuid() == 0 else ", or run this with sudo"
         problems = []
         if not _writable(folder):
@@ -348,7 +348,7 @@ class Checkup:
             yield WARNING, f"{error}: no backup can be made", error.hint
             return
         for recipient in self.recipients:
-            text, left = f"backups are encrypted to {_owner(recipient)}", 0.0
+            text, left = f"backups are encrypted to {owner(recipient)}", 0.0
             if recipient.expires:
                 left = (recipient.expires - time.time()) / 86400
                 text += f", until {datetime.fromtimestamp(recipient.expires).astimezone():%Y-%m-%d}"
@@ -374,7 +374,7 @@ class Checkup:
             )
         self.backup = backup
         made, path = self.backup.created, shown(self.backup.path)
-        late = not self.subject.backup_file and time.time() - made.timestamp() > BACKUP_HOURS * 3600
+        late = not self.subject.backup_file and time.time() - made.timestamp() > self.subject.max_age_hours * 3600
         text = f"{path}, {megabytes(self.backup.size)}, of {instant(made)}, {age(made.timestamp())}"
         if late:
             yield WARNING, text, f"Why has none been made since? To make one: {create}"
@@ -397,7 +397,7 @@ class Checkup:
                 continue
             made = backups[0].created
             text = f"{remote.place} has {plural(len(backups), 'backup')}, the newest of {instant(made)}"
-            late = time.time() - made.timestamp() > BACKUP_HOURS * 3600
+            late = time.time() - made.timestamp() > self.subject.max_age_hours * 3600
             yield WARNING if late else OK, f"{text}, {age(made.timestamp())}; {may}", *([push] if late else [])
 
     def checksum(self) -> Said:
@@ -419,7 +419,7 @@ class Checkup:
         if not ids or HIDDEN_RECIPIENT in ids:
             yield UNKNOWN, f"{name} does not name the keys that open it"
             return
-        owners = {key_id: _owner(item) for item in self.recipients or () for key_id in item.key_ids}
+        owners = {key_id: owner(item) for item in self.recipients or () for key_id in item.key_ids}
         for key_id in ids:
             if key_id in owners:
                 yield OK, f"key ID {key_id} opens {name}: {owners[key_id]}"
@@ -430,7 +430,7 @@ class Checkup:
                 yield WARNING, f"key ID {key_id} opens {name}, and is not in PGP_PUBLIC_KEY_BASE64", hint
         for item in self.recipients or ():
             if not item.key_ids & {*ids}:
-                yield WARNING, f"{_owner(item)} does not open {name}, only backups made from now on"
+                yield WARNING, f"{owner(item)} does not open {name}, only backups made from now on"
 
     def room(self) -> Said:
         """Whether memory and the disks hold what is coming, as far as its size is known."""
@@ -443,7 +443,7 @@ class Checkup:
             ("memory", packed, size, self.subject.memory_limit),
             ("memory", kept, kept, available_memory()),
             (shown(folder), packed, size, shutil.disk_usage(folder).free),
-            (shown(backups), 0, packed, shutil.disk_usage(_existing(backups)).free),
+            (shown(backups), 0, packed, shutil.disk_usage(existing(backups)).free),
         )
         text = f"{self.backup.path.name} unpacked: {megabytes(size)}, {how}"
         if tight := [f"{where} has room for {megabytes(has)}" for where, _, needs, has in places if needs > has]:
@@ -472,12 +472,12 @@ def _last_bytes(path: Path, count: int) -> bytes:
         return file.read()
 
 
-def _owner(recipient: Recipient) -> str:
+def owner(recipient: Recipient) -> str:
     """Return a key for people: its user ID and the end of its fingerprint, which is its ID."""
     return f"{recipient.user_id or 'a key without a user ID'} ({recipient.fingerprint[-16:]})"
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """Return a folder, or the one in which it would be made."""
     return next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
 

@@ -488,7 +488,7 @@ class MissingRcloneError(RemoteError):
     """Remotes are configured, or one was named, and rclone is not installed."""
 
 
-class UnknownRemoteError(RemoteError):
+class RemoteUnknownError(RemoteError):
     """rclone has no remote of this name."""
 
 

@@ -120,6 +120,14 @@ def mount_point(path: Path) -> Path:
     return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
 
 
+def filesystem_type(path: Path) -> str:
+    """Return which kind of filesystem a path is on, such as ext4."""
+    point = str(mount_point(path))
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    mounted = [line for line in lines if unescaped(line.split()[4]) == point]
+    return mounted[-1].partition(" - ")[2].split()[0] if mounted else ""
+
+
 def unescaped(name: str) -> str:
     """Return a path of /proc/self/mountinfo, which has blanks and other signs as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
@@ -193,6 +201,12 @@ def is_ours(descriptor: int) -> bool:
     """Whether an open file is this user's, has no other name, and nobody else may read or write it."""
     status = os.fstat(descriptor)
     return status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
+
+
+def is_believable(descriptor: int) -> bool:
+    """Whether only this user or root can have written what an open file says; one with another name is not believed."""
+    status = os.fstat(descriptor)
+    return status.st_uid in (0, os.geteuid()) and status.st_nlink == 1 and not status.st_mode & 0o022
 
 
 def drop_quietly(path: Path) -> None:

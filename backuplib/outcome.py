@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from backuplib.errors import explain, restore_command
-from backuplib.files import CHUNK, open_regular, replacing, stat_or_none, write_all
+from backuplib.files import CHUNK, is_believable, open_regular, replacing, stat_or_none, write_all
 from backuplib.formatting import aligned, instant, printable, shown
 
 NAME = "last-restore.json"
@@ -185,8 +185,7 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
-            status = os.fstat(file.fileno())
-            if status.st_uid not in (0, os.geteuid()) or status.st_nlink > 1 or status.st_mode & 0o022:
+            if not is_believable(file.fileno()):
                 raise UnknownOutcomeError(f"{path} is not this user's alone, nor root's: it could say anything")
             data = json.loads(file.read(CHUNK))
     except FileNotFoundError:

@@ -16,11 +16,11 @@ from backuplib.processes import child_environment, command_output, start_apart
 # A path at a remote as rclone takes it. With nothing before the colon, credentials could stand in it, and so in argv.
 PLACE = re.compile(r"[\w.+@][\w.+@-]*:(?!//).*", re.DOTALL)
 
-# A dead server costs seconds, and one that answers no more half a minute; who wants it tried again, calls again.
-LOOK = ("--contimeout=5s", "--timeout=15s", "--retries=1", "--low-level-retries=2")
+# A dead server costs seconds, one that answers no more less than a minute; who wants it tried again, calls again.
+LOOK = ("--contimeout=5s", "--timeout=10s", "--retries=1", "--low-level-retries=2")
 MOVE = ("--contimeout=10s", "--timeout=30s", "--retries=1", "--low-level-retries=3")
 LOOK_SECONDS = 60.0
-STALL_SECONDS = 30.0  # without a byte
+STALL_SECONDS = 20.0  # without a byte: less than rclone waits before it tries again in its own way
 MOST_SAID = 1 << 16  # bytes of its messages that are read
 
 # Variables that change what a command does or says, and could make it print secrets
@@ -39,7 +39,7 @@ _DENIED = (
 # What rclone's words mean, the first that fits: the error, the words, what is said, what to do
 _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
     (
-        errors.UnknownRemoteError,
+        errors.RemoteUnknownError,
         r"didn't find section in config file",
         "rclone has no remote of this name, which {place} takes: {said}",
         "Those that it has: rclone listremotes. To set it up: rclone config, or RCLONE_CONFIG_… in .env.",

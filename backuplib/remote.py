@@ -231,7 +231,8 @@ class Remote:
 
     def beginning(self, name: str, count: int) -> bytes:
         """Return the first bytes of an object."""
-        return self._rclone.run("cat", f"--count={count}", self.at(name), way=MOVE)
+        with contextlib.closing(self._rclone.stream("cat", f"--count={count}", self.at(name))) as stream:
+            return b"".join(iter(lambda: stream.read(count), b""))
 
 
 def remotes(places: Sequence[str], variables: Mapping[str, str]) -> list[Remote]:

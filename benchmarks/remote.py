@@ -87,11 +87,12 @@ def main() -> int:
         contest.prepare()
         peak = peak_memory(contest.argv(contest.there), stdin=contest.key, env=contest.environment)
     streamed, copied = median(times["streamed"]), median(times["copied"])
-    print(f"restore of {sample.size / MB:.0f} MB from S3 on loopback, backup of {sample.backup.stat().st_size / MB:.0f} MB")
+    sizes = f"{sample.size / MB:.0f} MB, backup of {sample.backup.stat().st_size / MB:.0f} MB"
+    print(f"restore of {sizes}, from S3 on loopback")
     print(f"  streamed                {streamed:6.2f} s")
     print(f"  rclone copy, restore    {copied:6.2f} s")
     print(f"  ratio                   {streamed / copied:6.2f}")
-    print(f"  peak of memory          {peak.total / MB:6.0f} MB, of these rclone and the other children {peak.children / MB:.0f} MB")
+    print(f"  peak of memory          {peak.total / MB:6.0f} MB ({peak.children / MB:.0f} MB: rclone, gpg, checks)")
     return 0
 
 

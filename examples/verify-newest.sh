@@ -1,6 +1,6 @@
 #!/bin/bash
 # Verifies, from the machine that has the private key, that the newest backup on the host can be restored, and that it is
-# new. Changes nothing.
+# new. Changes nothing, and leaves a proof for `database_backup.py status` beside the backups.
 #
 #   verify-newest.sh HOST [FOLDER [BACKUPS]]
 #
@@ -33,7 +33,7 @@ for file in "$backups"/db_backup_*.db "$backups"/db_backup_*.db.gz "$backups"/db
 done
 [[ $newest ]] || { echo "There is no backup in $backups"; exit 1; }
 
-python restore_backup.py "$newest" --verify-only --key-stdin --passphrase-fd 3 3< <(printf "%s\n" "$passphrase")
+DB_BACKUP_PATH=$backups python restore_backup.py "$newest" --verify-only --key-stdin --passphrase-fd 3 3< <(printf "%s\n" "$passphrase")
 made=$(date +%s -d "${time:0:4}-${time:4:2}-${time:6:2} ${time:9:2}:${time:11:2}:${time:13:2}")
 age=$(($(date +%s) - made))
 ((age <= $3 * 3600)) || { echo "The newest backup is $((age / 3600)) hours old, more than $3: $newest"; exit 1; }'

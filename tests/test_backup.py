@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.changes import SETTLED_NS
 from tests.conftest import ONE_MODE, MakeShop
 from tests.support.keys import ECC, IN_2020, GpgHome, Key, Keys, gpg_home
 from tests.support.shop import DB_PASS, ROOT, Completed, Shop
@@ -409,6 +410,31 @@ def test_backup_folder_that_is_a_file_is_refused_by_name(shop: Shop) -> None:
     assert "Traceback" not in done.err
 
 
+# --- if changed ------------------------------------------------------------------------------------------------------
+
+
+def test_create_if_changed_makes_no_backup_of_what_it_has_and_one_of_what_was_written(shop: Shop) -> None:
+    """While the bot has it open; the first backup is of a state that is old enough to be told from the next one."""
+    with closing(shop.connect()) as bot:
+        bot.execute("PRAGMA journal_mode=WAL")
+    with shop.held_open():
+        shop.change_data()
+        time.sleep(SETTLED_NS / 1e9 + 0.1)
+        first = shop.create_backup()
+        names = sorted(shop.backups.iterdir())
+        told, silent = (shop.run("database_backup.py", "create", "--if-changed", *more) for more in ((), ("--quiet",)))
+        assert (told.code, told.out, silent.code, silent.text) == (0, "", 0, "")
+        assert f"Nothing was written since backups/{first.name}" in told.err
+        assert sorted(shop.backups.iterdir()) == names
+        with closing(shop.connect()) as bot:
+            bot.execute("UPDATE customers SET name = 'changed' WHERE id = 1")
+        done = shop.run("database_backup.py", "create", "--if-changed")
+        assert done.code == 0, done.text
+        assert Path(done.out.strip()) not in names
+    again = shop.run("database_backup.py", "create", "--if-changed", env={"PGP_PUBLIC_KEY_BASE64": ""})
+    assert again.out.endswith(".db.gz\n"), again.text
+
+
 # --- list, verify, prune ---------------------------------------------------------------------------------------------
 
 
@@ -535,6 +561,29 @@ def test_prune_always_keeps_the_newest_backup(make_shop: MakeShop) -> None:
     assert shop.run("database_backup.py", "prune").code == 0
     assert newest.exists()
     assert not older.exists()
+
+
+def test_prune_keeps_what_the_policy_names_and_says_why(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite", BACKUP_KEEP="last=1 yearly=2")
+    newest, older, oldest = backup_of(shop, 100), backup_of(shop, 100.0001), backup_of(shop, 900)
+    tried = shop.run("database_backup.py", "prune", "--dry-run")
+    done = shop.run("database_backup.py", "prune")
+    assert (tried.code, tried.err, done.code, done.err) == (0, "", 0, "")
+    assert tried.out.replace("would remove", "removed") == done.out
+    head, *lines = done.out.splitlines()
+    assert head.startswith("keeping last=1 yearly=2; times are ")
+    assert lines == [
+        f"kept {newest}: newest, last, yearly {newest.name[10:14]}",
+        f"kept {oldest}: yearly {oldest.name[10:14]}",
+        f"removed {older}",
+    ]
+    assert {path.suffix for path in shop.backups.iterdir() if path.name.startswith(newest.name)} == {".gpg", ".sha256"}
+    assert older not in shop.backups.iterdir()
+    assert shop.run("database_backup.py", "prune").out.splitlines()[1:] == lines[:2]
+    refused = shop.run("database_backup.py", "prune", env={"BACKUP_KEEP": "daily=14 days=3"})
+    assert refused.code == 3
+    assert "BACKUP_KEEP is 'daily=14 days=3'" in refused.err
+    assert newest.exists()
 
 
 def test_usage_error_is_2(make_shop: MakeShop) -> None:

@@ -50,6 +50,28 @@ def revealed(secret: Secret | None) -> str | None:
     return None if secret is None else secret.reveal()
 
 
+# --- remotes ---------------------------------------------------------------------------------------------------------
+
+
+def test_remotes_are_paths_of_rclone_and_its_variables_come_along(tmp_path: Path) -> None:
+    """From .env, too, where the environment comes first."""
+    given = {"BACKUP_REMOTES": " offsite:shopbot\tnas:/srv/backups offsite:shopbot ", "RCLONE_CONFIG_NAS_PASS": "x"}
+    settings = load(tmp_path, given, RCLONE_CONFIG_NAS_PASS="y", RCLONE_CONFIG_NAS_TYPE="sftp")
+    assert settings.remotes == ("offsite:shopbot", "nas:/srv/backups")
+    assert settings.rclone == {"RCLONE_CONFIG_NAS_PASS": "y", "RCLONE_CONFIG_NAS_TYPE": "sftp"}
+    assert "RCLONE_CONFIG_NAS_PASS" not in repr(settings)
+    assert not any("mistyped" in text for text in settings.warnings)
+    assert load(tmp_path / "elsewhere").remotes == ()
+
+
+@pytest.mark.parametrize("place", ["backups", "/srv/backups", "-x:y", ":sftp,host=nas,pass=secret:", "https://nas/x"])
+def test_remote_that_is_no_path_of_rclone_is_refused(tmp_path: Path, place: str) -> None:
+    """With nothing before the colon its credentials would stand in a command line."""
+    told = refused(tmp_path, BACKUP_REMOTES=f"offsite:shopbot {place}")
+    assert "BACKUP_REMOTES is" in told
+    assert "offsite:shopbot" in told
+
+
 # --- where values come from ------------------------------------------------------------------------------------------
 
 
@@ -446,3 +468,38 @@ def test_import_has_no_side_effects(tmp_path: Path, module: str) -> None:
     assert json.loads(done.stdout) == {"events": [], "same": True}
     assert done.stderr == ""
     assert {path.name for path in tmp_path.iterdir()} <= {".env", *PROGRAM}
+
+
+# --- who watches -----------------------------------------------------------------------------------------------------
+
+
+def test_addresses_of_who_watches_are_secrets(tmp_path: Path) -> None:
+    environ = {"PING_URL": " https://hc.example/to-ken ", "NOTIFY_URLS": "tgram://bot/chat\n  mailto://x"}
+    settings = load_settings(tmp_path, environ)
+    assert settings.ping_url
+    assert settings.ping_url.reveal() == "https://hc.example/to-ken"
+    assert [url.reveal() for url in settings.notify_urls] == ["tgram://bot/chat", "mailto://x"]
+    assert "to-ken" not in repr(settings)
+    assert "bot" not in repr(settings)
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PING_URL", "htps://to-ken/x"), ("PING_URL", "to-ken"), ("NOTIFY_URLS", "tgram://to-ken\x1b[2J \udcff")],
+)
+def test_address_that_cannot_be_used_is_a_warning_and_keeps_nobody_from_a_restore(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    settings = load_settings(tmp_path, {name: value})
+    assert (settings.ping_url, settings.notify_urls) == (None, ())
+    (warning,) = settings.warnings
+    assert name in warning
+    assert "to-ken" not in warning
+
+
+def test_age_that_is_too_old_is_a_number_of_hours(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, {}).max_age_hours == 26
+    assert load_settings(tmp_path, {"BACKUP_MAX_AGE_HOURS": "48"}).max_age_hours == 48
+    with pytest.raises(WrongSettingError, match="BACKUP_MAX_AGE_HOURS is 'a day'"):
+        load_settings(tmp_path, {"BACKUP_MAX_AGE_HOURS": "a day"})

@@ -91,7 +91,7 @@ def test_env_example_says_what_keeps_two_folders_of_one_name_apart() -> None:
 def test_backup_commands_stand_in_readme_and_help(readme: str) -> None:
     shown = printed_help("database_backup.py")
     commands = set(re.findall(r"^ {4}(\w+) ", shown, re.MULTILINE))
-    assert commands == {"create", "list", "verify", "rescue", "prune"}
+    assert commands == {"create", "push", "list", "verify", "rescue", "prune", "status"}
     named = {word for line in readme.splitlines() if "database_backup.py" in line for word in re.findall(r"\w+", line)}
     assert commands <= named
 
@@ -136,6 +136,7 @@ def test_defaults_in_readme_and_env_example_are_those_of_the_program(readme: str
         "DB_BACKUP_PATH": settings.backup_dir.name,
         "DB_BACKUP_RETENTION_DAYS": str(settings.retention_days),
         "MAX_DATABASE_MB": str(settings.max_database_bytes),
+        "BACKUP_MAX_AGE_HOURS": str(settings.max_age_hours),
     }
     said = {name: row.rpartition("|")[2].strip().partition(":")[0] for name, row in table(readme, "name").items()}
     assert {name: said[f"`{name}`"] for name in defaults} == defaults

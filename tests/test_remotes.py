@@ -160,7 +160,7 @@ def test_object_that_is_not_what_was_pushed_touches_nothing(shop: Shop, server: 
 NETWORK = {
     "gone": {(3, "remote-broken"), (3, "remote-unreachable")},
     "stalls": {(3, "remote-stalled")},
-    "corrupts": {(3, "checksum-mismatch"), (3, "remote-broken"), (3, "remote-failed")},
+    "corrupts": {(3, "checksum-mismatch"), (0, "")},  # SFTP sees it, and rclone reads that part once more
 }
 
 
@@ -183,7 +183,7 @@ def test_network_that_fails_in_the_stream_touches_nothing(shop: Shop, server: Se
         done = restore(shop, server, backup.name, keys)
         assert proxy.hit.is_set()
     assert done.ended in NETWORK[fault], done.text
-    assert everything(shop) == before
+    assert shop.is_restored() if done.code == 0 else everything(shop) == before
 
 
 @everyday()

@@ -1,6 +1,7 @@
 """Restores that succeed: every way to give the key, every form of a backup, every state of the old database."""
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
@@ -15,6 +17,7 @@ from unicodedata import east_asian_width
 import pytest
 from sqlcipher3 import dbapi2 as sqlcipher
 
+from backuplib import proofs
 from backuplib.backup_file import HEAD
 from backuplib.files import CHUNK
 from tests.conftest import ONE_MODE, MakeShop
@@ -503,7 +506,41 @@ def test_verify_only_touches_nothing_and_needs_neither_force_nor_docker(
     assert done.code == 0, done.text
     assert "verified" in done.out
     assert DONE not in done.text
-    assert tree(shop.path) == before
+    assert "recorded in backups/proofs.jsonl" in done.err
+    (proof,) = proofs.read(shop.backups)
+    sha256 = hashlib.sha256(backup.read_bytes()).hexdigest()
+    assert (proof.sha256, proof.name, proof.how) == (sha256, backup.name, "verified")
+    (shop.backups / proofs.NAME).unlink()
+    after = tree(shop.path)
+    assert {**after, "backups": before["backups"]} == before  # the folder itself, which has had that file
+
+
+@pytest.mark.needs("root")
+def test_backup_is_verified_though_no_proof_can_be_recorded(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    kept = backup.rename(shop.path / backup.name)
+    shop.write_env(DB_BACKUP_PATH="/proc/self")  # where nobody makes a file
+    done = shop.restore(kept, "--verify-only")
+    assert (done.code, done.report["outcome"]) == (0, "verified"), done.text
+    assert [
+        text for text in done.report["warnings"] if text.startswith("no proof of this backup recorded: /proc/self/")
+    ]
+
+
+def test_restore_leaves_a_proof_of_what_was_restored_and_a_refused_one_none(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+    backup = shop.create_backup()
+    damaged = write_backup(shop, "damaged.db.gz", backup.read_bytes()[:-100])
+    assert shop.restore(damaged, "--verify-only").code == 5
+    assert proofs.read(shop.backups) == []
+    before = datetime.now().astimezone() - timedelta(seconds=1)
+    for args in (("--force",), ("--force", "--stop-first")):
+        assert shop.restore(backup, *args).code == 0
+    found = proofs.read(shop.backups)
+    assert [(proof.name, proof.how) for proof in found] == [(backup.name, "restored")] * 2
+    assert {proof.sha256 for proof in found} == {hashlib.sha256(backup.read_bytes()).hexdigest()}
+    assert all(before <= proof.when <= datetime.now().astimezone() for proof in found)
 
 
 def test_verify_only_works_without_a_live_database(shop: Shop, keys: Keys) -> None:

@@ -18,10 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from backuplib import proofs
+from backuplib.proofs import Proof
 from tests.conftest import MakeHost, MakeShop, SshTerminal, StartTerminal
 from tests.support.containers import wait_until
 from tests.support.documents import blocks_for, readme_blocks, runbook_blocks, ssh_blocks_of_the_readme
 from tests.support.keys import GpgHome, Keys, gpg_home
+from tests.support.plugin import metrics, plugin
 from tests.support.remotes import serving
 from tests.support.shop import BACKUP, DB_PASS, ROOT, Completed, Shop
 from tests.support.ssh import CONFIRM, MENU, Host, make_venv, run_bash
@@ -63,6 +66,7 @@ SITUATIONS = (
     "new machine, from a remote",
     "copies",
     "keys",
+    "watched",
 )
 
 
@@ -380,10 +384,26 @@ def test_newest_backup_is_told_when_it_is_too_old_or_there_is_none(host: Host) -
     assert verify_newest(host, BACKUP_MAX_AGE_HOURS="28").text == ""
 
 
+@pytest.mark.deep
+def test_blocks_of_who_watches(host: Host, tmp_path: Path) -> None:
+    line, textfile = blocks_for("watched")
+    host.shop.create_backup()
+    done = host.on_host(line)
+    assert (done.code, plugin(done.out).status) == (1, "WARNING"), done.text  # the host's first backup is years old
+    proofs.record(host.shop.backups, Proof("ab" * 32, "x", datetime.now().astimezone(), "verified"))
+    done = host.on_host(line)
+    assert (done.code, plugin(done.out).text) == (0, "newest backup made just now, checksum ok, proved just now")
+    (tmp_path / "node").mkdir()
+    done = host.on_host(textfile.replace("/var/lib/prometheus/node-exporter", str(tmp_path / "node")))
+    assert (done.code, done.text) == (0, "")
+    assert "shopbot_backup_status" in metrics((tmp_path / "node/shopbot.prom").read_text())
+    assert [path.name for path in (tmp_path / "node").iterdir()] == ["shopbot.prom"]
+
+
 @pytest.mark.needs("systemd-analyze")
 def test_units_are_understood_by_systemd(tmp_path: Path) -> None:
     units = [*(ROOT / "examples").glob("*.service"), *(ROOT / "examples").glob("*.timer")]
-    assert len(units) == 7
+    assert len(units) == 9
     for unit in units:
         text = unit.read_text().replace(f"{FOLDER_OF_UNITS}/.venv/bin/python", "/usr/bin/env")
         (tmp_path / unit.name).write_text(text.replace(FOLDER_OF_UNITS, str(tmp_path)))
@@ -399,6 +419,8 @@ def test_commands_of_the_units_run(host: Host) -> None:
     for command in commands_of("shopbot-backup.service"):
         done = host.on_host(command.replace(FOLDER_OF_UNITS, folder))
         assert done.code == 0, done.text
+    (status,) = commands_of("shopbot-status.service")
+    assert f"{status.removeprefix(FOLDER_OF_UNITS + '/')}\n" == blocks_for("watched")[0]
     (drill,) = commands_of("shopbot-drill.service")
     assert f"{drill.removeprefix(FOLDER_OF_UNITS + '/')}\n" in blocks_for("host")
 
@@ -407,11 +429,11 @@ def test_commands_of_the_units_run(host: Host) -> None:
 def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     text = (ROOT / "examples/crontab").read_text()
     lines = re.findall(r"^[\d*]\S* \S+ \S+ \S+ \S+ +(.*)$", text, re.MULTILINE)
-    backup, drill, copy, verify = lines
+    backup, prune, drill, copy, verify = lines
     assert f"{copy}\n" in blocks_for("copies")
     with closing(host.shop.connect()) as connection:
         connection.execute("DELETE FROM items")  # those of orders that are gone would be told
-    for line in (backup, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
+    for line in (backup, prune, drill.replace("--drill", "--version")):  # the drill itself is the RUNBOOK's
         done = host.on_host(line.replace(FOLDER_OF_UNITS, str(host.shop.path)))
         assert (done.code, done.text) == (0, "")
     shutil.copy(ROOT / "examples/verify-newest.sh", host.folder / "away")
@@ -419,3 +441,4 @@ def test_lines_for_cron_are_silent_when_all_is_well(host: Host) -> None:
     assert Path(program).name == "verify-newest.sh"
     done = verify_newest(host, arguments.replace("/ops", "").replace("/var/backups/shopbot", "backups"))
     assert (done.code, done.text) == (0, "")
+    assert [proof.how for proof in proofs.read(host.shop.backups)] == ["verified"]

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeShop
+from tests.support import needs
 from tests.support.containers import wait_until
 from tests.support.keys import PASSPHRASE, Key, Keys
+from tests.support.remotes import serving
 from tests.support.shop import DB_PASS, Completed, Shop
 
 ROW = "row-canary-7c1d0e5a"
@@ -215,7 +217,7 @@ DATABASE = (
     r"data/shop\.db"
     r"(-wal|-shm|-journal|\.restore-(new|probe|probe2|lock)|\.backup-\d{8}-\d{6}|\.restore-state\.json(\.tmp)?)?"
 )
-LOG = r"backups/(restore\.log|last-restore\.json\.tmp)"
+LOG = r"backups/(restore\.log|last-restore\.json\.tmp|proofs\.jsonl)"
 
 
 def check_files(trace: Trace, shop: Shop, *allowed: str) -> None:
@@ -392,6 +394,44 @@ def test_drill_writes_nothing_of_the_operators(make_shop: MakeShop, keys: Keys, 
     assert shop.snapshot() == before
 
 
+@pytest.mark.needs("root", "strace", "rclone")
+def test_restore_from_a_remote_puts_no_ciphertext_on_a_disk(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
+    """Nor a credential into a command line, rclone's variables into another program, or DB_PASS into rclone."""
+    with serving("webdav", tmp_path / "server") as server:
+        shop = make_shop("sqlcipher", **server.settings())
+        shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+        backup = shop.create_backup()
+        content = backup.read_bytes()
+        shutil.rmtree(shop.backups)
+        options = ["--force", "--skip-backup"]
+        trace = traced(
+            shop,
+            tmp_path,
+            "restore_backup.py",
+            f"{server.place}/{backup.name}",
+            *options,
+            key=keys.rsa,
+            env={"DB_PASS": DB_PASS},
+        )
+    assert trace.done.code == 0, trace.done.text
+    check_files(trace, shop, DATABASE, LOG)
+    check_children(trace, secrets_of(keys.rsa))
+    pieces = [content[start : start + 40] for start in range(0, len(content) - 40, 4096)]
+    to_pipes = 0
+    for call in trace.of(*WRITES):
+        if any(piece in data for data in call.strings for piece in pieces):
+            assert call.written_to.startswith(("pipe:", "socket:")) or trace.in_ram(call.written_to), call.written_to
+            to_pipes += call.written_to.startswith("pipe:")
+    assert to_pipes, "strace saw nothing flow"
+    password = server.options["PASS"].encode()
+    for call in list(trace.of("execve"))[1:]:
+        argv, _, environment = call.arguments.partition("], [")
+        variables = [unhex(text) for text in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', environment)]
+        assert password not in b"\0".join(unhex(text) for text in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', argv))
+        is_rclone = call.strings[0].endswith(b"/rclone")
+        assert any(text.startswith(b"RCLONE_") for text in variables) == is_rclone, call.strings[:2]
+
+
 # --- loggers and tracebacks ------------------------------------------------------------------------------------------
 
 CUSTOMIZED = """
@@ -547,6 +587,7 @@ PLANTED = (
     "data/shop.db.restore-probe2",
     "data/shop.db.restore-state.json.tmp",
     "backups/restore.log",
+    "backups/proofs.jsonl",
     "backups/.db_backup_1_1.tmp",
 )
 
@@ -590,6 +631,7 @@ def test_planted_symlink_is_not_followed(
     [
         ("backups/{backup}.sha256", 3, "checksum-unreadable"),
         ("backups/restore.log", 0, ""),
+        ("backups/proofs.jsonl", 0, ""),
         ("backups/.db_backup_1_1.tmp", 0, ""),
         ("data/shop.db.restore-state.json", 3, "unfinished-restore"),
         ("data/shop.db-journal", 3, "unsuitable-target"),

@@ -25,6 +25,7 @@ from tests.support.containers import Bot, BotShop, Compose, wait_until
 from tests.support.documents import blocks_for, ssh_blocks_of_the_readme
 from tests.support.keys import Key, Keys, with_system_settings
 from tests.support.needs import skip
+from tests.support.plugin import plugin
 from tests.support.shop import ROOT, Completed, Shop, open_way_to_python
 from tests.support.ssh import Host
 
@@ -78,6 +79,21 @@ def test_python_of_the_tests_can_be_run_by_the_user(user_shop: Shop) -> None:
     command = [*AS_USER, sys.executable, "-c", "import gnupg, sqlcipher3, isal, os; print(os.getuid())"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=user_shop.path)
     assert done.stdout.strip() == str(UID), done.stderr
+
+
+def test_monitoring_user_sees_what_it_may_see(make_shop: MakeShop) -> None:
+    shop = make_shop("sqlite")
+    open_way_to_python()
+    shop.create_backup()
+    done = as_user(shop, "database_backup.py", "status")
+    found = plugin(done.out)
+    assert (done.code, found.status, "Permission denied" in found.text) == (3, "UNKNOWN", True)
+    assert (done.err, [*found.figures]) == ("", [])
+    shop.backups.chmod(0o755)
+    done = as_user(shop, "database_backup.py", "status", env={"DB_BACKUP_PATH": str(shop.backups)})
+    found = plugin(done.out)
+    assert (done.code, found.status, found.value("age") < 600) == (3, "UNKNOWN", True)
+    assert "cannot be read" in found.text  # its checksum
 
 
 def test_backup_verify_list_and_restore(user_shop: Shop, keys: Keys) -> None:
@@ -139,7 +155,7 @@ def test_what_root_makes_in_the_users_folder_is_the_users(user_shop: Shop, keys:
     assert done.code == 0, done.text
     safety = Path(done.report["safety_backup"])
     made = {path.name: path.stat() for path in user_shop.backups.iterdir()}
-    roots = {"restore.log": 0o600, "last-restore.json": 0o644}
+    roots = {"restore.log": 0o600, "last-restore.json": 0o644, "proofs.jsonl": 0o600}
     for name, mode in roots.items():
         status = made.pop(name)
         assert (status.st_uid, status.st_mode & 0o7777) == (0, mode)

@@ -245,6 +245,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.hit.is_set() and self.fault == "stalls":  # rclone goes on in a new connection, if it can
+                    self._open.append(client)
+                    continue
                 server = socket.create_connection(("127.0.0.1", self.to))
                 self._open += [client, server]
                 for work in (self._pass_on, self._back):

@@ -29,8 +29,12 @@ SETTINGS = (
     "DB_PASS",
     "DB_BACKUP_PATH",
     "DB_BACKUP_RETENTION_DAYS",
+    "BACKUP_KEEP",
     "MAX_DATABASE_MB",
     "PGP_PUBLIC_KEY_BASE64",
+    "BACKUP_MAX_AGE_HOURS",
+    "PING_URL",
+    "NOTIFY_URLS",
     "BACKUP_REMOTES",
 )
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
@@ -367,8 +371,9 @@ class Shop:
 
 
 def everything(shop: Shop) -> dict[str, FileState]:
-    """Data and backups; the log is there to be written to."""
-    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name != "restore.log"}
+    """Data and backups; the log and the proofs are there to be written to."""
+    written = ("restore.log", "proofs.jsonl")
+    backups = {path.name: FileState.of(path) for path in shop.backups.iterdir() if path.name not in written}
     return shop.snapshot() | backups
 
 

@@ -227,10 +227,11 @@ class Stage:
         return which
 
     def backup_leftovers(self) -> list[str]:
-        """What lies in the backup folder that is no backup, no checksum of one, no log and not the last outcome."""
+        """What lies in the backup folder that is no backup, checksum, log, last outcome or proof."""
         names = {path.name for path in self.shop.backups.iterdir()}
         whole = {name for name in names if re.fullmatch(r"db_backup_\d{8}_\d{6}\.(db|raw\.tar)\.gz(\.gpg)?", name)}
-        return sorted(names - whole - {f"{name}.sha256" for name in whole} - {"restore.log", "last-restore.json"})
+        checksums, known = {f"{name}.sha256" for name in whole}, {"restore.log", "last-restore.json", "proofs.jsonl"}
+        return sorted(names - whole - checksums - known)
 
     def notes(self, outcome: str) -> bool:
         """Whether what is written down of the last restore, if anything is, says that this one is live."""

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,10 +23,17 @@ from backuplib.bot import Bot
 from backuplib.console import Report
 from backuplib.database import Engine
 from backuplib.doctor import CHECKS, OK, PROBLEM, UNKNOWN, WARNING, Checkup, Finding, Subject
-from backuplib.errors import CheckFoundProblemsError, DockerUnreachableError, UnusablePublicKeyError, WrongSettingError
+from backuplib.errors import (
+    CheckFoundProblemsError,
+    DockerUnreachableError,
+    RemoteUnreachableError,
+    UnusablePublicKeyError,
+    WrongSettingError,
+)
 from backuplib.files import create_file
 from backuplib.formatting import instant
 from backuplib.openpgp import Recipient
+from backuplib.remote import Remote
 from backuplib.running import taking_turn
 from backuplib.secret import Secret
 from backuplib.target import Target
@@ -35,8 +43,8 @@ DB_PASS = "pa=ss'word"  # of the bot in tests/support/inspected.py
 KEY_ID = "A1" * 8
 OURS = Recipient("F" * 24 + "0123456789ABCDEF", frozenset({KEY_ID}), "Shop <shop@example.org>")
 
-NEEDED = {name for name in CHECKS if name not in ("mounts", "bot-settings", "services")}
-"""What is always looked at, whether there is a bot or not."""
+NEEDED = {name for name in CHECKS if name not in ("mounts", "bot-settings", "services", "remotes")}
+"""What is always looked at, whether there is a bot or a remote or not."""
 
 
 @pytest.fixture
@@ -61,10 +69,46 @@ def subject(tmp_path: Path) -> Subject:
         allow_swap=True,
         convert=False,
         memory_limit=1 << 30,
+        max_age_hours=26,
         find_bot=lambda: None,
         list_backups=lambda: backups,
         recipients=lambda: [OURS],
     )
+
+
+class Place(Remote):
+    """A remote that says what the test wants."""
+
+    def backups(self) -> list[BackupInfo]:
+        if self.place == "dead:":
+            raise RemoteUnreachableError("dead: does not answer", hint="Check the network.")
+        made = datetime.now().astimezone() - timedelta(hours=int(self.variables["hours"]))
+        return [BackupInfo(Path("db_backup_x.gpg"), made, 9, encrypted=True, place=self.place)]
+
+    def may_remove(self) -> bool | None:
+        return {"yes": True, "no": False}.get(self.variables["may"])
+
+
+@pytest.mark.parametrize(
+    ("hours", "may", "status", "said"),
+    [
+        ("1", "yes", OK, "lets us remove them"),
+        ("1", "no", OK, "does not let us remove them"),
+        ("1", "?", OK, "is not known"),
+        ("27", "no", WARNING, "27 hours|1 day ago"),
+    ],
+)
+def test_remotes_are_told_with_their_newest_and_with_what_they_permit(
+    subject: Subject, hours: str, may: str, status: str, said: str
+) -> None:
+    """One that does not answer is a warning: a restore from here needs none."""
+    places = [Place("dead:"), Place("nas:", {"hours": hours, "may": may})]
+    found = list(Checkup(replace(subject, remotes=places)).remotes())
+    assert [item[0] for item in found] == [WARNING, status]
+    assert "does not answer" in found[0][1]
+    assert "nas: has 1 backup, the newest of" in found[1][1]
+    assert re.search(said, found[1][1])
+    assert ("push" in found[1][2]) if status == WARNING else found[1][2:] == ()
 
 
 def make_database(path: Path, db_pass: str | None) -> None:
@@ -217,7 +261,7 @@ def bot_with(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def test_bot_that_is_as_we_are_is_right(subject: Subject, with_bot: Callable[..., list[Finding]]) -> None:
     told = {item.name: item for item in with_bot(bot_with(subject.target.parent))}
-    assert told.keys() == CHECKS.keys()
+    assert told.keys() == CHECKS.keys() - {"remotes"}
     assert not [item for item in told.values() if item.status == PROBLEM]
     assert [told[name].status for name in ("docker", "mounts", "bot-settings", "services")] == [OK] * 4
     assert "bot healthy" in told["docker"].text

@@ -56,12 +56,12 @@ def test_what_is_not_there_is_told_with_the_newest_one(folder: Path, named: str)
 @pytest.mark.parametrize("named", ["https://example.org/x.gpg", "offsite:shopbot/x.gpg", "me@host:x.gpg"])
 def test_place_elsewhere_is_told_as_such(folder: Path, named: str) -> None:
     error = refusal(named, folder)
-    assert "from this machine only" in str(error)
+    assert "through rclone only" in str(error)
     assert "Copy it here" in error.hint
 
 
 def test_file_with_a_colon_in_its_name_may_be_missing_too(folder: Path) -> None:
-    assert "from this machine only" not in str(refusal("backups/12:00.gpg", folder))
+    assert "through rclone only" not in str(refusal("backups/12:00.gpg", folder))
 
 
 def test_folder_is_told_with_a_list_of_what_is_in_it(folder: Path) -> None:

@@ -185,14 +185,14 @@ def test_server_that_goes_away_in_the_stream_breaks_it(there: Server) -> None:
 
 
 def test_server_that_answers_no_more_is_given_up(there: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rclone, "STALL_SECONDS", 0.5)
     put(there)
     with (
         Proxy(there.port, "stalls", after=1_200_000) as proxy,
         closing(remote_of(there, proxy.port).open(NAME)) as backup,
-        pytest.raises(errors.RemoteStalledError, match="nothing came for"),
     ):
-        backup.verify()
+        monkeypatch.setattr(rclone, "STALL_SECONDS", 0.5)
+        with pytest.raises(errors.RemoteStalledError, match=r"broke off after .* nothing came for"):
+            backup.verify()
 
 
 def test_bit_that_changes_on_the_way_is_seen(there: Server) -> None:
@@ -206,7 +206,7 @@ def test_bit_that_changes_on_the_way_is_seen(there: Server) -> None:
 
 
 def test_remote_that_rclone_does_not_know() -> None:
-    with pytest.raises(errors.UnknownRemoteError) as caught:
+    with pytest.raises(errors.RemoteUnknownError) as caught:
         Remote("nowhere:x", {"RCLONE_CONFIG": os.devnull}).backups()
     assert "listremotes" in caught.value.hint
 

@@ -1,0 +1,132 @@
+"""Whether a database was written to since its last backup, told without reading it: by what the kernel notes of files.
+
+Noted of a backup is the state that the database's files had before they were copied: device, inode, size, and the times
+of the last write and of the last change, which no program can set back. SQLite writes each commit into one of them. As
+root it gives -wal and -journal their owner whenever it opens them, to read, too, which changes that last time: of these
+a hash of the content is noted in its place. The database itself is not opened: that would end locks of SQLite's which
+this process holds.
+
+What is in doubt counts as a write: a state so young that the clock's grain would hide the next write, a filesystem that
+other machines write to, a backup that is not as it was left, another public key. So does what writes nothing new, such
+as a WAL that is folded into the database when the bot stops.
+
+The note is believed only as this user's or root's: whoever could write it could make backups stop unseen.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backuplib.backup_file import BACKUP_NAME, checksum_path
+from backuplib.files import CHUNK, filesystem_type, is_believable, open_regular, replacing, write_all
+
+NAME = "last-backup.json"
+MOST_DATABASES = 20  # that share a backup folder
+
+SETTLED_NS = 3_000_000_000  # since the last write; filesystems note times in steps of up to two seconds
+MOST_HASHED = 256 * CHUNK  # bytes of a -wal; SQLite folds it after 4 MB
+LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "reiserfs", "tmpfs", "xfs", "zfs"}
+
+State = list[list[int | str]]  # of the database, its -wal and its -journal; empty where there is none
+TIME = 3  # where in each is the time of the last write
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is known of the last backup of a database.
+
+    :param how: what else a backup depends on, such as the public key.
+    """
+
+    database: Path
+    backup_dir: Path
+    how: bytes
+
+    def unchanged_since(self) -> Path | None:
+        """Return the last backup, when nothing was written since; None when there is any doubt."""
+        said = _read(self.backup_dir / NAME).get(self._key)
+        if not isinstance(said, dict) or not BACKUP_NAME.fullmatch(str(said.get("name"))):
+            return None
+        backup = self.backup_dir / str(said["name"])
+        same = said == self._note(backup, self.state())
+        return backup if same and checksum_path(backup).is_file() else None
+
+    def state(self) -> State | None:
+        """Return the state of the database's files; None when it would not tell a write that comes now.
+
+        To be taken before they are copied.
+        """
+        try:
+            hashed = [_hashed(self._path.with_name(self._path.name + suffix)) for suffix in ("-wal", "-journal")]
+            state = [_state_of(self._path), *hashed]
+        except OSError:  # it is planted, too large, or just being removed
+            return None
+        moments = [moment for file in state for moment in file[TIME:] if isinstance(moment, int)]
+        settled = bool(state[0]) and time.time_ns() - max(moments) > SETTLED_NS
+        return state if settled and filesystem_type(self._path) in LOCAL else None
+
+    def note(self, backup: Path, state: State | None) -> None:
+        """Note of what state of the database a backup is; OSError when that cannot be written."""
+        path = self.backup_dir / NAME
+        known = _read(path)
+        known.pop(self._key, None)
+        kept = dict(list(known.items())[-(MOST_DATABASES - 1) :])
+        with replacing(path, ".tmp") as file:
+            write_all(file, json.dumps(kept | {self._key: self._note(backup, state)}, indent=1).encode())
+
+    @property
+    def _path(self) -> Path:
+        return Path(os.path.realpath(self.database))
+
+    @property
+    def _key(self) -> str:
+        return str(self._path)
+
+    def _note(self, backup: Path, state: State | None) -> dict[str, Any] | None:
+        """Return what is noted; None: nothing that could be compared."""
+        file, how = _state_of(backup), hashlib.sha256(self.how).hexdigest()
+        return {"name": backup.name, "backup": file, "database": state, "how": how} if state and file else None
+
+
+def _state_of(path: Path) -> list[int | str]:
+    """Return what changes with each write to a file, its exchange and its removal; empty when it does not exist."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return []
+    return [*_identity(status), status.st_ctime_ns]
+
+
+def _hashed(path: Path) -> list[int | str]:
+    """Return the same of a sidecar, with a hash of its content; OSError when it has too much of that."""
+    try:
+        with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+            status, content = os.fstat(file.fileno()), hashlib.sha256()
+            if status.st_size > MOST_HASHED:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            for piece in iter(lambda: file.read(CHUNK), b""):
+                content.update(piece)
+    except FileNotFoundError:
+        return []
+    return [*_identity(status), content.hexdigest()]
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what is noted, by database; nothing when that cannot be read, or is not to be believed."""
+    try:
+        with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+            data = json.loads(file.read(CHUNK)) if is_believable(file.fileno()) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
