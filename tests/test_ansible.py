@@ -246,6 +246,20 @@ def test_nothing_is_restored_and_the_second_host_is_not_come_to(fleet: Fleet, op
 
 
 @pytest.mark.long
+def test_status_of_every_host_is_shown_and_one_that_is_not_ok_fails(fleet: Fleet) -> None:
+    """The first host has a backup of today, which was proved; the other one's is old."""
+    done = fleet.play("backup.yml", "verify.yml", "--limit", "one")
+    assert done.code == 0, done.text
+    done = fleet.play("status.yml")
+    assert done.code == 2, done.text
+    for head, said in (
+        (r"ok: \[one\] =>", "SHOPBOT BACKUP OK"),
+        (r"fatal: \[two\]: FAILED! =>", "SHOPBOT BACKUP CRITICAL"),
+    ):
+        assert re.search(rf"^{head} \n(?:    .*\n)*    - {said} - ", done.out, re.MULTILINE), done.text
+
+
+@pytest.mark.long
 def test_in_check_mode_nothing_is_run(fleet: Fleet) -> None:
     done = fleet.play("restore.yml", "--check", "-e", f"what={BACKUP}", "-e", "sure=y")
     assert done.code == 0, done.text
