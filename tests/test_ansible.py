@@ -45,7 +45,7 @@ class Fleet:
             "LC_ALL": "C.UTF-8",
         }
         done = subprocess.run(
-            [*STRACE, str(self.log("controller")), str(find("ansible-playbook")), *arguments],
+            [*STRACE, str(self.log("controller")), "-A", str(find("ansible-playbook")), *arguments],
             cwd=self.folder / "ansible",
             env=env,
             stdin=subprocess.DEVNULL,
@@ -177,17 +177,9 @@ def test_a_key_in_the_arguments_of_a_module_is_on_the_disks_of_the_hosts(fleet: 
 # --- the playbooks ---------------------------------------------------------------------------------------------------
 
 
-def test_back_up_verify_and_restore_with_key_and_passphrase_on_no_disk(fleet: Fleet, keys: Keys) -> None:
-    before = {name: host.shop.rows() for name, host in fleet.hosts.items()}
-    done = fleet.play("backup.yml", "verify.yml", "restore.yml", "-vvv", "-e", f"what={BACKUP}", "-e", "sure=y")
-    assert done.code == 0, done.text
-    assert fleet.restored() == ["one", "two"]
-    assert [done.out.count(said) for said in ("made.said:", "verified.said:", "restored.said:")] == [2, 2, 2]
-    assert "Database restored successfully" in done.out
-    for name, host in fleet.hosts.items():
-        newest = max(host.shop.backups.glob("db_backup_*.gpg"))
-        assert host.shop.backup_rows(newest, keys.rsa) == before[name]
-    secrets = pieces_of(keys.rsa)
+def check_secrets(fleet: Fleet, done: Completed, key: Key) -> None:
+    """Key and passphrase are in nothing that was printed, and on no disk; the hosts are ended."""
+    secrets = pieces_of(key)
     assert [secret for secret in secrets if secret in done.text.encode()] == []
     fleet.end()
     assert {name: leaks(fleet.log(name), secrets) for name in (*fleet.hosts, "controller")} == {
@@ -197,45 +189,74 @@ def test_back_up_verify_and_restore_with_key_and_passphrase_on_no_disk(fleet: Fl
     }
 
 
+def test_restores_go_host_by_host_end_at_the_first_that_fails_and_leave_no_secret(fleet: Fleet, keys: Keys) -> None:
+    inventory = fleet.folder / "ansible/inventory.ini"
+    inventory.write_text(inventory.read_text().replace("[shops:vars]", "three\n[shops:vars]"))
+    with (fleet.hosts["two"].shop.path / BACKUP).open("ab") as backup:
+        backup.write(b"more")
+    done = fleet.play("restore.yml", "-vvv", "-e", f"what={BACKUP}", "-e", "sure=y")
+    assert done.code == 2, done.text
+    assert fleet.restored() == ["one"]
+    assert "Database restored successfully" in done.out
+    assert "does not match its checksum" in done.out
+    assert "three" not in done.out
+    check_secrets(fleet, done, keys.rsa)
+
+
+@pytest.mark.long
+def test_back_up_verify_and_restore(fleet: Fleet, keys: Keys) -> None:
+    before = {name: host.shop.rows() for name, host in fleet.hosts.items()}
+    options = ("-e", f"what={BACKUP}", "-e", "sure=y")
+    done = fleet.play("backup.yml", "verify.yml", "restore.yml", *options)
+    assert done.code == 0, done.text
+    assert fleet.restored() == ["one", "two"]
+    assert [done.out.count(said) for said in ("made.said:", "verified.said:", "restored.said:")] == [2, 2, 2]
+    for name, host in fleet.hosts.items():
+        newest = max(host.shop.backups.glob("db_backup_*.gpg"))
+        assert host.shop.backup_rows(newest, keys.rsa) == before[name]
+    check_secrets(fleet, done, keys.rsa)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["-e", f"what={BACKUP}", "-e", "sure=y"], "does not match its checksum"),
-        pytest.param(["-e", "sure=y"], "Say what to restore", marks=pytest.mark.long),
-        pytest.param(["-e", f"what={BACKUP}"], "y to the question", marks=pytest.mark.long),
-        pytest.param(
+        (["-e", "sure=y"], "Say what to restore"),
+        (["-e", f"what={BACKUP}"], "y to the question"),
+        (
             ["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "key_command=false"],
             "key_command failed (1); the host was not touched",
-            marks=pytest.mark.long,
         ),
-        pytest.param(
+        (
             ["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "passphrase_command=no-such-program"],
             "passphrase_command cannot be run",
-            marks=pytest.mark.long,
         ),
-        pytest.param(
-            ["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "passphrase_command=true"],
-            "wrong passphrase",
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            ["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "ansible_host=nowhere.invalid"],
-            "UNREACHABLE",
-            marks=pytest.mark.long,
-        ),
+        (["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "passphrase_command=true"], "wrong passphrase"),
+        (["-e", f"what={BACKUP}", "-e", "sure=y", "-e", "ansible_host=nowhere.invalid"], "UNREACHABLE"),
     ],
-    ids=["damaged", "nothing named", "not confirmed", "no key", "no program", "wrong passphrase", "unreachable"],
+    ids=["nothing named", "not confirmed", "no key", "no program", "wrong passphrase", "unreachable"],
 )
-def test_a_restore_ends_at_the_first_host_that_fails(fleet: Fleet, options: list[str], why: str) -> None:
-    if why == "does not match its checksum":
-        with (fleet.hosts["one"].shop.path / BACKUP).open("ab") as backup:
-            backup.write(b"more")
+def test_nothing_is_restored_and_the_second_host_is_not_come_to(fleet: Fleet, options: list[str], why: str) -> None:
     done = fleet.play("restore.yml", *options)
     assert done.code, done.text
     assert why in done.text, done.text
     assert "one  " in done.out
     assert "two" not in done.out
     assert fleet.restored() == []
+
+
+@pytest.mark.long
+def test_status_of_every_host_is_shown_and_one_that_is_not_ok_fails(fleet: Fleet) -> None:
+    """The first host has a backup of today, which was proved; the other one's is old."""
+    done = fleet.play("backup.yml", "verify.yml", "--limit", "one")
+    assert done.code == 0, done.text
+    done = fleet.play("status.yml")
+    assert done.code == 2, done.text
+    for head, said in (
+        (r"ok: \[one\] =>", "SHOPBOT BACKUP OK"),
+        (r"fatal: \[two\]: FAILED! =>", "SHOPBOT BACKUP CRITICAL"),
+    ):
+        assert re.search(rf"^{head} \n(?:    .*\n)*    - {said} - ", done.out, re.MULTILINE), done.text
 
 
 @pytest.mark.long

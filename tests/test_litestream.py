@@ -45,7 +45,8 @@ case "$*" in
     echo $! >{folder}/pid ;;
 "stop litestream")
     kill $(cat {folder}/pid)
-    while [ -e /proc/$(cat {folder}/pid)/exe ]; do sleep 0.1; done ;;
+    for i in $(seq 300); do [ -e /proc/$(cat {folder}/pid)/exe ] || exit 0; sleep 0.1; done
+    exit 1 ;;
 *) exit 1 ;;
 esac
 """

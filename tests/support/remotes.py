@@ -146,8 +146,12 @@ SECRET = "a-secret-of-thirty-two-characters"
 
 
 def _s3(folder: Path, read_only: bool, cleanup: ExitStack) -> Server:
-    """SeaweedFS; two users share the secret, and one of them may only read."""
-    users = {"shop": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"]}
+    """SeaweedFS; its users share the secret: an administrator, one that may only read, and a host that pushes."""
+    users = {
+        "shop": ["Admin", "Read", "Write", "List", "Tagging"],
+        "reader": ["Read", "List"],
+        "host": ["Read", "Write", "List"],
+    }
     identities = [
         {"name": name, "credentials": [{"accessKey": name, "secretKey": SECRET}], "actions": actions}
         for name, actions in users.items()
@@ -179,8 +183,8 @@ def _s3(folder: Path, read_only: bool, cleanup: ExitStack) -> Server:
     return server
 
 
-def run(argv: list[str], folder: Path, port: int, cleanup: ExitStack) -> None:
-    """Start a server, and wait until it listens; it is ended by its process id."""
+def run(argv: list[str], folder: Path, port: int, cleanup: ExitStack) -> int:
+    """Start a server, and wait until it listens; returns its process id, by which it is ended."""
     log = cleanup.enter_context((folder / "server.log").open("ab"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=env)
@@ -202,6 +206,7 @@ def run(argv: list[str], folder: Path, port: int, cleanup: ExitStack) -> None:
         return False
 
     wait_until(listens, f"{argv[0]} listens", 60)
+    return server.pid
 
 
 # --- the network between ---------------------------------------------------------------------------------------------
