@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy as copying
 import fcntl
 import functools
 import hashlib
 import io
 import logging
 import os
-import shutil
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
@@ -40,6 +41,7 @@ from backuplib.database import (
     sidecars,
     size_of_files,
 )
+from backuplib.folder import anchored, anchored_folder, moved, resolved
 from backuplib.formatting import plural, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
@@ -53,9 +55,35 @@ from config import Settings, load_settings
 if TYPE_CHECKING:
     import sqlite3
 
+P = ParamSpec("P")
+
 logger = logging.getLogger(__name__)
 
 PAGES_AT_ONCE = 4096  # of the copy, between two looks for a signal
+
+
+def _in_its_folders(
+    create: Callable[Concatenate[DatabaseBackup, P], Path],
+) -> Callable[Concatenate[DatabaseBackup, P], Path]:
+    """Open the folder of the database, and what it is there, once for all that is done, whatever is renamed meanwhile.
+
+    Where a backup is made, by its caller's name of the folder, is what is returned.
+    """
+
+    @functools.wraps(create)
+    def run(self: DatabaseBackup, /, *args: P.args, **kwargs: P.kwargs) -> Path:
+        held = copying.copy(self)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # which is told with what to do
+            place = anchored(self.db_path)
+            refuse_planted_link(place)
+            held.db_path = resolved(place)
+        made = create(held, *args, **kwargs)
+        if text := moved(made) or moved(held.db_path):
+            hint = "Find out who does that, and where that folder is now."
+            raise errors.BackupFailedError(f"{text}; the backup {made.name} is in it", hint=hint)
+        return self.backup_dir / made.name
+
+    return run
 
 
 class DatabaseBackup:
@@ -81,8 +109,8 @@ class DatabaseBackup:
         patience: float = LOCK_SECONDS,
         kind: str = ORDINARY,
     ) -> None:
-        self.db_path = Path(db_path).absolute()
-        self.backup_dir = Path(backup_dir).absolute()
+        self.db_path = (db_path if isinstance(db_path, Path) else Path(db_path)).absolute()
+        self.backup_dir = (backup_dir if isinstance(backup_dir, Path) else Path(backup_dir)).absolute()
         self._settings = settings or _load_settings()
         self._engine = engine or Engine(self._settings.db_pass)
         self._locked = locked
@@ -93,6 +121,7 @@ class DatabaseBackup:
         self.say: Callable[[str], object] = logger.warning  # is told what is waited for, and odd
         self.found: Callable[[str], object] | None = None  # is told what the check of the copy finds; None: ``say`` is
 
+    @_in_its_folders
     def create_backup(self, compress: bool = True, encrypt: bool = True) -> Path:
         """Back up the database, consistent even while it is written to, and return the backup's path.
 
@@ -113,7 +142,6 @@ class DatabaseBackup:
             )
         if not self.db_path.stat().st_size:  # opening it would delete the sidecars beside it
             raise errors.UnreadableDatabaseError(f"{self.db_path} is empty")
-        refuse_planted_link(self.db_path)
         refuse_irregular(sidecars(self.db_path))
         need = size_of_files(self.db_path)
         with self._no_restore_meanwhile(), RamFolder(need + files.CHUNK) as ram:
@@ -140,6 +168,7 @@ class DatabaseBackup:
         with RamFolder(files.CHUNK) as ram:
             return Keyring(ram).import_public(self._settings.public_key)
 
+    @_in_its_folders
     def create_raw_backup(self) -> Path:
         """Save the database's files byte for byte, sidecars included, as a tar: for one that cannot be read.
 
@@ -287,12 +316,13 @@ class DatabaseBackup:
 
     def _copied_with_journal(self, copy: Path) -> bool:
         """Copy the database and the journal of a writer that was killed, and roll that back in the copy alone."""
-        journal = f"{self.db_path}-journal"
+        journal = self.db_path.with_name(f"{self.db_path.name}-journal")
         with locked(self.db_path) as held:
             if not held:
                 return False
-            shutil.copyfile(journal, f"{copy}-journal")
-            shutil.copyfile(self.db_path, copy)
+            files.copy_content(journal, copy.with_name(f"{copy.name}-journal"))
+            copy.unlink()
+            files.copy_content(self.db_path, copy)
         with contextlib.closing(self._engine.connect(copy)) as connection:
             connection.execute("PRAGMA schema_version").fetchone()
         return True
@@ -317,7 +347,8 @@ class DatabaseBackup:
                 return False
             with tarfile.open(copy, "w") as tar:
                 for path in paths:
-                    tar.add(path, arcname=path.name, recursive=False)
+                    with files.open_regular(path) as file:
+                        tar.addfile(tar.gettarinfo(arcname=path.name, fileobj=file), file)
         return True
 
     def _store(
@@ -340,6 +371,7 @@ class DatabaseBackup:
         suffix = kind + (".gz" if compress else "") + (".gpg" if key else "")
         try:
             self.backup_dir.mkdir(parents=True, exist_ok=True)
+            self.backup_dir = anchored_folder(self.backup_dir)
             self.remove_leftovers()
             with self._temporary() as target, self._temporary() as checksum:
                 digest = self._write(copy, target, ram, compress=compress, key=key)
@@ -386,7 +418,7 @@ class DatabaseBackup:
             if files.flock(file.fileno(), fcntl.LOCK_EX) and os.fstat(file.fileno()).st_nlink:
                 break
             file.close()  # another process took it for a leftover before it was locked
-        file.name = str(path)
+        file.name = path
         try:
             yield file
         finally:
@@ -405,12 +437,12 @@ class DatabaseBackup:
                     checksum.seek(0)
                     files.write_all(checksum, checksum_text(path.name, digest, self._kind).encode())
                     os.fsync(checksum.fileno())
-                    files.name_without_replacing(checksum.name, checksum_path(path))
+                    files.name_without_replacing(checksum.name, checksum.fileno(), checksum_path(path))
                     break
             time.sleep(1 - time.time() % 1)
         try:
             os.utime(target.fileno())  # when it gets its name: the check took a while
-            files.name_without_replacing(target.name, path)
+            files.name_without_replacing(target.name, target.fileno(), path)
         except OSError:
             checksum_path(path).unlink(missing_ok=True)
             raise
@@ -425,7 +457,7 @@ class DatabaseBackup:
                     # a checksum got its name before the process was killed, and its backup never did
                     named = os.fstat(file.fileno()).st_nlink > 1
                     for checksum in self.backup_dir.glob("db_backup_*.sha256") if named else ():
-                        if checksum.samefile(path) and not checksum.with_suffix("").exists():
+                        if files.same_file(checksum, path) and not os.path.lexists(checksum.with_suffix("")):
                             checksum.unlink()
                     path.unlink()
 
@@ -489,9 +521,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, report: Report) -> None:
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
+    if arguments.command in ("create", "rescue"):
+        enter_private_mounts()
+    with contextlib.suppress(OSError):  # it may not be there yet
+        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     if arguments.command == "create":
-        enter_private_mounts()
         backups.say = console.line
         made = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
         if not arguments.quiet:
@@ -503,7 +538,6 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     elif arguments.command == "rescue":
         from backuplib.rescue import rescue
 
-        enter_private_mounts()
         console.result(str(rescue(arguments.file, arguments.to, settings.db_pass, report)))
     elif arguments.command == "prune":
         report.signals.shield()  # an end in between could not say what was removed

@@ -11,6 +11,7 @@ Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integr
 
 import argparse
 import contextlib
+import functools
 import inspect
 import itertools
 import os
@@ -36,6 +37,7 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
+from backuplib.folder import anchored_folder
 from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
@@ -212,7 +214,20 @@ class Restorer:
         """Return the database to replace."""
         target = Target.resolve(self.options.target_path or self.settings.db_path)
         self.report.target = str(target.path)
+        if text := target.exposed:
+            self.report.warn(text)
+        if not self.options.target_path:
+            self.database = Path(str(target.path))
         return target
+
+    @functools.cached_property
+    def database(self) -> Path:
+        """The configured database, links resolved; of a run without another target, as :meth:`resolve_target` did."""
+        return Path(os.path.realpath(self.settings.db_path))
+
+    def is_configured(self, target: Path) -> bool:
+        """Whether a target, links resolved, is the configured database."""
+        return target == self.database
 
     def settle_before(self, target: Target) -> None:
         """Settle what has to do with who calls this, and from where, before the menu and before a key is asked for.
@@ -246,7 +261,7 @@ class Restorer:
 
     def questions(self, target: Target, unseen: str) -> Questions:
         """Return what will be asked, as far as that can be known before anything is done."""
-        options, configured = self.options, is_configured(target.path, self.settings)
+        options, configured = self.options, self.is_configured(target.path)
         encrypted, swappable, problem = True, False, ""
         if options.backup_file and not options.key_stdin:
             with contextlib.closing(BackupFile(options.backup_file)) as backup:
@@ -269,7 +284,7 @@ class Restorer:
         :param pending: services that a restore before this one stopped, and that have not come up again.
         :raises RefusedError: when something is missing or in the way.
         """
-        configured = is_configured(target.path, self.settings)
+        configured = self.is_configured(target.path)
         self.check_encryption(target)
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
@@ -374,8 +389,7 @@ class Restorer:
                 file = self.ask_compose_file(str(error))
             # as options, so that what is printed to be typed next names them, too
             self.options.compose_file, self.options.no_restart = file, file is None
-        database = Path(os.path.realpath(self.settings.db_path))
-        return Bot.find(file, database, self.settings.db_pass) if file else None
+        return Bot.find(file, self.database, self.settings.db_pass) if file else None
 
     def ask_the_bot(self, bot: Bot) -> None:
         """Compare what the bot's containers have with our settings: what differs is refused, or said by --verify-only.
@@ -414,6 +428,7 @@ class Restorer:
 
     def refuse_users(self, target: Target, bot: Bot | None, stopping: Sequence[Container]) -> None:
         """Refuse when the database is in use by anything but the containers that will be stopped, naming who it is."""
+        target.refuse_moved()
         if bot:
             bot.refuse_strangers(stopping)
         if hidden := target.refuse_holders([item.id for item in stopping]):
@@ -831,6 +846,7 @@ class Restorer:
         if plan.stopping:
             switch.start_services()
             switch.check_live(restored)
+        plan.target.refuse_moved()
         switch.commit()
 
     # --- recovery --------------------------------------------------------------------------------------------
@@ -916,7 +932,7 @@ class Restorer:
         self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
         # refused here when Docker does not answer: that is no reason to undo a restore
         asked = journal.containers or journal.forgeable
-        bot = self.find_bot(is_configured(target.path, self.settings)) if asked else None
+        bot = self.find_bot(self.is_configured(target.path)) if asked else None
         if journal.containers and not bot:
             names = printable(", ".join(journal.containers))
             self.report.warn(f"Docker is not touched: {names}, stopped by that restore, may still have to be started")
@@ -1109,7 +1125,7 @@ def check(options: Options, report: Report) -> None:
         allow_swap=options.allow_swap,
         convert=options.convert,
         memory_limit=restorer.image_limit(),
-        find_bot=lambda: restorer.find_bot(is_configured(target, settings)),
+        find_bot=lambda: restorer.find_bot(restorer.is_configured(target)),
         list_backups=backups.list_backups,
         recipients=backups.recipients,
     )
@@ -1132,6 +1148,8 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
     enter_private_mounts()
+    with contextlib.suppress(OSError):  # it may not be there yet
+        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
@@ -1175,11 +1193,6 @@ def summary(report: Report, seconds: float) -> list[str]:
 def in_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
     """Return facts as lines, below each other wherever they are printed."""
     return aligned([(f"{name:<8}", text) for name, text in facts])
-
-
-def is_configured(target: Path, settings: Settings) -> bool:
-    """Whether a target, links resolved, is the configured database."""
-    return target == Path(os.path.realpath(settings.db_path))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from backuplib.armor import PIECE, begins_like_message, leads_to_message, messag
 from backuplib.console import Step
 from backuplib.database import SQLITE_MAGIC
 from backuplib.files import CHUNK, open_regular
+from backuplib.folder import resolved
 from backuplib.formatting import megabytes, quoted, shown
 from backuplib.gzip_stream import GZIP_HEAD
 from backuplib.packets import HIDDEN_RECIPIENT, MessagePackets, read_message
@@ -95,7 +96,7 @@ class BackupInfo:
     def of(cls, path: Path) -> Self | None:
         """Return what a file is as a backup, None if it is none: by its name, or by how it begins."""
         own = BACKUP_NAME.fullmatch(path.name)
-        if not path.is_file() or (not own and path.name.startswith(".")):
+        if path.is_symlink() or not path.is_file() or (not own and path.name.startswith(".")):
             return None
         head, size, layer, message = b"", path.stat().st_size, "", MessagePackets()
         with contextlib.suppress(OSError), open_regular(path) as file:
@@ -250,10 +251,11 @@ class BackupFile:
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path = path
-        self.expected = recorded_checksum(path)  # SHA-256, if known: from beside it, or from when it was read before
-        self._unreported = self.expected is not None
         try:
-            self._file = open_regular(path)
+            place = resolved(path, mounted=False)
+            self.expected = recorded_checksum(place)  # SHA-256, if known: from beside it, or from when it was read
+            self._unreported = self.expected is not None
+            self._file = open_regular(place)
         except OSError as error:
             denied = f"Look who may read it: ls -l {quoted(path)}. As root: {errors.same_command(root=True)}"
             raise errors.BackupNotFoundError(
@@ -277,7 +279,7 @@ class BackupFile:
                 hint="Stop other programs, or use a machine with more memory; MAX_DATABASE_MB in .env can be a limit, "
                 "too.",
             )
-        self.created = backup_time(path)
+        self.created = backup_time(place)
         self.progress: Callable[[int], object] = lambda _: None
         self.rewind()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from backuplib.database import (
     size_of_files,
 )
 from backuplib.errors import DatabaseInUseError, EmptyBackupError, UnreadableDatabaseError, UnsoundBackupError, explain
-from backuplib.files import drop
+from backuplib.files import copy_content, drop
 from backuplib.findings import Finding, is_damaged, refuse_damaged
 from backuplib.formatting import aligned, plural, quoted_identifier, row_count, shortened, some_of
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
@@ -176,7 +175,7 @@ def _read_live(engine: Engine, database: Path, ram: RamFolder) -> Contents:
         ram.require(size_of_files(database), "look at a copy of the live database")
         path = ram.path / "live.db"
         for file in [database, *beside]:
-            shutil.copyfile(file, path.with_name(path.name + file.name[len(database.name) :]))
+            copy_content(file, path.with_name(path.name + file.name[len(database.name) :]))
     mode = "rw" if path != database else "ro"
     with contextlib.closing(engine.look(path, mode=mode, immutable=immutable, timeout=5)) as connection:
         contents = read_contents(connection, engine.errors)

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from backuplib import errors
 from backuplib.files import fsync_folder, is_ours, open_regular
+from backuplib.folder import anchored_folder
 from backuplib.formatting import display_width, padded, printable
 from backuplib.processes import Interrupted, Signals
 from backuplib.style import Kind, drawn, is_dumb_terminal, kind_of
@@ -147,6 +148,7 @@ class Console:
         path = folder / LOG_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            path = anchored_folder(folder) / LOG_NAME
             self._rotate(path)
             self._log = open_regular(path, _LOG_FLAGS)
         except OSError as error:

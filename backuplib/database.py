@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
-from backuplib.files import stat_or_none
+from backuplib.files import open_regular, stat_or_none
 from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
+from backuplib.folder import AnchoredPath, is_open, may_be_planted
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.schema import Placeholders
@@ -34,14 +35,14 @@ DERIVATIONS = {4: ("sha512", 256_000), 3: ("sha1", 64_000), 2: ("sha1", 4_000), 
 
 def sidecars(database: Path) -> list[Path]:
     """Return what has the names of a database's sidecars: also a planted link, wherever it leads to."""
-    named = (database.with_name(database.name + suffix) for suffix in SIDECARS)
-    return [path for path in named if os.path.lexists(path)]
+    beside = (database.with_name(database.name + suffix) for suffix in SIDECARS)
+    return [path for path in beside if os.path.lexists(path)]
 
 
 def database_files(database: Path) -> list[Path]:
     """Return the existing files of a database, itself and its sidecars: not what a planted link leads to."""
     beside = [path for path in sidecars(database) if path.is_file() and not path.is_symlink()]
-    return [*([database] if database.exists() else []), *beside]
+    return [*([database] if os.path.lexists(database) else []), *beside]
 
 
 def size_of_files(database: Path) -> int:
@@ -73,10 +74,7 @@ def refuse_planted_link(database: Path) -> None:
 
     :raises UnsuitableTargetError: naming it.
     """
-    if not os.path.islink(database):
-        return
-    ours, folder = {0, os.geteuid()}, database.parent.stat()
-    if database.lstat().st_uid not in ours or folder.st_uid not in ours or folder.st_mode & 0o022:
+    if os.path.islink(database) and may_be_planted(database):
         raise UnsuitableTargetError(
             f"{database} is a link, and others than this user and root may have made it: it is not followed",
             hint=f"If it is meant, set DATA_DIR and DB_NAME in .env to what it leads to: readlink {quoted(database)}",
@@ -101,6 +99,32 @@ def cipher_key(passphrase: Secret, salt: bytes, version: int) -> str:
 def file_uri(path: Path | str, mode: str, *, immutable: bool = False) -> str:
     """Return a path as SQLite opens it."""
     return "file:" + quote(os.fsencode(path)) + f"?mode={mode}" + ("&immutable=1" if immutable else "")
+
+
+@contextlib.contextmanager
+def the_file_itself(path: Path | str) -> Iterator[None]:
+    """Make sure that what SQLite opens in the block is the file of that name: it resolves links in a path by itself.
+
+    :raises UnsuitableTargetError: when it is a link, or others exchanged it meanwhile. Nothing has been read then.
+    """
+    if not isinstance(path, AnchoredPath):
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # its end ends no lock
+    except FileNotFoundError:
+        yield
+        raise
+    try:
+        refuse_irregular([path])
+        yield
+        if not is_open(descriptor):
+            raise UnsuitableTargetError(
+                f"{path} is not the file that was opened: it was replaced meanwhile",
+                hint=f"Find out who did that: ls -l {quoted(path)}",
+            )
+    finally:
+        os.close(descriptor)
 
 
 class Engine:
@@ -156,13 +180,14 @@ class Engine:
         :param key_of: database whose key and salt a new SQLCipher database shall get.
         """
         uri = file_uri(path, mode, immutable=immutable)
-        connection: sqlite3.Connection = self._module.connect(
-            uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
-        )
+        with the_file_itself(path):
+            connection: sqlite3.Connection = self._module.connect(
+                uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
+            )
         try:
             if self.db_pass:
                 connection.execute("PRAGMA cipher_log_level=NONE")
-                connection.execute(f"PRAGMA key = {self._key(Path(key_of or path), self.db_pass)}")
+                connection.execute(f"PRAGMA key = {self._key(key_of or path, self.db_pass)}")
             distrust_schema(self._module, connection)
             connection.execute("PRAGMA temp_store=MEMORY")  # else sorting writes rows into files in /var/tmp
         except BaseException:
@@ -184,7 +209,8 @@ class Engine:
         if self.db_pass:
             connection = self.connect(path, mode=mode, immutable=immutable, timeout=timeout)
         else:
-            connection = newest_connection(file_uri(path, mode, immutable=immutable))
+            with the_file_itself(path):
+                connection = newest_connection(file_uri(path, mode, immutable=immutable))
             connection.set_busy_timeout(int(timeout * 1000))
         connection.execute("PRAGMA query_only=ON")
         return connection
@@ -195,10 +221,10 @@ class Engine:
         if self.db_pass and path:
             self._key(path, self.db_pass)
 
-    def _key(self, path: Path, db_pass: Secret) -> str:
+    def _key(self, path: Path | str, db_pass: Secret) -> str:
         """Derive a key once for each salt: it takes 0.15 s, some of it while the bot is down."""
-        with io.FileIO(path) as file:
-            salt = file.read(16)
+        with open_regular(path) as file:
+            salt = file.read(16) or b""
         if salt not in self._keys:
             self._keys[salt] = cipher_key(db_pass, salt, 4)
         return self._keys[salt]
@@ -337,7 +363,7 @@ def find_all(
 
 def may_be_newer(engine: Engine, path: Path) -> bool:
     """Whether a newer SQLite than ours may have written a database, see :func:`written_by_newer`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return engine.db_pass is not None or written_by_newer(file.read(100))
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 
 from backuplib import typed
 from backuplib.files import mount_point
+from backuplib.folder import name_of
 from backuplib.formatting import megabytes, printable, quoted, shown
 
 AS_BEFORE, RUNNING = "The database is as it was before", "the services that ran are running."
@@ -178,7 +179,7 @@ def choose_another_backup_hint() -> str:
 def explain(error: BaseException) -> str:
     """Return an error in words for people."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{name_of(str(error.filename))}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 

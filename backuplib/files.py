@@ -11,6 +11,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from backuplib.folder import AnchoredPath
+
 CHUNK = 1 << 20  # bytes that a stream handles at a time
 NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}  # link() on filesystems without them
 
@@ -35,13 +37,13 @@ def create_file(path: Path) -> io.FileIO:
     return io.FileIO(descriptor, "r+")
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
-    """Open a file that may have been planted: a named pipe would block, a device might never end.
+def open_regular(path: Path | str, flags: int = os.O_RDONLY) -> io.FileIO:
+    """Open a file that may have been planted: a named pipe would block, a device might never end, a link leads away.
 
     :param flags: those of open(2); O_CREAT makes it with mode 0600.
-    :raises OSError: also when it is not a regular file.
+    :raises OSError: also when it is a link, or not a regular file.
     """
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -66,8 +68,11 @@ def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
         view = view[file.write(view[: 8 * CHUNK]) :]
 
 
-def name_without_replacing(file: str, name: Path) -> None:
-    """Give a file a new name, or raise FileExistsError; the old name may remain as a second link."""
+def name_without_replacing(file: Path, descriptor: int, name: Path) -> None:
+    """Give an open file a new name, or raise FileExistsError; the old name may remain as a second link.
+
+    :param file: the old name.
+    """
     try:
         os.link(file, name)
     except OSError as error:
@@ -76,6 +81,32 @@ def name_without_replacing(file: str, name: Path) -> None:
         if os.path.lexists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from None
         os.rename(file, name)
+    refuse_exchanged(descriptor, name)
+
+
+def refuse_exchanged(descriptor: int, name: Path) -> None:
+    """Make sure that an open file is what was given a name, after the fact: OSError when others had exchanged it."""
+    if not os.path.samestat(name.lstat(), os.fstat(descriptor)):
+        raise OSError(errno.ESTALE, "another file was put in the place of the one that was opened", str(name))
+
+
+def link_or_copy(file: Path, name: Path) -> None:
+    """Give a regular file one more name, without reading it; where the filesystem has no hard links, to a copy of it.
+
+    :raises OSError: also when it is no regular file, or was exchanged, or the name is taken.
+    """
+    descriptor = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # the end of such a one ends no lock of SQLite
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
+        os.link(file, name, follow_symlinks=False)
+        refuse_exchanged(descriptor, name)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        copy_durably(file, name)
+    finally:
+        os.close(descriptor)
 
 
 def flock(descriptor: int, operation: int) -> bool:
@@ -92,7 +123,7 @@ Identity = tuple[int, int, int, int]
 
 def file_identity(path: Path | int) -> Identity:
     """Return device, inode, size and mtime (ns): equal while a path is the same, unchanged file."""
-    status = os.stat(path)
+    status = os.fstat(path) if isinstance(path, int) else os.lstat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -105,9 +136,12 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def stat_or_none(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None when it does not exist; any other error is raised: it does not prove that."""
+    """Return the status of a file, None when it does not exist; any other error is raised: it does not prove that.
+
+    Of a link, its own.
+    """
     try:
-        return path.stat()
+        return path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -124,7 +158,7 @@ def mount_point(path: Path) -> Path:
     """Return where the filesystem of a path, links resolved, is mounted, bind mounts included."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     points = {unescaped(line.split()[4]) for line in lines}
-    place = Path(os.path.realpath(path))
+    place = Path(str(path) if isinstance(path, AnchoredPath) else os.path.realpath(path))
     return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
 
 
@@ -145,30 +179,49 @@ def replacing(path: Path, suffix: str) -> Iterator[io.FileIO]:
         with create_file(temporary) as file:
             yield file
             os.fsync(file.fileno())
-        temporary.rename(path)
+            temporary.rename(path)
+            refuse_exchanged(file.fileno(), path)
     except BaseException:
         drop_quietly(temporary)
         raise
     fsync_folder(path.parent)
 
 
-def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file with its metadata; the copy appears under its name only when it is complete."""
-    with source.open("rb") as old, replacing(target, ".restore-new") as new:
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files, which may have been planted, hold the same bytes; OSError when they cannot be read."""
+    with open_regular(one) as first, open_regular(other) as second:
+        while (piece := first.read(CHUNK)) == second.read(CHUNK):
+            if not piece:
+                return True
+    return False
+
+
+def copy_content(source: Path, target: Path) -> None:
+    """Copy what is in a file that may have been planted to a new one; OSError when it is not a regular file."""
+    with open_regular(source) as old, create_file(target) as new:
         shutil.copyfileobj(old, new, CHUNK)
-        copy_metadata(source, new.fileno())
 
 
-def copy_metadata(source: Path, descriptor: int) -> None:
-    """Give an open file the owner, mode and extended attributes (ACL included) of another one.
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with its metadata; the copy appears under its name only when it is complete.
+
+    What is copied, and whose metadata it gets, is one file that was opened; OSError when it is not a regular one.
+    """
+    with open_regular(source) as old, replacing(target, ".restore-new") as new:
+        shutil.copyfileobj(old, new, CHUNK)
+        copy_metadata(old.fileno(), new.fileno())
+
+
+def copy_metadata(source: int, target: int) -> None:
+    """Give an open file the owner, mode and extended attributes (ACL included) of another one that is open.
 
     :raises OSError: when one cannot be set; the bot might then be unable to open its database.
     """
-    status = source.stat()
-    os.fchown(descriptor, status.st_uid, status.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    status = os.fstat(source)
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(source):
-        os.setxattr(descriptor, name, os.getxattr(source, name))
+        os.setxattr(target, name, os.getxattr(source, name))
 
 
 def fit_into_folder(descriptor: int, folder: Path, user: tuple[int, set[int]] | None) -> None:

@@ -18,7 +18,6 @@ tells what it is (see :meth:`Target.left_aside`); the next run says so, and touc
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
@@ -37,6 +36,7 @@ from backuplib.files import (
     lstat_or_none,
     open_regular,
     replacing,
+    same_content,
     same_file,
     stat_or_none,
     write_all,
@@ -117,6 +117,9 @@ class Journal:
                 f"{quoted(target.path.parent)}.",
             ) from None
         journal.refuse_other_files()
+        journal.target, journal.candidate = target.path, target.candidate  # in the folder that was opened
+        journal.set_aside = target.path.with_name(journal.set_aside.name)
+        journal.refuse_planted()
         journal._believe_less(forgeable)
         return journal
 
@@ -145,7 +148,7 @@ class Journal:
 
         Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
 
-        :raises UnfinishedRestoreError: naming the journal, or what lies under one of the names.
+        :raises UnfinishedRestoreError: naming the journal.
         """
         moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
         own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
@@ -154,6 +157,12 @@ class Journal:
                 f"{self._path} refers to files that do not belong to a restore of {self.target}",
                 hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
             )
+
+    def refuse_planted(self) -> None:
+        """Refuse what lies under one of our names, and was not put there by a restore.
+
+        :raises UnfinishedRestoreError: naming it.
+        """
         for path, what in self._planted():
             raise UnfinishedRestoreError(
                 f"{path} {what}: a restore that is interrupted leaves no such file",
@@ -163,7 +172,11 @@ class Journal:
     def _planted(self) -> Iterator[tuple[Path, str]]:
         """Return each of our names under which something lies that no restore has put there, and what it is."""
         databases = (self.target, self.set_aside)
-        paths = [*databases, self.candidate, *(Path(f"{path}{suffix}") for path in databases for suffix in SIDECARS)]
+        paths = [
+            *databases,
+            self.candidate,
+            *(path.with_name(path.name + suffix) for path in databases for suffix in SIDECARS),
+        ]
         found = [(path, status) for path in paths if (status := lstat_or_none(path)) is not None]
         files = [(status.st_dev, status.st_ino) for _, status in found]
         for path, status in found:
@@ -208,7 +221,7 @@ class Journal:
             return False
         if not self.set_aside.exists() or same_file(self.target, self.set_aside):
             return False
-        return not self.target.exists() or not filecmp.cmp(self.target, self.set_aside, shallow=False)
+        return not self.target.exists() or not same_content(self.target, self.set_aside)
 
 
 _KINDS = {item.name: str(item.type) for item in fields(Journal) if item.init}

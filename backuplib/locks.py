@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from backuplib.files import stat_or_none
+from backuplib.files import open_regular, stat_or_none
 from backuplib.processes import command_of, find_holders
 
 LOCK_SECONDS = 60.0  # how long a lock of somebody's is waited for
@@ -38,8 +38,8 @@ def locked(database: Path, *, exclusive: bool = False) -> Iterator[bool]:
 
     The locks are not this process's, but this open file's: the process's are lost when anything here closes the file.
     """
-    kind, mode = (fcntl.F_WRLCK, "r+b") if exclusive else (fcntl.F_RDLCK, "rb")
-    with database.open(mode) as file:
+    kind, mode = (fcntl.F_WRLCK, os.O_RDWR) if exclusive else (fcntl.F_RDLCK, os.O_RDONLY)
+    with open_regular(database, mode) as file:
         try:
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, _FIRST_BYTE, _BYTES, 0))
         except (BlockingIOError, PermissionError):

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from backuplib.errors import explain, restore_command
 from backuplib.files import CHUNK, open_regular, replacing, stat_or_none, write_all
+from backuplib.folder import anchored_folder
 from backuplib.formatting import aligned, instant, printable, shown
 
 NAME = "last-restore.json"
@@ -107,7 +108,7 @@ class LastRestore:
             undone = self.backup and before.safety_backup and _same(self.backup, before.safety_backup)
             values["undoes"] = before.ended if undone else None
         kept = dict(list(known.items())[-(MOST_DATABASES - 1) :])
-        with replacing(folder / NAME, ".tmp") as file:
+        with replacing(anchored_folder(folder) / NAME, ".tmp") as file:
             write_all(file, json.dumps(kept | {self.target: values}, indent=1).encode())
             os.fchmod(file.fileno(), 0o644)  # it holds no secret, and the shop's user asks, too
 

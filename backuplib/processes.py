@@ -332,6 +332,8 @@ def _status(path: Path) -> os.stat_result | Literal[False] | None:
     Of a file in another user's FUSE filesystem, or in one whose server is gone, not even root gets it.
     """
     try:
-        return stat_or_none(path) or False
+        return path.stat()  # which the kernel follows, to the file that is open there
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:
         return None

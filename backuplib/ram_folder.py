@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 
 from backuplib.errors import NoMemoryError
 from backuplib.files import CHUNK, flock, open_folder
+from backuplib.folder import mount_place
 from backuplib.formatting import megabytes
 from backuplib.processes import memory_is_locked, start_apart
 
@@ -52,7 +53,9 @@ _MS_NOSUID_NODEV_NOEXEC, MS_BIND, _MS_REC_SLAVE = 2 | 4 | 8, 1 << 12, 1 << 14 | 
 
 
 def enter_private_mounts() -> None:
-    """Give this process its own mount namespace, where a RAM folder can be a tmpfs that is never swapped out.
+    """Give this process its own mount namespace.
+
+    There a RAM folder can be a tmpfs that is never swapped out, and folders are reached where nobody else has a name.
 
     Call it before any thread starts. Without root it has no effect. Mounts made outside later still appear inside.
     """
@@ -63,6 +66,7 @@ def enter_private_mounts() -> None:
     RamFolder.private_mounts, RamFolder.not_mounted = entered, os.strerror(ctypes.get_errno())
     if entered:
         RamFolder.not_mounted = "not enough memory, or /run cannot be written"  # if it is not mounted all the same
+        mount_place()
 
 
 class RamFolder:

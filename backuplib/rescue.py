@@ -19,6 +19,7 @@ from backuplib import errors, files
 from backuplib.backup_file import HEAD, outer_layer
 from backuplib.credentials import tell_waiting
 from backuplib.database import SIDECARS, SQLITE_MAGIC, Engine, check_database, sidecars
+from backuplib.folder import resolved
 from backuplib.formatting import aligned, plural, shortened, shown
 from backuplib.gzip_stream import GzipDecoder
 from backuplib.processes import child_environment
@@ -119,8 +120,9 @@ def unpacked(source: str, ram: RamFolder, say: Callable[[str], object]) -> Path:
         raise errors.UsageError("standard input is a terminal", hint="Pipe the file in: gpg -d FILE | … rescue -")
     if source == "-":
         tell_waiting(sys.stdin.fileno(), "the file on standard input", say)
+    place = None if source == "-" else resolved(Path(source))
     with (
-        io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else files.open_regular(Path(source)) as file,
+        files.open_regular(place) if place else io.FileIO(sys.stdin.fileno(), closefd=False) as file,
         files.create_file(given) as copy,
     ):
         shutil.copyfileobj(file, copy, files.CHUNK)
@@ -129,8 +131,8 @@ def unpacked(source: str, ram: RamFolder, say: Callable[[str], object]) -> Path:
         unpack_tar(given, database)
     else:
         given.rename(database)
-        for path in sidecars(Path(source)):
-            shutil.copyfile(path, f"{database}{path.name[len(Path(source).name) :]}")
+        for path in sidecars(place) if place else []:
+            files.copy_content(path, Path(f"{database}-{path.name.rpartition('-')[2]}"))
     if not database.exists() or not database.stat().st_size:  # SQLite would delete the WAL of such a one
         fold_wal(database)
     return database

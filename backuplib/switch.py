@@ -20,7 +20,7 @@ from backuplib.bot import SETTLE_SECONDS, Bot, expected_seconds
 from backuplib.comparison import look_at_live, lost_tables
 from backuplib.console import Report
 from backuplib.database import SIDECARS, Engine, database_files, sidecars
-from backuplib.files import NO_HARD_LINKS, Identity, copy_durably, drop, file_identity, fsync_folder
+from backuplib.files import Identity, drop, file_identity, fsync_folder, link_or_copy, stat_or_none
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
 from backuplib.outcome import (
@@ -108,6 +108,7 @@ class Switch:
         journal = self.journal
         self._write_down(state="switching", new_inode=candidate[1], unsaved=unsaved)
         target, checkpointed = journal.target, True
+        before = stat_or_none(target)
         with contextlib.ExitStack() as guard:
             try:
                 if target.exists() and target.stat().st_size:
@@ -124,6 +125,8 @@ class Switch:
             refuse_users()
             if file_identity(journal.candidate) != candidate:
                 raise errors.RolledBackError(f"{journal.candidate} is not the file that was verified")
+            if before and not os.path.samestat(before, target.lstat()):
+                raise errors.RolledBackError(f"{target} was replaced by another file meanwhile")
             link_aside(target, journal.set_aside, checkpointed=checkpointed)
             remove_sidecars(target)
             os.rename(journal.candidate, target)
@@ -428,13 +431,7 @@ def link_aside(database: Path, name: Path, *, checkpointed: bool) -> None:
     beside = [] if checkpointed else [path for path in sidecars(database) if not path.name.endswith("-shm")]
     for path in [*beside, database]:
         if path.exists():
-            second = name.with_name(name.name + path.name[len(database.name) :])
-            try:
-                os.link(path, second, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in NO_HARD_LINKS:
-                    raise
-                copy_durably(path, second)
+            link_or_copy(path, name.with_name(name.name + path.name[len(database.name) :]))
     fsync_folder(database.parent)
 
 

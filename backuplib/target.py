@@ -19,6 +19,7 @@ from pathlib import Path
 
 from backuplib import errors, files
 from backuplib.database import database_files, refuse_irregular, refuse_planted_link, sidecars
+from backuplib.folder import AnchoredPath, anchored, moved, resolved
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS
@@ -28,7 +29,10 @@ from backuplib.storage import is_plain, looks_encrypted
 
 @dataclass(frozen=True)
 class Target:
-    """The database to replace, whether it is there or not; ``path`` is absolute, links resolved."""
+    """The database to replace, whether it is there or not; ``path`` is absolute, links resolved.
+
+    What is done to it, or beside it, is done in its folder as it was opened when ``path`` is from :meth:`resolve`.
+    """
 
     path: Path
 
@@ -39,13 +43,23 @@ class Target:
         :raises UnsuitableTargetError: when it is neither a regular file nor absent, its folder is not there, or it is a
             link that others may have made.
         """
-        refuse_planted_link(path)
-        target = cls(Path(os.path.realpath(path)))
-        folder = target.path.parent
-        if not folder.is_dir():
+        try:
+            place = anchored(path)
+            refuse_planted_link(place)
+            target = cls(resolved(place))
+        except (FileNotFoundError, NotADirectoryError):
+            folder = Path(os.path.realpath(path)).parent
             raise errors.UnsuitableTargetError(
                 f"there is no folder {folder}", hint=f"Make it: mkdir -p {quoted(folder)}"
-            )
+            ) from None
+        except OSError as error:
+            raise errors.UnsuitableTargetError(
+                f"cannot open the folder of {path}: {errors.explain(error)}",
+                hint="Of a link that is meant, set DATA_DIR and DB_NAME in .env to what it leads to: "
+                f"readlink -f {quoted(path)}"
+                if error.errno == errno.ELOOP
+                else f"Check: ls -ld {quoted(path.parent)}",
+            ) from None
         status = files.stat_or_none(target.path)
         if status and not stat.S_ISREG(status.st_mode):
             raise errors.UnsuitableTargetError(
@@ -122,6 +136,26 @@ class Target:
             yield
         finally:
             os.close(folder)
+
+    @property
+    def exposed(self) -> str:
+        """Say that others can lead SQLite elsewhere; nothing when they cannot, or that is not known."""
+        if not isinstance(self.path, AnchoredPath) or not self.path.folder.exposed:
+            return ""
+        return (
+            f"others can rename the folders above {self.path.parent} while this runs, and have SQLite make files "
+            "elsewhere; run by root, outside of containers, this does not depend on those names"
+        )
+
+    def refuse_moved(self) -> None:
+        """Refuse when the name leads to another folder than the one that was opened.
+
+        :raises UnsuitableTargetError: saying which.
+        """
+        if text := moved(self.path):
+            folder = self.path.parent
+            hint = f"Find out who does that: ls -ld {quoted(folder)} {quoted(folder.parent)}"
+            raise errors.UnsuitableTargetError(text, hint=hint)
 
     def refuse_holders(self, expected: Sequence[str] = ()) -> int:
         """Refuse when a process has the database open, except those in the expected containers.
@@ -235,7 +269,8 @@ class Target:
                 os.posix_fallocate(file.fileno(), 0, image.size)
                 image.write_to(file, progress)
                 if self.exists:
-                    files.copy_metadata(self.path, file.fileno())
+                    with files.open_regular(self.path) as old:
+                        files.copy_metadata(old.fileno(), file.fileno())
                 else:
                     files.fit_into_folder(file.fileno(), folder, user)
                 os.fsync(file.fileno())
@@ -262,13 +297,13 @@ class Target:
 
 def is_mount_point(path: Path) -> bool:
     """Whether something is mounted on a path, a single file included (os.path.ismount does not see those)."""
-    return files.mount_point(path) == path
+    return files.mount_point(path) == Path(str(path))
 
 
 def is_immutable(path: Path) -> bool:
     """Whether the file has the attribute that chattr +i sets."""
     get_flags, immutable = 0x80086601, 0x10  # FS_IOC_GETFLAGS, FS_IMMUTABLE_FL of linux/fs.h
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), files.open_regular(path) as file:
         flags = bytearray(8)
         fcntl.ioctl(file, get_flags, flags)
         return bool(int.from_bytes(flags[:4], sys.byteorder) & immutable)

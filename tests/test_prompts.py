@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import MakeShop, StartTerminal
 from tests.support.keys import GpgHome, Key, Keys
 from tests.support.shop import Shop, filled_pipe
+from tests.support.strace import KILL, Hit, strace
 from tests.support.terminal import PASSPHRASE, PASTE, Terminal, wait_for_quiet
 
 pytestmark = pytest.mark.needs("root")
@@ -512,8 +513,8 @@ def test_prompt_can_be_left_after_a_restore_that_was_cut_off_is_undone(
     ready: Ready, keys: Keys, terminal: StartTerminal
 ) -> None:
     shop, backup = ready(keys.open)
-    candidate = f"{shop.db_path}.restore-new"  # -P: a compiled module is renamed, too, when it is imported first
-    kill_at_the_swap = ["strace", "-o", "/dev/null", "-e", "inject=rename:signal=SIGKILL", "-P", candidate]
+    candidate = f"{shop.db_path}.restore-new"  # a compiled module is renamed, too, when it is imported first
+    kill_at_the_swap = strace(shop.path / "strace.log", [Hit("rename", 1, KILL, (candidate,))])
     assert shop.restore(backup, "--force", key=keys.open, wrapper=kill_at_the_swap).code < 0
     at = terminal(shop, backup)
     at.expect("🩹")

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.folder import PLACE
 from tests.conftest import MakeShop
 from tests.support.containers import wait_until
 from tests.support.keys import PASSPHRASE, Key, Keys
 from tests.support.shop import DB_PASS, Completed, Shop
+from tests.support.strace import by_name
 
 ROW = "row-canary-7c1d0e5a"
 
@@ -130,7 +132,8 @@ def path_of(descriptor: str) -> str:
     if not found:
         return ""
     text = found[1].removesuffix("(deleted)")
-    return re.sub(r"(?:\\x[0-9a-f]{2})+", lambda match: os.fsdecode(unhex(match[0])), text).removesuffix(" (deleted)")
+    path = re.sub(r"(?:\\x[0-9a-f]{2})+", lambda match: os.fsdecode(unhex(match[0])), text).removesuffix(" (deleted)")
+    return by_name(path)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Trace:
         mounted = []
         for call in self.of("mount"):
             strings = call.strings
-            if strings[2:3] == [b"tmpfs"]:
+            if strings[2:3] == [b"tmpfs"] and strings[1] != PLACE.encode():
                 assert b"noswap" in strings[-1]
                 mounted.append(os.fsdecode(strings[1]))
         return [*mounted, "/dev/shm"]

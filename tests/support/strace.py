@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from backuplib.folder import PLACE
 from backuplib.outcome import LastRestore
 from tests.support.keys import Key
 from tests.support.needs import require
@@ -75,11 +76,22 @@ def strace(log: Path, hits: Sequence[Hit] = (), calls: Sequence[str] = CHANGING)
     """The command to put before the program: its calls go to `log`, and those of `hits` are hit."""
     require("root", "strace")  # the paths behind descriptors: the program lets nobody but root look at its own
     injections = [word for hit in hits for word in ("-e", f"inject={hit.call}:{hit.action}:when={hit.when}")]
-    paths = [word for path in {path: None for hit in hits for path in hit.paths} for word in ("-P", path)]
+    paths = [word for path in {path: None for hit in hits for path in hit.paths} for word in reached_as(path)]
     trace = ["-e", f"trace={','.join(calls)}"]
     # With this filter other calls cost nothing; but a signal at the filter's stop is dropped by the kernel.
     fast = [] if any(hit.action.startswith("signal") for hit in hits) else ["--seccomp-bpf"]
     return ["strace", "-f", *fast, "-qq", "-y", "-s", "0", "-o", str(log), *trace, *injections, *paths]
+
+
+def reached_as(path: str) -> Iterator[str]:
+    """Words for a call on a path, which the program may reach in a folder that it has mounted for itself."""
+    for place in ("", *(f"{PLACE}/{number}" for number in range(1, 5))):
+        yield from ("-P", f"{place}{path}")
+
+
+def by_name(text: str) -> str:
+    """A path, or a text with some, by name: a folder that the program has mounted for itself has its own place."""
+    return re.sub(rf"{PLACE}/\d+(?=/)", "", text)
 
 
 LINE = re.compile(r"(\d+) +(\w+)\((.*?)(?:\) += | <unfinished|$)")
@@ -89,7 +101,7 @@ PATH = re.compile(r'"(/[^"]*)"|\d+<(/[^>]*)>')
 def read_log(log: Path) -> list[Call]:
     """The calls of a run, in order."""
     calls = []
-    for line in log.read_text(errors="replace").splitlines():
+    for line in by_name(log.read_text(errors="replace")).splitlines():
         match = LINE.match(line)
         if match:
             thread, name, arguments = match.groups()

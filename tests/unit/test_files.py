@@ -152,8 +152,9 @@ def test_all_is_written_where_each_write_is_short(tmp_path: Path) -> None:
 
 
 def test_name_that_is_free_is_given(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"content")
-    name_without_replacing(str(tmp_path / "a"), tmp_path / "b")
+    with create_file(tmp_path / "a") as file:
+        file.write(b"content")
+        name_without_replacing(tmp_path / "a", file.fileno(), tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"content"
 
 
@@ -166,8 +167,8 @@ def test_name_that_is_taken_is_not_given(tmp_path: Path, taken: str) -> None:
     else:
         other.symlink_to("nowhere")
     before = other.lstat()
-    with pytest.raises(FileExistsError):
-        name_without_replacing(str(one), other)
+    with one.open("rb") as file, pytest.raises(FileExistsError):
+        name_without_replacing(one, file.fileno(), other)
     assert other.lstat() == before
     assert one.read_bytes() == b"new"
 
@@ -187,8 +188,8 @@ def test_mode_is_copied(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.touch()
     old.chmod(0o2664)
-    with create_file(tmp_path / "new") as file:
-        copy_metadata(old, file.fileno())
+    with create_file(tmp_path / "new") as file, old.open("rb") as source:
+        copy_metadata(source.fileno(), file.fileno())
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o2664
 
 
@@ -199,8 +200,8 @@ def test_owner_and_set_id_bits_are_copied(tmp_path: Path) -> None:
     old.touch()
     os.chown(old, 1234, 2345)
     old.chmod(0o6750)
-    with create_file(tmp_path / "new") as file:
-        copy_metadata(old, file.fileno())
+    with create_file(tmp_path / "new") as file, old.open("rb") as source:
+        copy_metadata(source.fileno(), file.fileno())
     status = (tmp_path / "new").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 2345, 0o6750)
 
@@ -217,8 +218,8 @@ def test_access_control_lists_are_copied(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.touch()
     os.setxattr(old, name, value)
-    with create_file(tmp_path / "new") as file:
-        copy_metadata(old, file.fileno())
+    with create_file(tmp_path / "new") as file, old.open("rb") as source:
+        copy_metadata(source.fileno(), file.fileno())
     assert os.getxattr(tmp_path / "new", name) == value
 
 
@@ -376,7 +377,7 @@ def test_status_that_cannot_be_had_is_not_taken_for_absence(tmp_path: Path) -> N
     assert stat_or_none(tmp_path / "file/below") is None
     assert stat_or_none(tmp_path / "file") is not None
     with pytest.raises(OSError, match="symbolic links"):
-        stat_or_none(tmp_path / "loop")
+        stat_or_none(tmp_path / "loop/file")
 
 
 def test_lock_is_had_once(tmp_path: Path) -> None:
