@@ -42,7 +42,7 @@ def sidecars(database: Path) -> list[Path]:
 def database_files(database: Path) -> list[Path]:
     """Return the existing files of a database, itself and its sidecars: not what a planted link leads to."""
     beside = [path for path in sidecars(database) if path.is_file() and not path.is_symlink()]
-    return [*([database] if database.exists() else []), *beside]
+    return [*([database] if os.path.lexists(database) else []), *beside]
 
 
 def size_of_files(database: Path) -> int:

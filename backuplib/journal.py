@@ -118,6 +118,7 @@ class Journal:
         journal.refuse_other_files()
         journal.target, journal.candidate = target.path, target.candidate  # in the folder that was opened
         journal.set_aside = target.path.with_name(journal.set_aside.name)
+        journal.refuse_planted()
         journal._believe_less(forgeable)
         return journal
 
@@ -146,7 +147,7 @@ class Journal:
 
         Whoever may write into the folder, the bot for one, can write a journal, and this may run as root.
 
-        :raises UnfinishedRestoreError: naming the journal, or what lies under one of the names.
+        :raises UnfinishedRestoreError: naming the journal.
         """
         moment = self.set_aside.name.removeprefix(f"{self.target.name}.backup-")
         own = self.set_aside.parent == self.target.parent and re.fullmatch(r"\d{8}-\d{6}", moment)
@@ -155,6 +156,12 @@ class Journal:
                 f"{self._path} refers to files that do not belong to a restore of {self.target}",
                 hint=f"Keep a copy of {quoted(self.target.parent)} before anything else.",
             )
+
+    def refuse_planted(self) -> None:
+        """Refuse what lies under one of our names, and was not put there by a restore.
+
+        :raises UnfinishedRestoreError: naming it.
+        """
         for path, what in self._planted():
             raise UnfinishedRestoreError(
                 f"{path} {what}: a restore that is interrupted leaves no such file",
@@ -164,7 +171,11 @@ class Journal:
     def _planted(self) -> Iterator[tuple[Path, str]]:
         """Return each of our names under which something lies that no restore has put there, and what it is."""
         databases = (self.target, self.set_aside)
-        paths = [*databases, self.candidate, *(Path(f"{path}{suffix}") for path in databases for suffix in SIDECARS)]
+        paths = [
+            *databases,
+            self.candidate,
+            *(path.with_name(path.name + suffix) for path in databases for suffix in SIDECARS),
+        ]
         found = [(path, status) for path in paths if (status := stat_or_none(path)) is not None]
         files = [(status.st_dev, status.st_ino) for _, status in found]
         for path, status in found:
