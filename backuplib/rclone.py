@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import select
@@ -22,6 +24,7 @@ LOOK = ("--contimeout=5s", "--timeout=10s", "--retries=1", "--low-level-retries=
 MOVE = ("--contimeout=10s", "--timeout=30s", "--retries=1", "--low-level-retries=3")
 LOOK_SECONDS = 60.0
 STALL_SECONDS = 20.0  # without a byte: less than rclone waits before it tries again in its own way
+PIPE_BYTES = 1 << 20  # so that rclone and gpg take turns less often
 MOST_SAID = 1 << 16  # bytes of its messages that are read
 
 # Variables that change what a command does or says, and could make it print secrets
@@ -157,6 +160,8 @@ class Stream:
         self._reading = threading.Lock()
         self.failure: errors.OperatorError | None = None
         reading, writing = os.pipe()
+        with contextlib.suppress(OSError):  # above the kernel's limit for a user
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         messages = os.memfd_create("rclone")
         try:
             self._child = start_apart(
