@@ -186,15 +186,22 @@ def _prune_at(rule: Rule, remote: Remote, say: Say, *, dry_run: bool) -> None:
     _say_kept(decisions, remote.at(""), say)
     for path in _to_remove(decisions):
         name = remote.at(printable(path.name))
-        if dry_run:
+        if lock := remote.lock(path.name):
+            say(f"kept {name}: {lock}")
+        elif dry_run:
             say(f"would remove {name}, if the remote lets us")
-            continue
-        try:
-            remote.remove(path.name)
-        except errors.RemoteLockedError as error:
-            say(f"kept {name}: {error}")
         else:
-            say(f"removed {name}")
+            say(_removed(remote, path.name))
+
+
+def _removed(remote: Remote, name: str) -> str:
+    """Remove a backup at a remote, and return what came of it."""
+    shown = remote.at(printable(name))
+    try:
+        remote.remove(name)
+    except errors.RemoteLockedError as error:
+        return f"kept {shown}: {error}"
+    return f"removed {shown}"
 
 
 def _say_kept(decisions: Sequence[Decision], place: str, say: Say) -> None:

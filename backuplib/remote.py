@@ -44,7 +44,7 @@ from backuplib.backup_file import (
     recorded_checksum,
 )
 from backuplib.files import CHUNK
-from backuplib.formatting import megabytes, quoted
+from backuplib.formatting import instant, megabytes, quoted
 from backuplib.rclone import LOOK_SECONDS, MOVE, PLACE, Rclone, Stream
 
 SLOWEST = 20_000  # bytes a second
@@ -149,6 +149,26 @@ class Remote:
         except errors.BackupNotFoundError:
             return None
         return None if found.get("IsDir", True) else dict(found)
+
+    def lock(self, name: str) -> str:
+        """Return which object lock keeps a backup there, for people; empty without one that rclone knows of.
+
+        S3 lets a locked object be removed all the same: what is locked is a version, which is then hidden. An old
+        rclone, such as 1.60, does not tell.
+        """
+        try:
+            said = self._json("lsjson", "--stat", "--no-modtime", "--metadata", self.at(name)).get("Metadata") or {}
+        except errors.BackupNotFoundError:
+            return ""
+        if said.get("object-lock-legal-hold-status") == "ON":
+            return "an object lock keeps it: legal hold"
+        if not (until := said.get("object-lock-retain-until-date")):
+            return ""
+        try:
+            end = datetime.fromisoformat(until)
+        except ValueError:
+            return "an object lock keeps it, until when cannot be understood"
+        return f"an object lock keeps it until {instant(end)}" if end > datetime.now().astimezone() else ""
 
     def open(self, name: str, limit: float = math.inf) -> RemoteBackup:
         """Open a backup there for reading.

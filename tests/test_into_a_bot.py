@@ -263,6 +263,16 @@ def test_callers_of_the_bots_class_get_backups_of_ours(adapted: Shop, keys: Keys
     }
 
 
+def test_remote_that_is_out_of_reach_is_in_the_log_and_the_backup_here_counts(adapted: Shop) -> None:
+    old = adapted.backups / "db_backup_20250101_000000.db.gz.gpg"
+    old.write_bytes(b"of the bot")
+    os.utime(old, (1, 1))
+    got = cycle(adapted, BACKUP_REMOTES="no-such-remote:shop")
+    assert (got["valid"], got["removed"]) == (True, 1), got["log"]
+    assert "Not copied to no-such-remote:shop" in got["log"]
+    assert "no-such-remote:shop was not pruned" in got["log"]
+
+
 def test_failures_are_none_false_and_0_and_the_log_says_why(adapted: Shop) -> None:
     got = cycle(adapted, DB_PASS="another")
     assert (got["path"], got["valid"], got["removed"], got["backups"]) == (None, False, 0, [])

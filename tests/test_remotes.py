@@ -4,17 +4,22 @@ Every day each server and each fault comes once; all cells of the matrix are lon
 in unit/test_remote.py; here it is that nothing is touched, and which exit code that has.
 """
 
+import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from backuplib import proofs
+from backuplib.proofs import Proof
 from tests.conftest import MakeShop
 from tests.support import needs
 from tests.support.keys import Keys
@@ -333,3 +338,84 @@ def create_in_vain(make_shop: MakeShop, server: Server) -> tuple[Completed, Shop
     assert f"Not copied to {server.place}" in done.err
     assert "The backup is made, and safe here" in done.err
     return done, shop
+
+
+# --- prune -----------------------------------------------------------------------------------------------------------
+
+OLD = [f"db_backup_2025010{day}_120000.db.gz.gpg" for day in (1, 2, 3)]
+
+
+@everyday("webdav")
+def test_prune_removes_there_what_the_policy_does_not_keep(shop: Shop, server: Server) -> None:
+    """The proved one stays, by its checksum there; what lies there beside the backups is left alone."""
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in OLD}
+    for name in OLD:
+        server.put(name, name.encode())
+        server.put(f"{name}.sha256", f"{digests[name]}  {name}\n".encode())
+    server.put("notes.txt", b"mine")
+    proofs.record(shop.backups, Proof(digests[OLD[0]], OLD[0], datetime.now().astimezone(), "verified"))
+    shop.write_env(BACKUP_KEEP="last=1")
+    there = server.names()
+    tried = shop.run("database_backup.py", "prune", "--dry-run")
+    assert (tried.code, server.names()) == (0, there), tried.text
+    assert f"would remove {server.place}/{OLD[1]}, if the remote lets us" in tried.out
+    done = shop.run("database_backup.py", "prune")
+    assert done.code == 0, done.text
+    _, newest, proved, removed = done.out.splitlines()
+    assert newest == f"kept {server.place}/{OLD[2]}: newest, last"
+    assert proved.startswith(f"kept {server.place}/{OLD[0]}: last proved: verified ")
+    assert removed == f"removed {server.place}/{OLD[1]}"
+    assert server.names() == there - {OLD[1], f"{OLD[1]}.sha256"}
+
+
+@pytest.mark.parametrize("kind", ["sftp", pytest.param("webdav", marks=pytest.mark.long)])
+def test_prune_tells_what_a_remote_keeps_and_that_is_no_error(make_shop: MakeShop, tmp_path: Path, kind: str) -> None:
+    with serving(kind, tmp_path / "server", read_only=True) as server:
+        folder = tmp_path / "server/files/shopbot"
+        folder.mkdir()
+        for name in OLD[:2]:
+            (folder / name).write_bytes(b"backup")
+        shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
+        shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+        done = shop.run("database_backup.py", "prune")
+        assert done.code == 0, done.text
+        assert re.search(rf"^kept \S+{OLD[0]}: .*cannot be removed", done.out, re.MULTILINE)
+        assert {path.name for path in folder.iterdir()} == {*OLD[:2]}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["s3"])
+def test_prune_leaves_what_an_object_lock_keeps(make_shop: MakeShop, servers: Serve, kind: str) -> None:
+    """S3 would hide it: a removal makes a new version, and the locked one stays."""
+    server = replace(servers(kind), place="offsite:locked/shopbot")
+    server.rclone("mkdir", "--s3-bucket-object-lock-enabled", "offsite:locked")
+    lock = ("--s3-object-lock-supported=true", "--s3-object-lock-mode=COMPLIANCE", "--s3-object-lock-retain-until-date")
+    for name, options in zip(OLD, ((*lock, "24h"), (*lock, "1s"), ()), strict=True):
+        server.rclone("rcat", *options, f"{server.place}/{name}", given=b"backup")
+    shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
+    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+    time.sleep(1.1)
+    done = shop.run("database_backup.py", "prune")
+    assert done.code == 0, done.text
+    assert done.out.splitlines()[1:] == [
+        f"kept {server.place}/{OLD[2]}: newest, last",
+        *re.findall(rf"kept \S+{OLD[0]}: an object lock keeps it until [0-9].*", done.out),
+        f"removed {server.place}/{OLD[1]}",
+    ]
+    assert server.names() == {OLD[0], OLD[2]}
+
+
+def test_prune_of_a_remote_that_is_gone_is_told_within_seconds_and_the_backups_here_are_pruned(
+    make_shop: MakeShop,
+) -> None:
+    needs.require("rclone")
+    gone = {"TYPE": "webdav", "URL": f"http://127.0.0.1:{free_port()}"}
+    variables = {f"RCLONE_CONFIG_OFFSITE_{name}": text for name, text in gone.items()}
+    shop = make_shop("sqlite", BACKUP_KEEP="last=1", BACKUP_REMOTES="offsite:shopbot", **variables)
+    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+    for name in OLD:
+        (shop.backups / name).write_bytes(b"backup")
+    done = shop.run("database_backup.py", "prune")
+    assert done.code == 11, done.text
+    assert "offsite:shopbot was not pruned, or not all of it" in done.err
+    assert [path.name for path in shop.backups.iterdir()] == [OLD[2]]

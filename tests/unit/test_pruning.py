@@ -171,7 +171,7 @@ class Place(Remote):
     """A remote that holds what it is given; rclone itself is asked in test_remotes.py."""
 
     def fill(self, names: Sequence[str], *, locked: Sequence[str] = (), down: bool = False) -> None:
-        state = {"there": [*names], "locked": locked, "down": down, "sums": {}}
+        state = {"there": [*names], "locked": locked, "down": down, "sums": {}, "locks": {}}
         object.__setattr__(self, "state", state)
 
     def backups(self) -> list[BackupInfo]:
@@ -186,6 +186,9 @@ class Place(Remote):
 
     def checksum(self, name: str) -> str | None:
         return self.state["sums"].get(name)  # type: ignore[attr-defined,no-any-return]
+
+    def lock(self, name: str) -> str:
+        return self.state["locks"].get(name, "")  # type: ignore[attr-defined,no-any-return]
 
     def remove(self, name: str) -> None:
         if name in self.state["locked"]:  # type: ignore[attr-defined]
@@ -230,5 +233,11 @@ def test_dry_run_removes_nothing_at_a_remote(folder: Folder) -> None:
     remote = Place("offsite:shop")
     remote.fill(NAMES, locked=NAMES)
     prune_remotes(folder.rule(), [remote], folder.said.append, folder.warned.append, dry_run=True)
+    remote.state["locks"] = {NAMES[1]: "an object lock keeps it"}  # type: ignore[attr-defined]
+    folder.said.clear()
+    prune_remotes(folder.rule(), [remote], folder.said.append, folder.warned.append, dry_run=True)
     assert remote.there == NAMES
-    assert folder.said[1] == f"would remove offsite:shop/{NAMES[0]}, if the remote lets us"
+    assert folder.said[1:3] == [
+        f"would remove offsite:shop/{NAMES[0]}, if the remote lets us",
+        f"kept offsite:shop/{NAMES[1]}: an object lock keeps it",
+    ]
