@@ -60,7 +60,7 @@ def test_command_that_was_probably_meant_is_named(typed: str, meant: str) -> Non
 
 
 def test_command_that_is_like_nothing_is_told_with_all_that_there_are() -> None:
-    assert "create, list, verify, rescue, prune" in told(["quux"], of_backup=True).hint
+    assert "create, push, list, verify, rescue, prune" in told(["quux"], of_backup=True).hint
 
 
 def test_options_of_a_subcommand_are_its_own() -> None:
