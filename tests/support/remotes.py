@@ -188,7 +188,7 @@ def run(argv: list[str], folder: Path, port: int, cleanup: ExitStack) -> None:
     def end() -> None:
         server.terminate()
         try:
-            server.wait(5)
+            server.wait(1)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
