@@ -192,7 +192,7 @@ def run(argv: list[str], folder: Path, port: int, cleanup: ExitStack) -> int:
     def end() -> None:
         server.terminate()
         try:
-            server.wait(5)
+            server.wait(1)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
