@@ -651,7 +651,8 @@ def _create(arguments: argparse.Namespace, settings: Settings, backups: Database
     try:
         changes.note(backup, state)
     except OSError as error:
-        report.warn(f"not noted for --if-changed, which will make a backup: {errors.explain(error)}")
+        if arguments.if_changed:
+            report.warn(f"not noted, so that the next --if-changed makes a backup, too: {errors.explain(error)}")
     if not arguments.quiet:
         for line in who_opens(backup, [] if arguments.no_encrypt else backups.recipients()):
             report.console.line(line)

@@ -10,7 +10,8 @@ What is in doubt counts as a write: a state so young that the clock's grain woul
 other machines write to, a backup that is not as it was left, another public key. So does what writes nothing new, such
 as a WAL that is folded into the database when the bot stops.
 
-The note is believed only as this user's or root's: whoever could write it could make backups stop unseen.
+The note is in the home of the user, out of the bot's reach, and believed only as that user's or root's: whoever could
+write it could make backups stop unseen. Where it is not found, there is just one more backup.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from typing import Any
 from backuplib.backup_file import BACKUP_NAME, checksum_path
 from backuplib.files import CHUNK, filesystem_type, is_believable, open_regular, replacing, write_all
 
-NAME = "last-backup.json"
-MOST_DATABASES = 20  # that share a backup folder
+NAME = "restore-backup/last-backups.json"  # in the user's folder for such things
+MOST_NOTED = 50  # databases with their backup folders
 
-SETTLED_NS = 3_000_000_000  # since the last write; filesystems note times in steps of up to two seconds
+STEP_NS = 20_000_000  # in which the times of files advance, and more
+WHOLE_STEP_NS = 2_000_000_000  # the same where they have whole seconds
 MOST_HASHED = 256 * CHUNK  # bytes of a -wal; SQLite folds it after 4 MB
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "reiserfs", "tmpfs", "xfs", "zfs"}
 
@@ -51,33 +53,44 @@ class Changes:
 
     def unchanged_since(self) -> Path | None:
         """Return the last backup, when nothing was written since; None when there is any doubt."""
-        said = _read(self.backup_dir / NAME).get(self._key)
+        said = _read(_notes()).get(self._key)
         if not isinstance(said, dict) or not BACKUP_NAME.fullmatch(str(said.get("name"))):
             return None
         backup = self.backup_dir / str(said["name"])
-        same = said == self._note(backup, self.state())
+        same = said == self._note(backup, self._state_now())
         return backup if same and checksum_path(backup).is_file() else None
 
     def state(self) -> State | None:
         """Return the state of the database's files; None when it would not tell a write that comes now.
 
-        To be taken before they are copied.
+        To be taken before they are copied. After a write just now it waits for the next step of the clock.
         """
+        for _ in range(2):
+            state = self._state_now()
+            if state is None:
+                return None
+            moments = [moment for file in state for moment in file[TIME:] if isinstance(moment, int)]
+            whole_seconds = not any(moment % 1_000_000_000 for moment in moments)  # as old filesystems note them
+            if time.time_ns() - max(moments) > (step := WHOLE_STEP_NS if whole_seconds else STEP_NS):
+                return state
+            time.sleep(2 * step / 1e9)
+        return None
+
+    def _state_now(self) -> State | None:
         try:
             hashed = [_hashed(self._path.with_name(self._path.name + suffix)) for suffix in ("-wal", "-journal")]
             state = [_state_of(self._path), *hashed]
         except OSError:  # it is planted, too large, or just being removed
             return None
-        moments = [moment for file in state for moment in file[TIME:] if isinstance(moment, int)]
-        settled = bool(state[0]) and time.time_ns() - max(moments) > SETTLED_NS
-        return state if settled and filesystem_type(self._path) in LOCAL else None
+        return state if state[0] and filesystem_type(self._path) in LOCAL else None
 
     def note(self, backup: Path, state: State | None) -> None:
         """Note of what state of the database a backup is; OSError when that cannot be written."""
-        path = self.backup_dir / NAME
+        path = _notes()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = _read(path)
         known.pop(self._key, None)
-        kept = dict(list(known.items())[-(MOST_DATABASES - 1) :])
+        kept = dict(list(known.items())[-(MOST_NOTED - 1) :])
         with replacing(path, ".tmp") as file:
             write_all(file, json.dumps(kept | {self._key: self._note(backup, state)}, indent=1).encode())
 
@@ -87,12 +100,19 @@ class Changes:
 
     @property
     def _key(self) -> str:
-        return str(self._path)
+        """One database may have several backup folders, each with its last backup."""
+        return f"{self._path} {os.path.realpath(self.backup_dir)}"
 
     def _note(self, backup: Path, state: State | None) -> dict[str, Any] | None:
         """Return what is noted; None: nothing that could be compared."""
         file, how = _state_of(backup), hashlib.sha256(self.how).hexdigest()
         return {"name": backup.name, "backup": file, "database": state, "how": how} if state and file else None
+
+
+def _notes() -> Path:
+    """Return the file with the notes: where the XDG base directories have the state of programs."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return Path(state if os.path.isabs(state) else os.path.expanduser("~/.local/state")) / NAME
 
 
 def _state_of(path: Path) -> list[int | str]:

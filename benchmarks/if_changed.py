@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, it is not in a package
 
-from backuplib.changes import SETTLED_NS
 from backuplib.retention import Policy
 from benchmarks import data
 from benchmarks.data import MB, ROOT
@@ -33,7 +32,7 @@ class Contest:
         self.database, self.backups, self.copy = folder / "shop.db", folder / "backups", folder / "copy.db"
         shutil.copyfile(source, self.database)
         self.environment = data.settings(self.database, self.backups, public, encrypted=False)
-        time.sleep(SETTLED_NS / 1e9 + 0.1)
+        self.environment["XDG_STATE_HOME"] = str(folder)
         self.create()
         self.size = max(path.stat().st_size for path in self.backups.glob("*.gpg"))
 

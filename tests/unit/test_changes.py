@@ -12,7 +12,7 @@ import pytest
 
 from backuplib import changes
 from backuplib.backup_file import checksum_path
-from backuplib.changes import MOST_DATABASES, NAME, Changes
+from backuplib.changes import MOST_NOTED, NAME, Changes
 from tests.support import writer
 
 GRAIN = 0.025  # seconds: more than a step of the kernel's clock
@@ -20,9 +20,10 @@ MODES = ["DELETE", "PERSIST", "TRUNCATE", "WAL"]
 
 
 @pytest.fixture(autouse=True)
-def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write is old enough to be told from the next one as soon as that is so on this disk."""
-    monkeypatch.setattr(changes, "SETTLED_NS", int(GRAIN * 1e9))
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the notes, in a folder that is not there yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / NAME
 
 
 @pytest.fixture(params=[None, "passphrase"], ids=["sqlite", "sqlcipher"])
@@ -155,12 +156,29 @@ def test_write_that_is_too_young_to_be_told_from_the_next_is_not_noted(
     made: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both may come in the same step of the clock, and leave the same times."""
-    scene = made()
-    monkeypatch.setattr(changes, "SETTLED_NS", 60_000_000_000)
-    assert scene.changes.state() is None
-    scene.changes.note(scene.backup, scene.changes.state())
-    monkeypatch.setattr(changes, "SETTLED_NS", 0)
+    scene, wait = made(), time.sleep
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(changes, "STEP_NS", 60_000_000_000)
+    assert scene.changes.state() is None  # as of a bot that writes all the time
+    assert min(waited) > 60
+    scene.changes.note(scene.backup, None)
     assert not scene.unchanged()
+    monkeypatch.undo()
+    wait(GRAIN)
+    assert scene.changes.state() is not None
+
+
+def test_times_in_whole_seconds_are_waited_for_longer(
+    made: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = made(journal_mode="DELETE")
+    second = time.time_ns() // 1_000_000_000 * 1_000_000_000
+    waited: list[float] = []
+    monkeypatch.setattr(changes, "_state_of", lambda _: [1, 2, 3, second, second])
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert scene.changes.state() is None
+    assert min(waited) >= 2
 
 
 def test_write_during_the_copy_is_seen_though_the_note_comes_after_it(made: Callable[..., Scene]) -> None:
@@ -207,9 +225,12 @@ def test_other_key_or_options_are_a_reason_for_a_new_backup(made: Callable[..., 
 
 
 @pytest.mark.parametrize("change", ["mode", "second name", pytest.param("owner", marks=pytest.mark.needs("root"))])
-def test_note_that_others_may_have_written_is_not_believed(made: Callable[..., Scene], change: str) -> None:
+def test_note_that_others_may_have_written_is_not_believed(
+    made: Callable[..., Scene], notes: Path, change: str
+) -> None:
     scene = made()
-    note = scene.backups / NAME
+    note = notes
+    assert note.parent.stat().st_mode & 0o777 == 0o700
     assert note.stat().st_mode & 0o777 == 0o600
     if change == "owner":
         os.chown(note, 65534, 65534)
@@ -226,17 +247,17 @@ JUNK = ["", "[]", "nonsense", '{"%s": 5}', '{"%s": {"name": "../x"}}', '{"%s": {
 
 
 @pytest.mark.parametrize("text", JUNK)
-def test_note_that_cannot_be_understood_does_not_count(made: Callable[..., Scene], text: str) -> None:
+def test_note_that_cannot_be_understood_does_not_count(made: Callable[..., Scene], notes: Path, text: str) -> None:
     scene = made()
-    (scene.backups / NAME).write_text(text.replace("%s", str(scene.path)))
+    notes.write_text(text.replace("%s", f"{scene.path} {scene.backups}"))
     assert not scene.unchanged()
 
 
-def test_databases_that_share_a_folder_are_noted_each_and_not_without_end(made: Callable[..., Scene]) -> None:
+def test_databases_and_folders_are_noted_each_and_not_without_end(made: Callable[..., Scene], notes: Path) -> None:
     scene = made()
-    for number in range(MOST_DATABASES - 1):
+    for number in range(MOST_NOTED - 1):
         Changes(scene.path.with_name(f"{number}.db"), scene.backups, b"").note(scene.backup, [[1], [], []])
     assert scene.unchanged()
     Changes(scene.path.with_name("more.db"), scene.backups, b"").note(scene.backup, [[1], [], []])
     assert not scene.unchanged()
-    assert len(json.loads((scene.backups / NAME).read_text())) == MOST_DATABASES
+    assert len(json.loads(notes.read_text())) == MOST_NOTED
