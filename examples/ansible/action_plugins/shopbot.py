@@ -9,12 +9,14 @@ import shlex
 import subprocess
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 COMMAND = "cd {folder} && {environment} .venv/bin/python {command}"
 WITH_KEY = f"IFS= read -r line && {COMMAND} --key-stdin --passphrase-fd 3 3< <(printf '%s\\n' \"$line\")"
 """For bash: the first line of standard input is the passphrase, the rest is the key."""
+
+LOST = "no connection; if it was lost, the command may still go on: restore_backup.py --list tells how a restore ended"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
@@ -40,7 +42,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             environment=self._compute_environment_string(),
             command=shlex.join(shlex.split(task["command"])),
         )
-        done = self._low_level_execute_command(command, in_data=sent, executable="/bin/bash")
+        try:
+            done = self._low_level_execute_command(command, in_data=sent, executable="/bin/bash")
+        except AnsibleConnectionFailure as error:  # an unreachable host would not end a play that goes host by host
+            raise AnsibleActionFail(f"{LOST}: {error}") from None
         failed = done["rc"] != 0
         result |= {"rc": done["rc"], "changed": not failed, "failed": failed}
         if failed:
