@@ -96,12 +96,12 @@ class Changes:
 
     @property
     def _path(self) -> Path:
-        return Path(os.path.realpath(self.database))
+        return Path(os.path.realpath(str(self.database)))
 
     @property
     def _key(self) -> str:
         """One database may have several backup folders, each with its last backup."""
-        return f"{self._path} {os.path.realpath(self.backup_dir)}"
+        return f"{self._path} {os.path.realpath(str(self.backup_dir))}"  # its name, wherever it is reached
 
     def _note(self, backup: Path, state: State | None) -> dict[str, Any] | None:
         """Return what is noted; None: nothing that could be compared."""

@@ -96,7 +96,7 @@ class SigningFolder:
     """
 
     def __init__(self, path: Path, shop: Sequence[Path] = ()) -> None:
-        self.path, self._shop = Path(os.path.realpath(path)), shop
+        self.path, self._shop = Path(os.path.realpath(str(path))), shop
         self._made: tuple[str, str] | None = None  # fingerprint and public half of a key that was made just now
 
     # --- the key -------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class SigningFolder:
         :raises OSError: when it is not there, or cannot be made.
         """
         for place in self._shop:
-            if self.path.is_relative_to(os.path.realpath(place)):
+            if self.path.is_relative_to(os.path.realpath(str(place))):
                 raise errors.CannotSignError(
                     f"the signing folder {self.path} is inside of {place}, which is the bot's", hint=ELSEWHERE
                 )
