@@ -41,6 +41,7 @@ from backuplib.files import (
     write_all,
 )
 from backuplib.formatting import quoted
+from backuplib.rclone import names_a_backup
 from backuplib.sparse import is_mostly_holes
 from backuplib.target import Target
 
@@ -129,7 +130,7 @@ class Journal:
         return (
             self.state in STATES
             and all(text == moment.isoformat() and moment.tzinfo for text, moment in moments)
-            and (not self.backup or Path(self.backup).is_absolute())
+            and (not self.backup or names_a_backup(self.backup))
             and len(self.containers) <= MOST_CONTAINERS
             and all(map(_CONTAINER.fullmatch, (*self.containers, *self.unhealthy)))
         )

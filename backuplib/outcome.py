@@ -21,6 +21,7 @@ from backuplib.errors import explain, restore_command
 from backuplib.files import CHUNK, is_believable, open_regular, replacing, stat_or_none, write_all
 from backuplib.folder import anchored_folder
 from backuplib.formatting import aligned, instant, printable, shown
+from backuplib.rclone import names_a_backup
 
 NAME = "last-restore.json"
 MOST_DATABASES = 20  # that share a backup folder
@@ -85,7 +86,7 @@ class LastRestore:
             and last.live in (NEW, OLD, UNKNOWN)
             and said["ended"] is not None
             and all(zoned)
-            and all(isinstance(path, str) and path.startswith("/") and "\0" not in path for path in paths)
+            and all(isinstance(path, str) and names_a_backup(path) for path in paths)
             and isinstance(said["file"], list)
             and all(type(number) is int for number in said["file"])
         )

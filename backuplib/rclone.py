@@ -93,6 +93,11 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
 )  # fmt: skip
 
 
+def names_a_backup(text: str) -> bool:
+    """Whether a text that was noted can name a backup: by an absolute path, or as REMOTE:PATH."""
+    return "\0" not in text and (text.startswith("/") or PLACE.fullmatch(text) is not None)
+
+
 @dataclass(frozen=True)
 class Rclone:
     """rclone at one place.

@@ -96,6 +96,8 @@ def test_backup_is_pushed_and_comes_back(shop: Shop, server: Server, keys: Keys)
     assert shop.rows() == rows
     safety = Path(done.report["safety_backup"]).name
     assert safety not in server.names()
+    last = shop.restore("--list").report["last_restore"]
+    assert (last["backup"], last["live"]) == (f"{server.place}/{backup.name}", "new")
     done = shop.run("database_backup.py", "push")
     assert done.code == 0, done.text
     assert server.names() == {f"{name}{end}" for name in (backup.name, safety) for end in ("", ".sha256")}

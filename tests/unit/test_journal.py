@@ -57,6 +57,7 @@ def written(journal: Journal) -> dict[str, Any]:
 @pytest.mark.parametrize("state", ["begun", "switching", "rolling back", "committed"])
 def test_what_was_written_comes_back(journal: Journal, target: Target, state: str) -> None:
     journal.state = state
+    journal.backup = journal.backup if state == "begun" else "offsite:shopbot/db_backup_20250130_120000.db.gz.gpg"
     journal.new_inode = 1234
     journal.write()
     assert Journal.load(target) == journal
