@@ -726,7 +726,7 @@ class Restorer:
         made = plan.backup.created
         facts = [
             *([] if self.options.verify_only else [("target", str(plan.target.path))]),
-            ("backup", plan.backup.path.name),
+            ("backup", plan.backup.name),
             ("made", f"{instant(made)}, {age(made.timestamp())}"),
             ("signed", str(self.origin)),
             *plan.outlook.items(),
@@ -744,7 +744,7 @@ class Restorer:
             return
         now = datetime.now().astimezone()
         try:
-            proofs.record(self.settings.backup_dir, proofs.Proof(sha256, plan.backup.path.name, now, how))
+            proofs.record(self.settings.backup_dir, proofs.Proof(sha256, plan.backup.name, now, how))
         except OSError as error:
             self.report.warn(f"no proof of this backup recorded: {errors.explain(error)}")
             return

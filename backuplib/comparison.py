@@ -136,7 +136,7 @@ def count_in_slices(connection: Any, table: str) -> int:
         begin = last + 1
 
 
-MOST_TABLES = 10  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
+MOST_TABLES = 9  # tables in the comparison: with the facts and the question below it, it fits on a screen of 24 lines
 
 LINE_COLUMNS = 77  # of the comparison, which is indented by three
 

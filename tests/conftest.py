@@ -89,7 +89,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require(*mark.args)
 
 
-EVERY_DAY, SAMPLE = 1, 5
+EVERY_DAY, SAMPLE = 1, 3
 """Cases of a test that makes shops, and so runs the program: every day, and in CI; spread over all of them."""
 
 MODE_MATTERS = {

@@ -98,10 +98,11 @@ def test_question_stands_below_what_is_about_to_happen(plain_shop: tuple[Shop, P
     zone = {"RUNTIME_ENVIRONMENT": "PROD", "TZ": "Europe/Berlin", "NO_COLOR": "1"}
     at = terminal(shop, backup, "--no-restart", "--stop-first", env=zone)
     at.expect(re.escape(QUESTION.format("production")))
-    *_, target, named, made, services, _ = at.output.splitlines()
+    *_, target, named, made, signed, services, _ = at.output.splitlines()
     assert target.split(maxsplit=1) == ["target", str(shop.db_path)]
     assert named.split() == ["backup", backup.name]
     assert re.fullmatch(r" +made +2025-01-30 12:00:00 CET, \d+ days ago", made)
+    assert signed.split(maxsplit=1) == ["signed", "no: there is no signature beside it"]
     assert services.split(maxsplit=1) == ["services", "Docker is not touched"]
     at.send("n\n")
     assert at.wait() == 10
