@@ -340,7 +340,7 @@ def test_verify_only_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, t
     trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", key=keys.rsa)
     assert trace.done.code == 0, trace.done.text
     # Reading a database in WAL mode makes the sidecars that its own users make.
-    check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
+    check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?|backups/proofs\.jsonl")
     check_children(trace, secrets_of(keys.rsa))
     check_connections(trace)
     check_output(canary_shop, trace.done, secrets_of(keys.rsa))
@@ -362,7 +362,7 @@ def test_sorting_writes_nothing_outside_ram(canary_shop: Shop, keys: Keys, tmp_p
     trace = traced(canary_shop, tmp_path, "restore_backup.py", backup, "--verify-only", "--json", key=keys.rsa)
     assert trace.done.code == 0, trace.done.text
     assert json.loads(trace.done.out)["tables"]["search"] == {"live": 20000, "backup": 20000}
-    check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?")
+    check_files(trace, canary_shop, r"data/shop\.db(-wal|-shm)?|backups/proofs\.jsonl")
 
 
 @pytest.mark.needs("root", "strace")
