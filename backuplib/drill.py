@@ -232,6 +232,7 @@ class Shop:
             DB_BACKUP_RETENTION_DAYS="7",
             PGP_PUBLIC_KEY_BASE64=key.public,
             SIGNING_DIR=str(self._signing),
+            XDG_STATE_HOME=str(self._signing.with_name("state")),
         )
         argv = [sys.executable, str(self._program / script), *arguments]
         return run_child(argv, settings, stdin=key.private if pass_fds else b"", pass_fds=pass_fds)
