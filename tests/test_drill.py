@@ -253,7 +253,7 @@ Restorer.back_up = keep_something_else
 SABOTAGES = {
     "backup copies the main file without its WAL": (
         "database_backup.py",
-        "DatabaseBackup._copied = lambda self, copy: bool(shutil.copyfile(self.db_path, copy))",
+        "DatabaseBackup._copied = lambda self, copy: bool(__import__('shutil').copyfile(self.db_path, copy))",
         "SQLite: restored",
         "restored content",
     ),
