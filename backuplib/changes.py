@@ -17,6 +17,7 @@ write it could make backups stop unseen. Where it is not found, there is just on
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from typing import Any
 
 from backuplib.backup_file import BACKUP_NAME, checksum_path
 from backuplib.files import CHUNK, filesystem_type, is_believable, open_regular, replacing, write_all
+from backuplib.folder import anchored, resolved
 
 NAME = "restore-backup/last-backups.json"  # in the user's folder for such things
 MOST_NOTED = 50  # databases with their backup folders
@@ -53,7 +55,10 @@ class Changes:
 
     def unchanged_since(self) -> Path | None:
         """Return the last backup, when nothing was written since; None when there is any doubt."""
-        said = _read(_notes()).get(self._key)
+        try:
+            said = _read(_notes()).get(self._key)
+        except OSError:  # its folder cannot be opened: that is told when it is backed up
+            return None
         if not isinstance(said, dict) or not BACKUP_NAME.fullmatch(str(said.get("name"))):
             return None
         backup = self.backup_dir / str(said["name"])
@@ -94,9 +99,10 @@ class Changes:
         with replacing(path, ".tmp") as file:
             write_all(file, json.dumps(kept | {self._key: self._note(backup, state)}, indent=1).encode())
 
-    @property
+    @functools.cached_property
     def _path(self) -> Path:
-        return Path(os.path.realpath(str(self.database)))
+        """The database in its folder, which is opened once; OSError when that cannot be."""
+        return resolved(anchored(self.database, mounted=False), mounted=False)
 
     @property
     def _key(self) -> str:
