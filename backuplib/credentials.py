@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from backuplib.armor import plain_text
 from backuplib.errors import (
     CommandFailedError,
+    DecryptionError,
     NoPassphraseError,
     NoTerminalError,
     WrongKeyError,
@@ -119,6 +120,9 @@ class Credentials:
                 if not left:
                     raise
                 self._terminal.say(f"❌ {error}; {left} more {'tries' if left > 1 else 'try'}")
+            except DecryptionError:  # the message's fault: the passphrase may open another one
+                self._passphrase = typed if self.keep else None
+                raise
             else:
                 self._passphrase = typed if self.keep else None
                 return

@@ -75,7 +75,7 @@ def paths_below(log: Path, shop: Shop) -> list[str]:
     return [line for line in log.read_text(errors="replace").splitlines() if by_path.search(line)]
 
 
-@pytest.mark.needs("root", "strace")
+@pytest.mark.needs("root", "strace", "private mounts")
 @pytest.mark.parametrize("what", ["restore", "create"])
 def test_nothing_in_data_or_backups_is_reached_by_name(changed: Shop, tmp_path: Path, what: str) -> None:
     log = tmp_path / "strace"
@@ -211,7 +211,7 @@ def test_a_database_that_is_a_link_now_and_then_leads_nowhere(
     tell(f"{what}: {runs} runs with a link at shop.db, exit codes {sorted(codes)}")
 
 
-@pytest.mark.needs("root", "setpriv")
+@pytest.mark.needs("root", "setpriv", "private mounts")
 def test_it_is_said_where_a_folder_above_could_lead_sqlite_elsewhere(below: Shop) -> None:
     said = "rename the folders above"
     assert said not in act(below, "restore", ROOT_WITHOUT_MOUNTS).text

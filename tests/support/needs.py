@@ -16,6 +16,8 @@ from typing import NoReturn
 
 import pytest
 
+from backuplib.folder import PLACE
+
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:{os.path.dirname(sys.executable)}"
 """Where programs are looked for: where Debian has those of root, whoever asks, and where pip puts its own, too."""
 
@@ -99,6 +101,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     # Root in a container may have no right to.
     "mount": lambda: works("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"),
+    "private mounts": lambda: works("unshare", "--mount", "mount", "-t", "tmpfs", "none", PLACE),
     "strace": lambda: works("strace", "-o", "/dev/null", "true"),
     "setfacl": has_acls,
     "sqlcipher 3": lambda: sqlcipher_program(3) is not None,

@@ -192,7 +192,7 @@ print(path.read_text(), followed, flags & os.ST_NOSUID and flags & os.ST_NODEV a
 """
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "private mounts")
 def test_as_root_it_is_mounted_where_no_link_is_followed_and_nobody_else_looks(folder: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     argv = [sys.executable, "-c", MOUNTED, str(folder)]
@@ -218,7 +218,7 @@ anchored(Path(sys.argv[1]) / "file").with_name("new").touch()
 """
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "private mounts")
 def test_a_mount_that_is_read_only_stays_so(folder: Path) -> None:
     argv = [sys.executable, "-c", READ_ONLY, str(folder)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from backuplib.errors import DeclinedError, EndedBySignalError, RolledBackError
 from backuplib.notify import Watchers, host_of, ping_address, scheme_of
 from backuplib.secret import Secret
 from tests.support import listener as answers
+from tests.support.containers import wait_until
 from tests.support.listener import Listener, listening
 
 TOKEN = "to-ken-4711"
@@ -206,6 +207,7 @@ def test_child_has_no_secret_in_arguments_or_environment(
     report.begins()
     (child,) = watchers._tellings
     of = Path(f"/proc/{child._process.pid}")
+    wait_until(lambda: of.joinpath("cmdline").read_bytes(), "the child has its command line")  # a moment after exec
     seen = of.joinpath("cmdline").read_bytes() + of.joinpath("environ").read_bytes()
     child.end()
     assert b"telling.py" in seen
