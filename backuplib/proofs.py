@@ -87,7 +87,7 @@ def record(backup_dir: Path, proof: Proof) -> None:
 
 
 def _appended(path: Path, line: bytes) -> bool:
-    """Append to the file, made when there is none; or give it another name and return False.
+    """Append to the file; or make it when there is none, or give it another name, and return False.
 
     Another name gets what is long enough, and what is not to be believed.
     """
@@ -100,11 +100,9 @@ def _appended(path: Path, line: bytes) -> bool:
                 os.fsync(file.fileno())
                 return True
     except FileNotFoundError:
-        with create_file(path) as file:
-            write_all(file, line)
-            os.fsync(file.fileno())
+        create_file(path).close()  # it is written by appending only: another process may be doing that already
         fsync_folder(path.parent)
-        return True
+        return False
     except PermissionError:
         raise
     except OSError:  # a link, a folder, a pipe
