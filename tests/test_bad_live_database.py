@@ -249,7 +249,7 @@ def saved_files(backup: Path) -> Files:
     [
         pytest.param("sqlite", noise, main_file, marks=pytest.mark.long),
         ("sqlite", emptied_beside_wal, files),
-        ("sqlcipher", other_passphrase, other_rows),
+        pytest.param("sqlcipher", other_passphrase, other_rows, marks=pytest.mark.long),
     ],
     ids=["noise", "emptied beside WAL", "other passphrase"],
 )
