@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backuplib.credentials import Credentials, read_descriptor, tell_waiting
-from backuplib.errors import NoTerminalError, RefusedError, WrongPassphraseError
+from backuplib.errors import DamagedMessageError, NoTerminalError, RefusedError, WrongPassphraseError
 from backuplib.openpgp import ImportedKey
 from backuplib.secret import Secret
 from backuplib.terminal import Terminal
@@ -166,6 +166,29 @@ def test_passphrase_that_cannot_be_asked_for_is_refused_with_the_options_to_use(
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def test_passphrase_of_a_damaged_message_is_not_asked_for_again_where_another_is_tried(
+    nobody: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer versions of gpg tell the damage at once, so that the passphrase has opened nothing yet."""
+    asked: list[str] = []
+
+    def secret(prompt: str) -> Secret:
+        asked.append(prompt)
+        return Secret(b"right")
+
+    def damaged(_: Secret | None) -> None:
+        raise DamagedMessageError("it is cut off")
+
+    nobody.present = True
+    monkeypatch.setattr(nobody, "secret", secret)
+    credentials = Credentials(nobody)
+    credentials.keep = True
+    with pytest.raises(DamagedMessageError):
+        credentials.unlock(PROTECTED, damaged)
+    assert tried(credentials, PROTECTED) == [b"right"]
+    assert len(asked) == 1
 
 
 @pytest.fixture
