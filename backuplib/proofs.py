@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -92,23 +93,23 @@ def _appended(path: Path, line: bytes) -> bool:
     Another name gets what is long enough, and what is not to be believed.
     """
     try:
-        with open_regular(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW) as file:
+        file = open_regular(path, os.O_RDWR | os.O_APPEND)
+    except FileNotFoundError:
+        create_file(path).close()  # it is written by appending only: another process may be doing that already
+        fsync_folder(path.parent)
+        return False
+    except OSError:
+        if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
+            raise
+        ours = False  # a link, a folder, a pipe
+    else:
+        with file:
             status, ours = os.fstat(file.fileno()), is_believable(file.fileno())
             if ours and status.st_size < MOST_BYTES:
                 last = os.pread(file.fileno(), 1, max(0, status.st_size - 1))
                 write_all(file, line if last in (b"", b"\n") else b"\n" + line)  # a power cut tore the last one
                 os.fsync(file.fileno())
                 return True
-    except FileNotFoundError:
-        create_file(path).close()  # it is written by appending only: another process may be doing that already
-        fsync_folder(path.parent)
-        return False
-    except PermissionError:
-        raise
-    except OSError:  # a link, a folder, a pipe
-        if not os.path.lexists(path):
-            raise
-        ours = False
     path.rename(path.with_name(f"{NAME}.1" if ours else f"{NAME}.not-ours"))
     return False
 
@@ -123,7 +124,7 @@ def read(backup_dir: Path) -> list[Proof]:
 
 def _read(path: Path) -> Iterator[Proof]:
     try:
-        with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
+        with open_regular(path) as file:
             if not is_believable(file.fileno()):
                 raise UnknownProofsError(f"{path} is not this user's alone, nor root's: it could say anything")
             data = file.read(CHUNK)
