@@ -206,8 +206,8 @@ class DatabaseBackup:
             except OSError as error:
                 raise errors.BackupFailedError(
                     f"cannot read {self.db_path}: {error.strerror}",
-                    hint=f"Check: ls -l {self.db_path}; dmesg | tail. When it is unrecoverable, restore without "
-                    "keeping it: --skip-backup",
+                    hint=f"Check: ls -l {quoted(self.db_path)}; dmesg | tail. When it is unrecoverable, restore "
+                    "without keeping it: --skip-backup",
                 ) from None
             return self._store(copy, ".raw.tar", ram)
 

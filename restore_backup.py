@@ -1073,8 +1073,8 @@ exit codes:
 settings (from the environment, else from .env beside the script):
   RUNTIME_ENVIRONMENT, DB_NAME, DATA_DIR, DB_ENCRYPTION (true or false,
   nothing else), DB_PASS, DB_BACKUP_PATH, DB_BACKUP_RETENTION_DAYS,
-  PGP_PUBLIC_KEY_BASE64, MAX_DATABASE_MB, SIGNING_DIR, REQUIRE_SIGNATURE,
-  BACKUP_REMOTES, BACKUP_MAX_AGE_HOURS, PING_URL, NOTIFY_URLS
+  BACKUP_KEEP, BACKUP_REMOTES, BACKUP_MAX_AGE_HOURS, PGP_PUBLIC_KEY_BASE64,
+  SIGNING_DIR, REQUIRE_SIGNATURE, MAX_DATABASE_MB, PING_URL, NOTIFY_URLS
 """
 
 
@@ -1136,7 +1136,7 @@ def command_line() -> CommandLine:
     )
     add = parser.add_argument_group("instead of a restore").add_mutually_exclusive_group().add_argument
     add("--verify-only", action="store_true", help="decrypt, check and compare the backup; touch nothing")
-    add("--check", action="store_true", help="look at what a restore needs, without the key; touch nothing")
+    add("--check", action="store_true", help="look at what a restore needs, without the key; touch nothing here")
     add("--recover", action="store_true", help="only finish or undo a restore that was interrupted")
     add("--list", action="store_true", help="show the backups, and how the last restore ended")
     add("--drill", action="store_true", help="prove with sample data that the tool works here; touch nothing of yours")
@@ -1282,7 +1282,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
-        console.result("✅ Backup verified: it can be restored. Nothing was touched.", kind=Kind.DONE)
+        console.result("✅ Backup verified: it can be restored. The database was not touched.", kind=Kind.DONE)
         return
     log = console.log_to(settings.backup_dir)
     report.log = str(log) if log else None

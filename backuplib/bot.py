@@ -170,16 +170,23 @@ class Bot:
         having = [item for item in self.seen if item.mount_of(self.folder)]
         return [item for item in having if item.active] or having
 
+    def _differs(self, item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:
+        return errors.SettingsDifferError(
+            f"container {item.name} runs with {setting}={theirs}, and here it is {ours}",
+            hint=f"The bot's counts: write {setting}={right} into .env. If .env is right, the bot has not been "
+            f"recreated since it was changed: {self._recreate(item.compose_command)}",
+        )
+
     def differences(self, *, encrypted: bool) -> Iterator[errors.SettingsDifferError]:
         """Return each setting that a container of the bot has otherwise, as :meth:`refuse_differences` refuses it."""
         for item in self.compared():
             name, encryption = item.settings.get("DB_NAME"), item.settings.get("DB_ENCRYPTION")
             # Of our own name, the links are resolved.
             if name and os.path.realpath(self.folder / name) != str(self.database):
-                yield _differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
+                yield self._differs(item, "DB_NAME", printable(name), self.database.name, printable(name))
             if encryption is not None and (encryption == "true") != encrypted:  # bots compare with 'true', exactly
                 ours, right = str(encrypted).lower(), str(not encrypted).lower()
-                yield _differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
+                yield self._differs(item, "DB_ENCRYPTION", printable(encryption), ours, right)
             passphrase = item.settings.get("DB_PASS")
             if passphrase is not None and self.db_pass and passphrase != self.db_pass.reveal():
                 yield errors.SettingsDifferError(
@@ -295,14 +302,17 @@ class Bot:
 
     def _missing(self, names: Sequence[str]) -> errors.ServicesDownError:
         items = self.containers()
-        command = items[0].compose_command if items else "docker compose"
-        project = f"-p {printable(quoted(self.name))} " if self.name else ""
         gone = printable(", ".join(names))  # from the journal, which others may have written
         return errors.ServicesDownError(
             f"container {gone} no longer exists",
-            hint=f"Create it: {command} {project}-f {quoted(shown(self.file))} up -d",
+            hint=f"Create it: {self._recreate(items[0].compose_command if items else 'docker compose')}",
             services=f"but {gone} {'is' if len(names) == 1 else 'are'} NOT running",
         )
+
+    def _recreate(self, compose_command: str) -> str:
+        """Return the command that makes the containers anew, as it is typed."""
+        project = f"-p {printable(quoted(self.name))} " if self.name else ""
+        return f"{compose_command} {project}-f {quoted(shown(self.file))} up -d"
 
     def _log_of(self, item: Container) -> str:
         """Return the last lines of a container's log, which is foreign text and may hold anything."""
@@ -421,11 +431,3 @@ def named(items: Iterable[Container]) -> str:
 
 def _verb(items: Sequence[Container], one: str, more: str) -> str:
     return one if len({str(item) for item in items}) == 1 else more
-
-
-def _differs(item: Container, setting: str, theirs: str, ours: str, right: str) -> errors.SettingsDifferError:
-    return errors.SettingsDifferError(
-        f"container {item.name} runs with {setting}={theirs}, and here it is {ours}",
-        hint=f"The bot's counts: write {setting}={right} into .env. If .env is right, the bot has not been recreated "
-        f"since it was changed: {item.compose_command} up -d",
-    )

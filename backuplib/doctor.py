@@ -43,6 +43,8 @@ SIGNS = {OK: "✅", WARNING: "⚠️ ", PROBLEM: "❌", UNKNOWN: "⚠️ "}
 
 EXPIRY_DAYS = 30  # a public key that expires sooner is told
 
+COMPOSE_FILES = """docker ps --format '{{.Label "com.docker.compose.project.config_files"}}'"""
+
 # What Remote.may_remove says
 REMOVING = {
     True: "it lets us remove them",
@@ -220,7 +222,7 @@ class Checkup:
             yield (
                 UNKNOWN,
                 f"{bot.file} has no containers here: {what}",
-                "Name the file that it was started with: --compose-file. Those that run: docker compose ls",
+                f"Name the file that it was started with: --compose-file. Those that run: {COMPOSE_FILES}",
             )
         else:
             self.bot = bot

@@ -48,7 +48,7 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 8, "failed later; rolled back", f"{AS_BEFORE}; {RUNNING}"
     SERVICES_DOWN = 9, "rolled back, but the services do not come up", f"{AS_BEFORE}, but the services are NOT running."
     DECLINED = 10, "declined at the confirmation"
-    NOT_EVERYWHERE = 11, "the backup is made and safe here, but is not at every remote", "What is here stays as it is."
+    NOT_EVERYWHERE = 11, "done and safe here, but not at every remote", "What is here stays as it is."
     ROLLBACK_FAILED = 20, "the rollback itself failed", "Manual intervention required."
     SIGHUP = 129, "ended by SIGHUP before the switch"
     SIGINT = 130, "ended by SIGINT before the switch"
@@ -169,10 +169,15 @@ def _python() -> str:
 
 
 def rescue_command(backup: Path) -> str:
-    """Return the command that makes a database of the files that a safety backup holds as they were."""
-    encrypted = backup.suffix == ".gpg"
-    rescue = restore_command("rescue", "-" if encrypted else shown(backup), script="database_backup.py")
-    return f"gpg -d {shlex.quote(shown(backup))} | {rescue}" if encrypted else rescue
+    """Return the command that makes a database of the files that a safety backup holds as they were.
+
+    An encrypted one is decrypted where the key is: the command is typed there.
+    """
+    if backup.suffix != ".gpg":
+        return restore_command("rescue", shown(backup), script="database_backup.py")
+    sent = f"cat {shlex.quote(str(backup.absolute()))}"
+    rescue = f"cd {shlex.quote(os.getcwd())} && {restore_command('rescue', '-', script='database_backup.py')}"
+    return f"ssh HOST {shlex.quote(sent)} | gpg -d | ssh HOST {shlex.quote(rescue)}"
 
 
 def choose_another_backup_hint() -> str:

@@ -8,13 +8,16 @@ unchecked  takes what only the bot has, or a newer SQLite; everything else is ch
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from backuplib import typed
 from backuplib.errors import DamagedDatabaseError, UnknownSchemaError, choose_another_backup_hint
-from backuplib.formatting import plural, printable, quoted_identifier, shortened
+from backuplib.formatting import plural, printable, quoted_identifier, shortened, shown
 from backuplib.schema import (
     WIDTH,
     Entry,
@@ -201,8 +204,8 @@ class _Check:
         if not newer:
             raise UnknownSchemaError(
                 f"{text}; it is damaged, or made for a newer SQLite",
-                hint="If the bot's SQLite is newer, get it here, too: pip install --upgrade apsw. "
-                f"{choose_another_backup_hint()}",
+                hint=f"{choose_another_backup_hint()}. If the bot's SQLite is newer, get it here, too: "
+                f"{typed.joined([shown(Path(sys.executable)), '-m', 'pip', 'install', '--upgrade', 'apsw'])}",
             )
         self._note(name, f"{text}; it was not checked")
         self._connection.execute("PRAGMA writable_schema = ON")  # what cannot be read is passed over then

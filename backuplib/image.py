@@ -84,9 +84,12 @@ class DatabaseImage:
         except MemoryError:
             raise errors.TooLargeError(self.size - len(data)) from None
         except OSError as error:
+            # A tmpfs of our own has all of the memory.
+            shared = str(self.path).startswith("/dev/shm/")  # noqa: S108 - only compared
+            enlarge = "Enlarge it (as root: mount -o remount,size=90% /dev/shm), or use" if shared else "Use"
             raise errors.NoMemoryError(
                 f"the RAM folder is full: {error.strerror} after {megabytes(self.size - len(data))} of the database",
-                hint="Enlarge it (as root: mount -o remount,size=90% /dev/shm), or use a machine with more memory.",
+                hint=f"{enlarge} a machine with more memory.",
             ) from None
 
     @contextlib.contextmanager

@@ -270,8 +270,8 @@ class Keyring:
         if not result.ok or result.returncode:
             raise errors.BackupFailedError(
                 f"gpg cannot encrypt the backup: {result.status or 'no reason given'}",
-                hint="Is the key in PGP_PUBLIC_KEY_BASE64 expired, revoked or without an encryption subkey? Show it: "
-                "base64 -d | gpg --show-keys",
+                hint="Is the key in PGP_PUBLIC_KEY_BASE64 expired, revoked or without an encryption subkey? "
+                f"To see: {errors.restore_command('--check')}",
             )
 
     # --- signatures: see backuplib/signing.py ---------------------------------------------------------------------

@@ -170,7 +170,7 @@ def prune_remotes(rule: Rule, remotes: Sequence[Remote], say: Say, warn: Say, *,
     if failures:
         raise errors.NotEverywhereError(
             f"not every remote was pruned: {'; '.join(dict.fromkeys(map(str, failures)))}",
-            hint=f"{failures[0].hint} The next prune removes what is left.",
+            hint=f"The next prune removes what is left. {failures[0].hint}",
             state="The backups here were pruned." if not dry_run else "",
         )
 

@@ -72,14 +72,16 @@ def _copied(remote: Remote, backups: Sequence[BackupInfo], say: Say) -> Iterator
 
 def _told(remote: Remote, error: errors.OperatorError, say: Say, name: str = "") -> errors.OperatorError:
     say(f"⚠️  Not copied to {remote.place}: {f'{printable(name)}: ' if name else ''}{error}")
+    if error.hint:
+        say(f"   {error.hint}")
     return error
 
 
 def _not_everywhere(failures: Sequence[errors.OperatorError], state: str) -> errors.NotEverywhereError:
-    """Return the error at the end; the reasons stand above it, but in --json there is only this one."""
+    """Return the error at the end; above it stands of each what to do."""
     push = errors.restore_command("push", script="database_backup.py")
     return errors.NotEverywhereError(
         f"not every remote has what is here: {'; '.join(dict.fromkeys(map(str, failures)))}",
-        hint=f"{failures[0].hint} To copy what a remote lacks: {push}",
+        hint=f"To copy what a remote lacks: {push}",
         state=state,
     )

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from backuplib import errors
-from backuplib.formatting import printable, quoted, shortened
+from backuplib import errors, typed
+from backuplib.formatting import printable, quoted, shortened, shown
 from backuplib.processes import child_environment, command_output, start_apart
 
 # A path at a remote as rclone takes it. With nothing before the colon, credentials could stand in it, and so in argv.
@@ -33,11 +33,12 @@ _UNWANTED = re.compile(r"RCLONE_(VERBOSE|QUIET|DUMP.*|LOG_.*|USE_JSON_LOG|DRY_RU
 _SECRET = re.compile(r".*(PASS|SECRET|KEY|TOKEN|AUTH|CREDENTIAL|SAS|HEADERS|COOKIE).*")  # names of variables
 _ASIDE = re.compile(r"\b(NOTICE|INFO|DEBUG) *: (?!Failed )")  # a line that says no reason
 
-_TRY = "What rclone says in full: rclone lsf {place}"
+_TRY = "What rclone says in full: {lsf}"
 
 _DENIED = (
     r"\b40[135]\b|access ?denied|forbidden|unauthorized|permission denied|not permitted|read-?only|object ?lock|"
-    r"\bworm\b|method not allowed|unable to authenticate|SignatureDoesNotMatch|InvalidAccessKeyId|knownhosts|host key"
+    r"\bworm\b|method not allowed|unable to authenticate|SignatureDoesNotMatch|InvalidAccessKeyId|knownhosts|host key|"
+    r"ssh-agent|SSH_AUTH_SOCK"
 )
 
 # What rclone's words mean, the first that fits: the error, the words, what is said, what to do
@@ -46,7 +47,7 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
         errors.RemoteUnknownError,
         r"didn't find section in config file",
         "rclone has no remote of this name, which {place} takes: {said}",
-        "Those that it has: rclone listremotes. To set it up: rclone config, or RCLONE_CONFIG_… in .env.",
+        "To set it up: rclone config, or RCLONE_CONFIG_… in .env. Those that it has: {listremotes}",
     ),
     (
         errors.RemoteFullError,
@@ -76,7 +77,7 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
         errors.BackupNotFoundError,
         r"directory not found|object not found|file does not exist|NoSuchKey|NoSuchBucket|or doesn't exist",
         "there is no such object at {place}: {said}",
-        "See what is there: rclone lsf {place}",
+        "See what is there: {lsf}",
     ),
     (
         errors.RemoteBrokenError,
@@ -138,9 +139,23 @@ class Rclone:
         """Return what its messages mean."""
         lines = [line.strip() for line in messages.splitlines() if line.strip() and not _ASIDE.search(line)]
         push = errors.restore_command("push", script="database_backup.py")
-        words = {"place": self.place, "said": self._harmless(lines[-1] if lines else "no message"), "push": push}
         kind, _, what, hint = next(one for one in _REASONS if re.search(one[1], "\n".join(lines), re.IGNORECASE))
-        return kind(what.format(**words), hint=hint.format(**words | {"place": quoted(self.place)}))
+        return kind(
+            what.format(place=self.place, said=self._harmless(lines[-1] if lines else "no message")),
+            hint=hint.format(
+                place=quoted(self.place),
+                push=push,
+                lsf=self.to_type("lsf"),
+                listremotes=self.to_type("listremotes", ""),
+            ),
+        )
+
+    def to_type(self, command: str, place: str | None = None) -> str:
+        """Return a command of rclone's about this place as it is typed in a shell, with the variables that .env has."""
+        words = typed.joined(["rclone", command, *filter(None, [self.place if place is None else place])])
+        if self.variables.keys() <= os.environ.keys():
+            return words
+        return f"(set -a; . <(grep ^RCLONE_ {quoted(shown(errors.FOLDER / '.env'))}); {words})"
 
     def _harmless(self, line: str) -> str:
         """Return a line that it printed without its time, and without what may be a secret."""

@@ -181,7 +181,7 @@ KEY_REASONS = (
         lambda said: not said.secrets,
         errors.UnusableKeyError,
         "gpg does not take the private key, for a reason that is not known",
-        f"See what it says: base64 -d | gpg --show-keys --verbose. {EXPORT_AGAIN}",
+        f"See what it says, where the key is: base64 -d key.b64 | gpg --show-keys --verbose. {EXPORT_AGAIN}",
     ),
 )
 

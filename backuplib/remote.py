@@ -46,13 +46,12 @@ from backuplib.backup_file import (
     signature_line,
 )
 from backuplib.files import CHUNK
-from backuplib.formatting import instant, megabytes, quoted
+from backuplib.formatting import instant, megabytes
 from backuplib.rclone import LOOK_SECONDS, MOVE, PLACE, Rclone, Stream
 
 SLOWEST = 20_000  # bytes a second
 MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
 PROBE = ".may-we-remove"
-TRY_AGAIN = "Try again; or see the other backups and places: restore_backup.py --list"
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class Remote:
                 return
             raise errors.RemoteConflictError(
                 f"{self.place} has another backup called {backup.name}: its checksum differs",
-                hint=f"Find out which one is right, and rename or remove the other: rclone lsl {quoted(self.place)}",
+                hint=f"Find out which one is right, and rename or remove the other: {self.to_type('lsl')}",
             )
         # What is there without a checksum is the rest of an interrupted copy, whatever its size and time.
         source, seconds = os.path.realpath(backup), LOOK_SECONDS + size / SLOWEST
@@ -244,6 +243,10 @@ class Remote:
         """Return the rclone path of an object there."""
         return f"{self.place}{'' if self.place.endswith((':', '/')) else '/'}{name}"
 
+    def to_type(self, command: str) -> str:
+        """Return a command of rclone's about the place, as it is typed in a shell."""
+        return self._rclone.to_type(command)
+
     @property
     def _rclone(self) -> Rclone:
         return Rclone(self.place, self.variables)
@@ -286,7 +289,7 @@ class RemoteBackup(Backup):
         found = remote.look_up(name, *([] if text else ["--hash"]))
         if found is None:
             raise errors.BackupNotFoundError(
-                f"there is no {name} at {remote.place}", hint=f"See what is there: rclone lsf {quoted(remote.place)}"
+                f"there is no {name} at {remote.place}", hint=f"See what is there: {remote.to_type('lsf')}"
             )
         size = int(found["Size"])
         expected = checksum_in(text, name, Path(f"{remote.at(name)}.sha256")) if text else None
@@ -335,7 +338,7 @@ class RemoteBackup(Backup):
             what = f"what came of {self.path.name} does not match the {self._other.name}"
             raise errors.ChecksumMismatchError(
                 f"{what} that {self._remote.place} has of it",
-                hint=TRY_AGAIN,
+                hint=_try_again(),
             )
         return news
 
@@ -373,7 +376,7 @@ class RemoteBackup(Backup):
     def _broken(self, count: int) -> errors.RemoteBrokenError:
         return errors.RemoteBrokenError(
             f"{self._remote.place} sent {count:,} bytes of {self.name}, and says that it has {self.size:,}",
-            hint=TRY_AGAIN,
+            hint=_try_again(),
         )
 
     def close(self) -> None:
@@ -381,6 +384,10 @@ class RemoteBackup(Backup):
         if self._stream:
             self._stream.close()
         self._stream = None
+
+
+def _try_again() -> str:
+    return f"Try again; or see the other backups and places: {errors.restore_command('--list')}"
 
 
 # --- what stands beside it ---------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def unpacked(source: str, ram: RamFolder, say: Callable[[str], object]) -> Path:
     """Put the files of a database into the RAM folder, without layers, and return the main one."""
     given, database = ram.path / "given", ram.path / "damaged.db"
     if source == "-" and sys.stdin.isatty():
-        raise errors.UsageError("standard input is a terminal", hint="Pipe the file in: gpg -d FILE | … rescue -")
+        again = errors.restore_command("rescue", "-", script="database_backup.py")
+        raise errors.UsageError("standard input is a terminal", hint=f"Pipe the file in: gpg -d FILE | {again}")
     if source == "-":
         tell_waiting(sys.stdin.fileno(), "the file on standard input", say)
     place = None if source == "-" else resolved(Path(source))
@@ -169,7 +170,7 @@ def decrypt(message: Path, target: io.FileIO) -> None:
     if done.returncode:
         raise errors.GpgFailedError(
             f"gpg could not decrypt it (exit code {done.returncode})",
-            hint="Decrypt it where the private key is, and send it here: gpg -d FILE | ssh host '… rescue -'",
+            hint="Decrypt it where the private key is, and send it here; RUNBOOK.md, section 4, has the command.",
         )
 
 

@@ -162,7 +162,8 @@ class Checkup:
         now, hours = self.state.looked, self.subject.max_age_hours
         ordinary = [item for item in found if item.kind in (ORDINARY, SQL_DUMP)]
         made = [item for item in ordinary if item.created.timestamp() <= now + CLOCKS_DIFFER]
-        hint = f"To make one: {errors.restore_command('create', script='database_backup.py')}"
+        make = "To make one: " if place == LOCAL else "To copy what is here there: "
+        hint = make + errors.restore_command("create" if place == LOCAL else "push", script="database_backup.py")
         if not made and ordinary:
             yield UNKNOWN, f"how old the {what} is, is not known: its time is in the future", "Look at the clocks."
             return

@@ -1,6 +1,7 @@
 """Imports run one way: backuplib <- config <- database_backup <- restore_backup. Read from the code itself."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 
 from tests.support.shop import ROOT
@@ -54,3 +55,9 @@ def test_no_test_module_imports_from_another() -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests.test_")
     ]
     assert wrong == []
+
+
+def test_map_of_the_house_has_every_room_and_no_other() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = page[page.index("| in backuplib |") : page.index("Imports run downwards")]
+    assert sorted(re.findall(r"`(\w+)`", rooms)) == sorted(name.removeprefix("backuplib.") for name in MODULES[3:])

@@ -44,8 +44,8 @@ class DatabaseBackup:
         return self._run("verify", str(path)) is not None
 
     def cleanup_old_backups(self, retention_days: int) -> int:
-        """Remove backups older than that, except the newest one, and return how many; 0 when that failed."""
-        removed = self._run("prune", DB_BACKUP_RETENTION_DAYS=str(retention_days)) or ""
+        """Remove backups older than that, whatever BACKUP_KEEP says, and return how many; 0 when that failed."""
+        removed = self._run("prune", DB_BACKUP_RETENTION_DAYS=str(retention_days), BACKUP_KEEP="") or ""
         return sum(line.startswith("removed ") for line in removed.splitlines())
 
     def list_backups(self) -> list[dict[str, object]]:

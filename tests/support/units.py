@@ -10,6 +10,8 @@ FOLDER_OF_UNITS = "/srv/shopbot/ops"
 
 def commands_of(unit: str) -> list[str]:
     """The commands that systemd runs for a unit, in their order."""
-    commands = re.findall(r"^ExecStart=(.*)$", (ROOT / "examples" / unit).read_text(encoding="utf-8"), re.MULTILINE)
+    commands = re.findall(
+        r"^Exec(?:Start|StopPost)=(.*)$", (ROOT / "examples" / unit).read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert commands
     return commands
