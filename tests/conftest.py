@@ -75,9 +75,22 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(ROOT / "backuplib", quiet=1)
+        put_newest_rclone_first(config.cache.mkdir("programs"))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def put_newest_rclone_first(folder: Path) -> None:
+    """Let the programs under test find pip's rclone, if it is there, before Debian's, whether a venv is active or not.
+
+    :param folder: for a link to it; pip's own folder has other programs, too, which an operator's PATH has not.
+    """
+    newest, link = Path(sys.executable).with_name("rclone"), folder / "rclone"
+    if newest.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(newest)
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
 
 # --- what a test needs ---------------------------------------------------------------------------------------
@@ -89,7 +102,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         require(*mark.args)
 
 
-EVERY_DAY, SAMPLE = 1, 3
+EVERY_DAY, SAMPLE = 1, 2
 """Cases of a test that makes shops, and so runs the program: every day, and in CI; spread over all of them."""
 
 MODE_MATTERS = {
@@ -103,7 +116,7 @@ MODE_MATTERS = {
     "secrets",
     "sql_dump",
 }
-"""Test modules whose subject is what lies in the database: CI runs half of their cases in both modes."""
+"""Test modules whose subject is what lies in the database: CI runs a third of their cases in both modes."""
 
 DEEP = {"drill", "fuzz", "into_a_bot", "messages_snapshot", "ram_folder", "rig", "unprivileged"}
 """Test modules that are deep as a whole: every one of their tests takes seconds, for what few changes touch."""
@@ -113,6 +126,7 @@ DEEP = {"drill", "fuzz", "into_a_bot", "messages_snapshot", "ram_folder", "rig",
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deep: what runs under strace, or goes through more of the same cases; long: through all of them."""
     spare_a_mode(items)
+    spare_a_compose(items)
     spare_half_a_matrix(items)
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -154,34 +168,50 @@ def leave_out_what_was_proved_elsewhere(config: pytest.Config, items: list[pytes
 
 
 def spare_half_a_matrix(items: list[pytest.Item]) -> None:
-    """The sample of a matrix has each mode and each kind of sidecar once; the other combinations are long."""
+    """The sample of a matrix is SQLite with a WAL or SQLCipher with a journal, in turn by test; long: all four."""
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if {"stage", "mode"} <= params.keys() and (params["stage"] == "wal") != (params["mode"] == "sqlite"):
-            item.add_marker("long")
+        if {"stage", "mode"} <= params.keys():
+            test = item.nodeid.partition("[")[0]
+            taken = [("wal", "sqlite"), ("journal", "sqlcipher")][crc32(test.encode()) % 2]
+            if (params["stage"], params["mode"]) != taken:
+                item.add_marker("long")
 
 
 def spare_a_mode(items: list[pytest.Item]) -> None:
     """A case of both modes runs in one of them every day, a third of the cases in SQLCipher.
 
-    In the other it is deep for half of the cases of a module whose mode matters, else long.
+    In the other it is deep for a third of the cases of a module whose mode matters, else long.
     SQLCipher makes a key of the passphrase whenever it opens a database, which is most of what such a run takes.
     """
     cases: dict[tuple[str, str], dict[str, pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             params = dict(item.callspec.params)
-            if mode := params.pop("mode", None):
+            if (mode := params.pop("mode", None)) and "stage" not in params:
                 cases.setdefault((item.nodeid.partition("[")[0], repr(params)), {})[str(mode)] = item
     turns: Counter[str] = Counter()
     for (test, _), in_mode in cases.items():
         if len(in_mode) == 2:
             turns[test] += 1
             every_day = "sqlcipher" if (crc32(test.encode()) + turns[test]) % 3 == 0 else "sqlite"
-            sampled = any("stage" in item.callspec.params for item in in_mode.values())  # by what comes next
-            matters = subject_of(test) in MODE_MATTERS or "/unit/" in test or sampled
+            matters = subject_of(test) in MODE_MATTERS or "/unit/" in test
             for mode in in_mode.keys() - {every_day}:
-                in_mode[mode].add_marker("deep" if matters and turns[test] % 2 else "long")
+                in_mode[mode].add_marker("deep" if matters and turns[test] % 3 == 1 else "long")
+
+
+def spare_a_compose(items: list[pytest.Item]) -> None:
+    """Of a case with containers in several modes and Composes one runs, not the same one in each test; long: all."""
+    cases: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        params = dict(item.callspec.params) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if {"mode", "compose"} <= params.keys() and not item.get_closest_marker("long"):
+            del params["mode"], params["compose"]
+            cases.setdefault((item.nodeid.partition("[")[0], repr(params)), []).append(item)
+    for (test, _), found in cases.items():
+        for item in found:
+            if item is not found[crc32(test.encode()) % len(found)]:
+                item.add_marker("long")
 
 
 # A skip is a failure in CI.

@@ -629,7 +629,7 @@ def check_each_way(tables: list[Table]) -> None:
 
 
 @pytest.mark.deep
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables=databases())
 def test_any_database_comes_through_each_way(tables: list[Table]) -> None:
     check_each_way(tables)

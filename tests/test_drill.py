@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.containers import wait_until
 from tests.support.needs import require
 from tests.support.shop import copy_program
 
@@ -132,12 +133,12 @@ def processes_naming(path: Path) -> list[str]:
 
 
 def wait_until_gone(folder: Path, *, seconds: float) -> None:
-    """Wait for a RAM folder and all processes that belong to it to go."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and (folder.exists() or processes_naming(folder)):
-        time.sleep(0.05)
-    assert not folder.exists()
-    assert processes_naming(folder) == []
+    """Wait for a RAM folder to go, and then for all processes that name it.
+
+    A run that begins at this moment, of another test, may just be looking whether it is to be removed.
+    """
+    wait_until(lambda: not folder.exists(), f"{folder} is gone", seconds)
+    wait_until(lambda: not processes_naming(folder), f"nothing is left that names {folder}", seconds + 5)
 
 
 def ram_folder(process: subprocess.Popen[str]) -> Path:

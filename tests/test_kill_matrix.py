@@ -182,7 +182,7 @@ def test_killed_anywhere_in_a_recovery(stage: Stage, tell: Tell) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
 def test_soak_of_restores_in_a_row_loses_nothing(make_shop: MakeShop, mode: str, rounds: int, tell: Tell) -> None:
     """Many in a row on one database, each hit at random; between them a writer that is killed."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 100_000))

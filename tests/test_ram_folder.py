@@ -143,7 +143,7 @@ MOMENTS = (
 
 @pytest.mark.deep
 @needs_root
-@pytest.mark.parametrize("place", ["private mount", "/dev/shm"])
+@pytest.mark.parametrize("place", ["private mount", pytest.param("/dev/shm", marks=pytest.mark.long)])
 def test_sigkill_during_decryption_leaves_nothing_in_ram(large_shop: Shop, keys: Keys, place: str) -> None:
     backup = large_shop.create_backup()
     before = large_shop.snapshot()

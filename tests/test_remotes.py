@@ -56,7 +56,6 @@ def server(servers: Serve, kind: str, tmp_path: Path) -> Server:
 def shop(make_shop: MakeShop, server: Server) -> Shop:
     """A shop that has the server as its remote; its backup is larger than what is read before a key is asked for."""
     shop = make_shop("sqlite", **server.settings())
-    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
     with closing(shop.connect()) as connection:
         connection.execute("CREATE TABLE pictures AS SELECT randomblob(3000000) AS picture")
     return shop
@@ -106,13 +105,10 @@ def test_backup_is_pushed_and_comes_back(shop: Shop, server: Server, keys: Keys)
     assert done.report["backup"] == f"{server.place}/{backup.name}"
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("program", [DEBIAN, "newest"])
-def test_both_rclones_do_all_of_it(shop: Shop, server: Server, keys: Keys, tmp_path: Path, program: str) -> None:
-    if program == DEBIAN:
-        needs.require("rclone 1.60")
-        shop.env["PATH"] = only(DEBIAN, tmp_path / "debian")
+@everyday("s3")
+@pytest.mark.needs("rclone 1.60")
+def test_rclone_of_debian_does_all_of_it(shop: Shop, server: Server, keys: Keys, tmp_path: Path) -> None:
+    shop.env["PATH"] = only(DEBIAN, tmp_path / "debian")
     test_backup_is_pushed_and_comes_back(shop, server, keys)
 
 
@@ -334,7 +330,6 @@ def fill(disk: Path) -> None:
 def create_in_vain(make_shop: MakeShop, server: Server) -> tuple[Completed, Shop]:
     """Make a backup that does not get there."""
     shop = make_shop("sqlite", **server.settings())
-    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
     done = shop.run("database_backup.py", "create")
     assert done.code == 11, done.text
     assert f"Not copied to {server.place}" in done.err
@@ -378,7 +373,6 @@ def test_prune_tells_what_a_remote_keeps_and_that_is_no_error(make_shop: MakeSho
         for name in OLD[:2]:
             (folder / name).write_bytes(b"backup")
         shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
-        shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
         done = shop.run("database_backup.py", "prune")
         assert done.code == 0, done.text
         assert re.search(rf"^kept \S+{OLD[0]}: .*cannot be removed", done.out, re.MULTILINE)
@@ -395,7 +389,6 @@ def test_prune_leaves_what_an_object_lock_keeps(make_shop: MakeShop, servers: Se
     for name, options in zip(OLD, ((*lock, "24h"), (*lock, "1s"), ()), strict=True):
         server.rclone("rcat", *options, f"{server.place}/{name}", given=b"backup")
     shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
-    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
     time.sleep(1.1)
     done = shop.run("database_backup.py", "prune")
     assert done.code == 0, done.text
@@ -414,7 +407,6 @@ def test_prune_of_a_remote_that_is_gone_is_told_within_seconds_and_the_backups_h
     gone = {"TYPE": "webdav", "URL": f"http://127.0.0.1:{free_port()}"}
     variables = {f"RCLONE_CONFIG_OFFSITE_{name}": text for name, text in gone.items()}
     shop = make_shop("sqlite", BACKUP_KEEP="last=1", BACKUP_REMOTES="offsite:shopbot", **variables)
-    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
     for name in OLD:
         (shop.backups / name).write_bytes(b"backup")
     done = shop.run("database_backup.py", "prune")

@@ -19,7 +19,6 @@ from backuplib.folder import PLACE
 from backuplib.packets import packets
 from backuplib.signing import SigningFolder
 from tests.conftest import MakeShop
-from tests.support import needs
 from tests.support.containers import wait_until
 from tests.support.keys import PASSPHRASE, Key, Keys
 from tests.support.remotes import serving
@@ -404,7 +403,7 @@ def test_backup_writes_no_secret_outside_ram(
     check_output(canary_shop, trace.done, canaries)
 
 
-@pytest.mark.deep
+@pytest.mark.long
 @pytest.mark.needs("root", "strace")
 def test_drill_writes_nothing_of_the_operators(make_shop: MakeShop, keys: Keys, tmp_path: Path) -> None:
     """Its own key and database are thrown away, but they are treated no worse: files in RAM only."""
@@ -426,7 +425,6 @@ def test_restore_from_a_remote_puts_no_ciphertext_on_a_disk(make_shop: MakeShop,
     """Nor a credential into a command line, rclone's variables into another program, or DB_PASS into rclone."""
     with serving("webdav", tmp_path / "server") as server:
         shop = make_shop("sqlcipher", **server.settings())
-        shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
         backup = shop.create_backup()
         content = backup.read_bytes()
         shutil.rmtree(shop.backups)

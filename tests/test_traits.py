@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3.dump import _iterdump  # type: ignore[attr-defined]  # of connections of any kind
 from typing import Any
+from zlib import crc32
 
 import pytest
 from sqlcipher3 import dbapi2 as sqlcipher
@@ -396,14 +397,20 @@ def test_other_cipher_settings_are_told_as_that_and_never_as_no_encryption(setti
 
 
 DAILY = {"WAL", "STRICT", "FTS5", "NULL against NOT NULL", "collation of the bot", "1_000"}
-LONG = {("10,000 tables", "sqlcipher"), ("10,000 tables", "dump")}
+LONG = {"10,000 tables"}
+
+
+def marks(name: str, form: str) -> list[pytest.MarkDecorator]:
+    """Every day in all forms; or deep in one of them, and not the same one for each trait; else long."""
+    if name in DAILY:
+        return []
+    forms = list(TRAITS[name].forms)
+    deep = form == forms[crc32(name.encode()) % len(forms)] and name not in LONG
+    return [pytest.mark.deep if deep else pytest.mark.long]
+
+
 CASES = [
-    pytest.param(
-        name,
-        form,
-        id=f"{name}, {form}",
-        marks=[] if name in DAILY else [pytest.mark.long if (name, form) in LONG else pytest.mark.deep],
-    )
+    pytest.param(name, form, id=f"{name}, {form}", marks=marks(name, form))
     for name, trait in TRAITS.items()
     for form in trait.forms
 ]

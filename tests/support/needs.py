@@ -18,8 +18,8 @@ import pytest
 
 from backuplib.folder import PLACE
 
-PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin:{os.path.dirname(sys.executable)}"
-"""Where programs are looked for: where Debian has those of root, whoever asks, and where pip puts its own, too."""
+PATH = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+"""Where programs are looked for: where pip puts its own first, and where Debian has those of root, whoever asks."""
 
 PLUGIN_FOLDERS = (
     "~/.docker/cli-plugins",

@@ -27,7 +27,7 @@ BOTH_COMPOSES = pytest.mark.parametrize(
     ],
     indirect=True,
 )
-"""Each Compose and each mode once; all four combinations in the long form."""
+"""Compose 2 with SQLite or Compose 1 with SQLCipher, see conftest.py; all four combinations in the long form."""
 
 ONE_COMPOSE = pytest.mark.parametrize(
     ("mode", "compose"),
