@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import MakeShop
 from tests.support import writer
-from tests.support.keys import Keys
+from tests.support.keys import GpgHome, Keys
 from tests.support.matrix import Tell
 from tests.support.shop import SIDECARS, Completed, Shop
 from tests.support.strace import KILL, Hit, Stage, aim, make_stage, read_log, spread, strace, touching
@@ -130,24 +130,29 @@ def test_restore_works_and_keeps_what_was_there_byte_for_byte(
     assert Path(f"{raw[0]}.sha256").exists()
 
 
-def test_command_that_the_report_prints_for_unreadable_files_rescues_them(make_shop: MakeShop) -> None:
-    """The bot runs by now: nothing is unpacked over its database, nor next to it."""
-    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=None)
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_command_that_the_report_prints_for_unreadable_files_rescues_them(
+    make_shop: MakeShop, gpg: GpgHome, keys: Keys, encrypted: bool
+) -> None:
+    """The bot runs by now: nothing is unpacked over its database, nor next to it. The key is never on the host."""
+    shop = make_shop("sqlite", PGP_PUBLIC_KEY_BASE64=keys.open.public_b64 if encrypted else None)
     backup = shop.create_backup()
     shop.change_data()
     old = shop.rows()
     with shop.db_path.open("r+b") as file:
         file.write(b"broken!!" * 2)
-    done = shop.restore("--force", backup, as_json=False)
+    done = shop.restore("--force", backup, as_json=False, key=keys.open if encrypted else None)
     assert done.code == 0, done.text
     assert "to undo" not in done.out
     printed = re.search(r"^   to rescue +(.*)$", done.out, re.MULTILINE)
     assert printed
+    assert printed[1].count("ssh HOST") == 2 * encrypted
     live = shop.snapshot()
+    home = 'gpg() { command gpg --homedir "$HOME_OF_KEY" --batch "$@"; }; ssh() { (cd "$SHOP" && bash -c "$2"); }; '
     rescued = subprocess.run(
-        ["/bin/bash", "-c", printed[1]],
-        cwd=shop.path,
-        env=shop.environment(),
+        ["/bin/bash", "-c", home + printed[1]],
+        cwd="/" if encrypted else shop.path,
+        env=shop.environment({"HOME_OF_KEY": str(gpg.path), "SHOP": str(shop.path.parent)}),
         capture_output=True,
         text=True,
         check=False,

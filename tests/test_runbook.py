@@ -377,7 +377,7 @@ def test_newest_backup_is_told_when_it_is_too_old_or_there_is_none(host: Host) -
     assert "27 hours" in done.out
     assert verify_newest(host, BACKUP_MAX_AGE_HOURS="28").text == ""
     done = verify_newest(host, "host shopbot elsewhere")
-    assert done.code == 1, done.text
+    assert done.code == 3, done.text
     assert "no backup in elsewhere" in done.out
     host.shop.backups.rename(host.shop.path / "elsewhere")
     host.shop.write_env(DB_BACKUP_PATH="elsewhere")
