@@ -173,10 +173,9 @@ class Restorer:
                 pending = self.recover_first(target)
                 cleanup.callback(drop_quietly, target.candidate)
             cleanup.callback(self.beside.shutdown)
-            plan = self.preflight(target, pending)
-            cleanup.callback(plan.backup.close)
             ram = cleanup.enter_context(self.ram_folder())
-            self.check_origin(plan.backup, ram)
+            plan = self.preflight(target, pending, ram)
+            cleanup.callback(plan.backup.close)
             if self.options.stop_first and not self.options.verify_only:
                 self.confirm(plan)
                 self.restore_stopped(plan, ram)
@@ -292,7 +291,7 @@ class Restorer:
         replaced = target.path if configured or target.exists else None
         return Questions(encrypted, replaced, problem, swappable, unseen)
 
-    def preflight(self, target: Target, pending: Sequence[str]) -> Plan:
+    def preflight(self, target: Target, pending: Sequence[str], ram: RamFolder) -> Plan:
         """Find out all that can be known before anything is touched.
 
         :param pending: services that a restore before this one stopped, and that have not come up again.
@@ -303,7 +302,7 @@ class Restorer:
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
             self.backups_of(target.path).refuse_unsignable()
-        backup = self.open_backup(target)
+        backup = self.open_backup(target, ram)
         if not self.options.verify_only:
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
@@ -327,8 +326,8 @@ class Restorer:
         """Return the backups in the backup folder, newest first."""
         return self.backups_of(self.settings.db_path).list_backups()
 
-    def open_backup(self, target: Target) -> Backup:
-        """Open the backup that was named or is chosen, and see that there is room for it.
+    def open_backup(self, target: Target, ram: RamFolder) -> Backup:
+        """Open the backup that was named or is chosen, and see that it may be restored, and that there is room for it.
 
         Where it was chosen by its time, and has a fault, the next one is offered.
         """
@@ -338,7 +337,7 @@ class Restorer:
             self.options.from_ = None
         while True:
             try:
-                backup = self.open_file(self.options.backup_file, target)
+                backup = self.open_file(self.options.backup_file, target, ram)
             except errors.OperatorError as error:
                 self.options.backup_file = self.choose_another(error)
             else:
@@ -353,8 +352,8 @@ class Restorer:
         with self.turn.waiting(ANSWER):
             return self.selection.another(error, self.terminal)
 
-    def open_file(self, path: Path, target: Target) -> Backup:
-        """Open a backup, and look what it is."""
+    def open_file(self, path: Path, target: Target, ram: RamFolder) -> Backup:
+        """Open a backup, and look what it is, and who signed it: no other way leads to one that is restored."""
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = self.opened(path, self.image_limit())
@@ -365,6 +364,7 @@ class Restorer:
             # before services stop, or somebody has to paste a key, for nothing
             with self.console.step("🔎 Checksum...", backup.size) as step, backup.reading(step):
                 pass
+        self.check_origin(backup, ram)
         return backup
 
     def opened(self, path: Path, limit: float = math.inf) -> Backup:
@@ -531,7 +531,7 @@ class Restorer:
             attempt.close()
             self.start_over(plan, ram, ahead)
             cleanup.callback(self.beside.shutdown)
-            plan = replace(plan, backup=self.open_backup(plan.target))
+            plan = replace(plan, backup=self.open_backup(plan.target, ram))
             cleanup.callback(plan.backup.close)
 
     def start_over(self, plan: Plan, ram: RamFolder, ahead: Future[Identity] | None) -> None:
