@@ -55,6 +55,7 @@ class Terminal:
                 signals.after_suspension = lambda: self._take_again(descriptor)
             yield
         finally:
+            signals.ignore()  # one more Ctrl-C would leave the rest of a paste to the shell
             self._give_back(descriptor)
             self._modes = []
             if self.present:
