@@ -38,7 +38,6 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.folder import anchored_folder
 from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
@@ -1228,6 +1227,7 @@ def check(options: Options, report: Report) -> None:
             hint=f"To check that one: {errors.restore_command('--verify-only', str(options.backup_file))}",
         )
     settings, wrong = survey_settings()
+    settings.with_open_folder()  # or it is refused, as a restore would be
     enter_private_mounts()
     terminal = Terminal()
     asking_nothing = replace(options, verify_only=True)
@@ -1262,7 +1262,7 @@ def check(options: Options, report: Report) -> None:
 
 def show_list(options: Options, report: Report) -> None:
     """Show the backups, and how the last restore ended."""
-    settings = load_settings()
+    settings = load_settings().with_open_folder()
     report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
@@ -1277,8 +1277,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
     enter_private_mounts()
-    with contextlib.suppress(OSError):  # it may not be there yet
-        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
+    settings = settings.with_open_folder()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()
