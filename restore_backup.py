@@ -439,6 +439,7 @@ class Restorer:
                 "could not be looked at"
             )
         try:
+            bot.refuse_planted_link(self.options.target_path or self.settings.db_path)
             if not self.options.service:
                 bot.refuse_elsewhere()
             bot.refuse_differences(encrypted=self.settings.encrypted)
