@@ -9,6 +9,11 @@ Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integr
 6 cleanup and restart. Read :meth:`Restorer.restore` first: it is the table of contents.
 """
 
+if __name__ == "__main__":
+    from backuplib import quiet
+
+    quiet.begin()  # before the imports, which take a while
+
 import argparse
 import contextlib
 import functools
