@@ -3,18 +3,20 @@
 Relative paths are relative to this file's folder. Importing the module reads nothing: call :func:`load_settings`.
 """
 
+import errno
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 from backuplib import armor
-from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError
-from backuplib.formatting import printable
+from backuplib.errors import MissingPackageError, RefusedError, WrongSettingError, explain
+from backuplib.folder import anchored_folder
+from backuplib.formatting import printable, quoted
 from backuplib.notify import ping_address
 from backuplib.rclone import PLACE
 from backuplib.retention import Policy, PolicyError
@@ -79,6 +81,25 @@ class Settings:
     @property
     def encrypted(self) -> bool:
         return self.db_pass is not None
+
+    def with_open_folder(self) -> "Settings":
+        """Return these with the backup folder opened: the same one from now on, whatever its name leads to later.
+
+        One that is not there yet, or that this user may not see, goes by its name.
+
+        :raises RefusedError: when a link of another user's is on the way to it, or the disk fails.
+        """
+        try:
+            return replace(self, backup_dir=anchored_folder(self.backup_dir))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return self
+        except OSError as error:
+            folder = quoted(self.backup_dir)
+            link = f"If that link is meant, set DB_BACKUP_PATH in .env to what it leads to: readlink -f {folder}"
+            raise RefusedError(
+                f"cannot open the backup folder {self.backup_dir}: {explain(error)}",
+                hint=link if error.errno == errno.ELOOP else f"Check: ls -ld {folder}; dmesg | tail",
+            ) from None
 
 
 def load_settings(base_dir: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -20,7 +20,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -607,8 +606,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
         enter_private_mounts()
     kept_from_bot = arguments.command == "create" and arguments.no_sign
     signing = None if kept_from_bot else SigningFolder(settings.signing_dir, settings.shop_folders)
-    with contextlib.suppress(OSError):  # it may not be there yet
-        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
+    settings = settings.with_open_folder()
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings, signing=signing)
     if arguments.command == "create":
         _create(arguments, settings, backups, report)

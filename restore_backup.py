@@ -9,6 +9,11 @@ Six phases: 1 safety backup, 2 stop services, 3 decrypt and decompress, 4 integr
 6 cleanup and restart. Read :meth:`Restorer.restore` first: it is the table of contents.
 """
 
+if __name__ == "__main__":
+    from backuplib import quiet
+
+    quiet.begin()  # before the imports, which take a while
+
 import argparse
 import contextlib
 import functools
@@ -38,7 +43,6 @@ from backuplib.containers import Container
 from backuplib.credentials import Access, Credentials, read_descriptor
 from backuplib.database import Engine, size_of_files
 from backuplib.files import CHUNK, Identity, drop_quietly
-from backuplib.folder import anchored_folder
 from backuplib.formatting import age, aligned, instant, megabytes, plural, printable, quoted, shown, some_of
 from backuplib.image import DatabaseImage, begun_check
 from backuplib.inspection import Inspection
@@ -173,10 +177,9 @@ class Restorer:
                 pending = self.recover_first(target)
                 cleanup.callback(drop_quietly, target.candidate)
             cleanup.callback(self.beside.shutdown)
-            plan = self.preflight(target, pending)
-            cleanup.callback(plan.backup.close)
             ram = cleanup.enter_context(self.ram_folder())
-            self.check_origin(plan.backup, ram)
+            plan = self.preflight(target, pending, ram)
+            cleanup.callback(plan.backup.close)
             if self.options.stop_first and not self.options.verify_only:
                 self.confirm(plan)
                 self.restore_stopped(plan, ram)
@@ -292,7 +295,7 @@ class Restorer:
         replaced = target.path if configured or target.exists else None
         return Questions(encrypted, replaced, problem, swappable, unseen)
 
-    def preflight(self, target: Target, pending: Sequence[str]) -> Plan:
+    def preflight(self, target: Target, pending: Sequence[str], ram: RamFolder) -> Plan:
         """Find out all that can be known before anything is touched.
 
         :param pending: services that a restore before this one stopped, and that have not come up again.
@@ -303,7 +306,7 @@ class Restorer:
         if not (self.options.verify_only or self.options.skip_backup) and size_of_files(target.path):
             self.backups_of(target.path).recipients()  # whether a safety backup can be encrypted
             self.backups_of(target.path).refuse_unsignable()
-        backup = self.open_backup(target)
+        backup = self.open_backup(target, ram)
         if not self.options.verify_only:
             with contextlib.suppress(OSError):
                 self.backups_of(target.path).remove_leftovers()
@@ -327,8 +330,8 @@ class Restorer:
         """Return the backups in the backup folder, newest first."""
         return self.backups_of(self.settings.db_path).list_backups()
 
-    def open_backup(self, target: Target) -> Backup:
-        """Open the backup that was named or is chosen, and see that there is room for it.
+    def open_backup(self, target: Target, ram: RamFolder) -> Backup:
+        """Open the backup that was named or is chosen, and see that it may be restored, and that there is room for it.
 
         Where it was chosen by its time, and has a fault, the next one is offered.
         """
@@ -338,7 +341,7 @@ class Restorer:
             self.options.from_ = None
         while True:
             try:
-                backup = self.open_file(self.options.backup_file, target)
+                backup = self.open_file(self.options.backup_file, target, ram)
             except errors.OperatorError as error:
                 self.options.backup_file = self.choose_another(error)
             else:
@@ -353,8 +356,8 @@ class Restorer:
         with self.turn.waiting(ANSWER):
             return self.selection.another(error, self.terminal)
 
-    def open_file(self, path: Path, target: Target) -> Backup:
-        """Open a backup, and look what it is."""
+    def open_file(self, path: Path, target: Target, ram: RamFolder) -> Backup:
+        """Open a backup, and look what it is, and who signed it: no other way leads to one that is restored."""
         refuse_unrestorable(path, target.path)
         self.report.backup = str(path)
         backup = self.opened(path, self.image_limit())
@@ -365,6 +368,7 @@ class Restorer:
             # before services stop, or somebody has to paste a key, for nothing
             with self.console.step("🔎 Checksum...", backup.size) as step, backup.reading(step):
                 pass
+        self.check_origin(backup, ram)
         return backup
 
     def opened(self, path: Path, limit: float = math.inf) -> Backup:
@@ -440,6 +444,7 @@ class Restorer:
                 "could not be looked at"
             )
         try:
+            bot.refuse_planted_link(self.options.target_path or self.settings.db_path)
             if not self.options.service:
                 bot.refuse_elsewhere()
             bot.refuse_differences(encrypted=self.settings.encrypted)
@@ -531,7 +536,7 @@ class Restorer:
             attempt.close()
             self.start_over(plan, ram, ahead)
             cleanup.callback(self.beside.shutdown)
-            plan = replace(plan, backup=self.open_backup(plan.target))
+            plan = replace(plan, backup=self.open_backup(plan.target, ram))
             cleanup.callback(plan.backup.close)
 
     def start_over(self, plan: Plan, ram: RamFolder, ahead: Future[Identity] | None) -> None:
@@ -1228,6 +1233,7 @@ def check(options: Options, report: Report) -> None:
             hint=f"To check that one: {errors.restore_command('--verify-only', str(options.backup_file))}",
         )
     settings, wrong = survey_settings()
+    settings.with_open_folder()  # or it is refused, as a restore would be
     enter_private_mounts()
     terminal = Terminal()
     asking_nothing = replace(options, verify_only=True)
@@ -1262,7 +1268,7 @@ def check(options: Options, report: Report) -> None:
 
 def show_list(options: Options, report: Report) -> None:
     """Show the backups, and how the last restore ended."""
-    settings = load_settings()
+    settings = load_settings().with_open_folder()
     report.warn(*settings.warnings)
     backups = DatabaseBackup(settings.db_path, settings.backup_dir, settings=settings)
     places = Places.of(settings.backup_dir, remotes(settings.remotes, settings.rclone), options.from_)
@@ -1277,8 +1283,7 @@ def restore(options: Options, report: Report, terminal: Terminal, credentials: C
     console, settings = report.console, load_settings()
     report.warn(*settings.warnings)
     enter_private_mounts()
-    with contextlib.suppress(OSError):  # it may not be there yet
-        settings = replace(settings, backup_dir=anchored_folder(settings.backup_dir))
+    settings = settings.with_open_folder()
     restorer = Restorer(settings, options, terminal=terminal, credentials=credentials, report=report)
     if options.verify_only:
         restorer.restore()

@@ -153,6 +153,24 @@ class Bot:
             "it). If the bot does not run in a container, stop it, and add --no-restart.",
         )
 
+    def refuse_planted_link(self, path: Path) -> None:
+        """Refuse a link at the database's name that a container can have made as root: its owner then tells nothing.
+
+        :raises UnsuitableTargetError: naming it, and the container.
+        """
+        if not os.path.islink(path):
+            return
+        folder = Path(os.path.realpath(path.parent))
+        for item in self.seen:
+            user = item.identity()
+            if item.writes_into(folder) and user and user[0] == 0:
+                raise errors.UnsuitableTargetError(
+                    f"{path} is a link, and container {item.name}, which runs as root, can have made it: it is not "
+                    "followed",
+                    hint="If it is meant, set DATA_DIR and DB_NAME in .env to what it leads to: readlink -f "
+                    f"{quoted(path)}",
+                )
+
     def refuse_differences(self, *, encrypted: bool) -> None:
         """Refuse when a container of the bot runs with other settings than ours; secrets are compared, not shown.
 

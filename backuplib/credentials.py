@@ -155,6 +155,13 @@ def read_descriptor(number: int | None, option: str, say: Callable[[str], object
         return None
     try:
         os.fstat(number)  # unlike fdopen, it refuses all that is not a descriptor with OSError or OverflowError
+        if os.isatty(number):
+            asking = ["--backup-db-pass"] if option == "--backup-db-pass-fd" else []
+            command = same_command(*asking, without={option[2:].replace("-", "_")})
+            raise NoPassphraseError(
+                f"{option} {number} is a terminal, which would show the passphrase",
+                hint=f"There it is asked for, and not shown: {command}",
+            )
         tell_waiting(number, f"file descriptor {number} ({option})", say)
         # Standard streams stay open: the next file to be opened would get their number.
         with os.fdopen(number, "rb", closefd=number > 2) as file:

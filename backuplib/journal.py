@@ -6,7 +6,8 @@ puts an old one back, can at most make the next run
 
 - refuse (exit 3), or tell that a container of some name does not exist, or
 - leave the database that is there, or the one under the set-aside's name: both lie in this folder, are regular files,
-  and have no name anywhere else.
+  and have no name anywhere else. One that somebody else could have written, and by which there was no database before,
+  never removes the one that is there: that is a refusal.
 
 Containers are looked up anew, and only those count that have the database's folder or that ``--service`` names. Of a
 journal whose file somebody else than this user or root could have written, they do not count at all, nor does what it

@@ -21,6 +21,7 @@ from typing import Self
 from backuplib import __version__
 from backuplib.errors import explain
 from backuplib.files import CHUNK, create_file, fsync_folder, is_believable, open_regular, write_all
+from backuplib.folder import anchored_folder
 
 NAME = "proofs.jsonl"
 MOST_BYTES = CHUNK // 4  # a file that has more becomes NAME.1, in the place of the one before
@@ -79,7 +80,7 @@ def record(backup_dir: Path, proof: Proof) -> None:
 
     What has the file's name and is somebody else's, or no file, gets another name.
     """
-    path, line = backup_dir / NAME, proof.line()
+    path, line = anchored_folder(backup_dir) / NAME, proof.line()
     for _ in range(ATTEMPTS):
         with contextlib.suppress(FileExistsError):  # somebody else has just made one
             if _appended(path, line):

@@ -12,19 +12,28 @@ from backuplib.target import Target
 
 
 def refuse_forged_exchange(journal: Journal) -> None:
-    """Refuse to settle the files by a journal of others' under who uses them: there may have been no restore at all.
+    """Refuse to settle the files by a journal of others': there may have been no restore at all.
 
-    :raises UnfinishedRestoreError: naming who, and what to do in either case.
+    :raises UnfinishedRestoreError: when somebody has the database open, or it would be removed with nothing in its
+        place, with what to do in either case.
     """
+    if not journal.forgeable:
+        return
     target = Target(journal.target)
+    others = f"{target.journal} could have been written by others: {journal.forgeable}"
+    remove = f"rm {quoted(shown(target.journal))}"
+    if journal.new_is_live and not journal.existed and journal.state != "committed":
+        raise UnfinishedRestoreError(
+            f"{others}; and by it there was no database before, so that {target.path} might be removed",
+            hint=f"Look whether that is the database you want. To keep it: {remove}",
+        )
     try:
-        if journal.forgeable:
-            target.refuse_holders()
+        target.refuse_holders()
     except DatabaseInUseError as error:
         raise UnfinishedRestoreError(
-            f"{target.journal} could have been written by others: {journal.forgeable}; and {error}",
-            hint=f"If no restore was interrupted, remove it: rm {quoted(shown(target.journal))}. Else stop who has the "
-            f"database open first. {error.hint}",
+            f"{others}; and {error}",
+            hint=f"If no restore was interrupted, remove it: {remove}. Else stop who has the database open first. "
+            f"{error.hint}",
         ) from None
 
 

@@ -121,12 +121,15 @@ def _left_over(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Running:
-    """A restore that runs. ``doing`` is empty when that is not known, ``pid`` 0 when it is not visible from here."""
+    """A restore that runs; of what is not known, ``doing`` is empty and ``since`` None.
+
+    ``pid`` is 0 when it is not visible from here.
+    """
 
     pid: int
     command: str
     doing: str
-    since: datetime
+    since: datetime | None
     suspended: bool
 
     @property
@@ -139,14 +142,14 @@ class Running:
         """What it does, or waits for, for people."""
         if self.suspended:
             return f"suspended: fg in its terminal, or kill -CONT {self.pid}"
-        return f"{self.doing or 'running'} since {instant(self.since)}"
+        return (self.doing or "running") + (f" since {instant(self.since)}" if self.since else "")
 
     def __str__(self) -> str:
         return f"{self.who}, {self.state}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as --json shows it; null is what is not known."""
-        since = self.since.isoformat(timespec="seconds")
+        since = self.since.isoformat(timespec="seconds") if self.since else None
         return {"pid": self.pid or None, "doing": self.doing or None, "suspended": self.suspended, "since": since}
 
 
@@ -168,9 +171,16 @@ def running(path: Path) -> Running | None:
         pid or 0,
         command_of(process),
         doing if doing in _DOING else "",
-        datetime.fromtimestamp(status.st_mtime).astimezone(),
+        _moment(status.st_mtime),
         suspended=state == "T",
     )
+
+
+def _moment(seconds: float) -> datetime | None:
+    """Return the time of a file, to which others may give any; None for what is in no calendar."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(seconds).astimezone()
+    return None
 
 
 def _holder(status: os.stat_result) -> int | None:

@@ -23,6 +23,7 @@ from backuplib.database import SIDECARS, Engine, database_files, sidecars
 from backuplib.files import Identity, drop, file_identity, fsync_folder, link_or_copy, stat_or_none
 from backuplib.formatting import plural, quoted, shown
 from backuplib.journal import Journal
+from backuplib.locks import is_locked
 from backuplib.outcome import (
     NEW,
     OLD,
@@ -196,7 +197,7 @@ class Switch:
     def roll_back(self, error: BaseException) -> None:
         """Take back what a run did that failed, and raise what tells the state things are in.
 
-        :raises EndedBySignalError: for a signal.
+        :raises EndedBySignalError: for a signal; DiskFailureError: the database had not been touched.
         :raises RolledBackError: the database had been touched, and is as before.
         :raises ServicesDownError: the database is as before, but the services do not come up.
         :raises RollbackFailedError: manual intervention required.
@@ -217,10 +218,11 @@ class Switch:
                 console.line("".join(traceback.format_exception(error)), record=errors.recorded_traceback(error))
             log, hint = getattr(error, "log", ""), getattr(error, "hint", "")
             raise errors.RolledBackError(cause, hint=hint, log=log, recorded=recorded) from None
-        if self._stopped is not None and isinstance(error, errors.OperatorError):
-            error.state = f"The database was not touched; {errors.RUNNING}"
-        if isinstance(error, errors.EndedBySignalError):
-            raise error
+        told = errors.DiskFailureError(error) if isinstance(error, OSError) else error
+        if self._stopped is not None and isinstance(told, errors.OperatorError):
+            told.state = f"The database was not touched; {errors.RUNNING}"
+        if isinstance(told, (errors.EndedBySignalError, errors.DiskFailureError)):
+            raise told from None
 
     def undo(self) -> None:
         """Back to the old database, with the services running, from wherever the journal says this got to.
@@ -337,8 +339,8 @@ class Switch:
                 ended=datetime.now().astimezone().isoformat(timespec="seconds"),
                 outcome=outcome,
                 live=live,
-                backup=journal.backup,
-                made=journal.made,
+                backup=journal.backup or None,
+                made=journal.made or None,
                 safety_backup=str(journal.safety_backup) if journal.safety_backup else None,
                 file=identity(journal.target),
             ).write(self.backup_dir)
@@ -416,7 +418,7 @@ def checkpoint_and_lock(engine: Engine, database: Path) -> sqlite3.Connection:
             opened.pop_all()
             return connection
     except engine.errors as error:
-        if "locked" in str(error) or "busy" in str(error):
+        if is_locked(error):
             raise errors.DatabaseInUseError(
                 f"{database} is locked by another process", hint=f"Find it: fuser -v {quoted(database)}"
             ) from None

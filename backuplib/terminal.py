@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from backuplib import quiet
 from backuplib.armor import holds_private_key
 from backuplib.console import for_terminal, harmless, in_words, shown_encoding
 from backuplib.errors import DeclinedError
@@ -48,13 +49,14 @@ class Terminal:
         descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC) if self.present else -1
         try:
             if _in_foreground(descriptor):
-                shells = termios.tcgetattr(descriptor)
+                shells = quiet.shells or termios.tcgetattr(descriptor)
                 self._modes = [shells, _changed(shells, off=termios.ECHO)]
                 _set_mode(descriptor, self._modes[-1], flush=False)
                 signals.before_suspension = lambda: self._give_back(descriptor)
                 signals.after_suspension = lambda: self._take_again(descriptor)
             yield
         finally:
+            signals.ignore()  # one more Ctrl-C would leave the rest of a paste to the shell
             self._give_back(descriptor)
             self._modes = []
             if self.present:

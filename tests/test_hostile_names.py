@@ -253,6 +253,21 @@ def test_links_at_every_name_that_a_restore_makes_lead_nowhere(changed: Shop) ->
     assert not [name for name in os.listdir(changed.db_path.parent) if name.startswith("shop.db.")]
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("what", ["--verify-only", "--list", "--check", "--force"])
+def test_a_link_of_the_bots_in_the_place_of_backups_is_refused(changed: Shop, what: str) -> None:
+    elsewhere = changed.path / "elsewhere"
+    changed.backups.rename(elsewhere)
+    changed.backups.symlink_to(elsewhere)
+    os.lchown(changed.backups, 1000, 1000)
+    before = state_of(elsewhere)
+    backup = [] if what in ("--list", "--check") else [next(elsewhere.glob("*.gz"))]
+    done = changed.restore(*backup, what)
+    assert done.ended == (3, "refused"), done.text
+    assert done.error["hint"].endswith(f"readlink -f {changed.backups}")
+    assert state_of(elsewhere) == before
+
+
 # --- honest use beside it --------------------------------------------------------------------------------------------
 
 

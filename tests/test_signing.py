@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from backuplib.signing import SigningFolder
-from tests.conftest import ONE_MODE, MakeShop
+from tests.conftest import ONE_MODE, MakeShop, StartTerminal
 from tests.support.keys import Keys, gpg_home
 from tests.support.shop import ROOT, Completed, Shop, everything
 
@@ -92,6 +92,24 @@ def test_backup_of_another_machine_takes_its_public_half(
     done = shop.restore(backup, "--force", key=keys.rsa, env=machine)
     assert (done.code, done.report["signature"]["state"]) == (0, "trusted host"), done.text
     assert (new.path / "public.asc").read_text().strip() in done.err  # its own, made for the safety backup
+
+
+def test_backup_that_is_taken_in_place_of_a_damaged_one_has_to_be_signed_too(
+    make_shop: MakeShop, mode: str, terminal: StartTerminal
+) -> None:
+    """The damage is found after the signature was: it covers the checksum, not the file."""
+    shop = make_shop(mode, PGP_PUBLIC_KEY_BASE64=None, REQUIRE_SIGNATURE="yes")
+    backup = shop.create_backup()
+    content = bytearray(backup.read_bytes())
+    (shop.backups / "db_backup_20250130_120000.db.gz").write_bytes(content)  # planted, and older
+    content[100] ^= 1
+    backup.write_bytes(content)
+    before = everything(shop)
+    at = terminal(shop, "--json", "--force", "latest")
+    at.expect(r"Take the next older one[^?]*\? \[y/N\] ")
+    at.send("y\n")
+    assert at.ended == (4, "signature-missing"), at.output
+    assert everything(shop) == before
 
 
 def test_without_a_key_a_backup_is_made_unsigned_unless_that_is_required(shop: Shop) -> None:

@@ -5,6 +5,7 @@ Docker is a script that prints what the test gives it; whose values they are, is
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,22 @@ def test_name_that_is_a_link_to_the_database_agrees(tmp_path: Path, fake_docker:
     Bot(FILE, tmp_path / "shop-2025.db", "shopbot").refuse_differences(encrypted=False)
     with pytest.raises(SettingsDifferError):
         Bot(FILE, tmp_path / "shop-2024.db", "shopbot").refuse_differences(encrypted=False)
+
+
+@pytest.mark.parametrize(
+    ("user", "writable", "planted"), [("", True, True), ("0:0", True, True), ("1000", True, False), ("", False, False)]
+)
+def test_link_that_the_bot_can_have_made_as_root_is_refused(
+    tmp_path: Path, fake_docker: FakeDocker, user: str, writable: bool, planted: bool
+) -> None:
+    link = tmp_path / "shop.db"
+    link.symlink_to("shop-2025.db")
+    fake_docker.has(of("bot", Mounts=[mounted(tmp_path, writable=writable)], Config_User=user))
+    bot = Bot(FILE, tmp_path / "shop-2025.db", "shopbot")
+    bot.refuse_planted_link(bot.database)  # which is none
+    with pytest.raises(UnsuitableTargetError) if planted else nullcontext() as raised:
+        bot.refuse_planted_link(link)
+    assert not raised or f"readlink -f {link}" in raised.value.hint
 
 
 def test_name_that_a_container_gives_its_database_steers_no_terminal(fake_docker: FakeDocker) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from backuplib import typed
 from backuplib.credentials import Credentials, read_descriptor, tell_waiting
 from backuplib.errors import DamagedMessageError, NoTerminalError, RefusedError, WrongPassphraseError
 from backuplib.openpgp import ImportedKey
@@ -59,6 +61,25 @@ def test_first_line_of_a_descriptor_is_the_passphrase(data: bytes, secret: bytes
     assert found.reveal_bytes() == secret
     with pytest.raises(OSError, match="descriptor"):
         os.fstat(number)  # closed: no child gets it
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [("--passphrase-fd", "--force"), ("--backup-db-pass-fd", "--force --backup-db-pass")],
+)
+def test_terminal_which_would_show_a_passphrase_is_refused(
+    option: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, number = os.openpty()
+    options = Namespace(backup_file=Path("/b.db"), force=True, passphrase_fd=None, backup_db_pass_fd=None)
+    setattr(options, option[2:].replace("-", "_"), number)
+    monkeypatch.setattr(typed, "_options", options)
+    with pytest.raises(RefusedError, match="would show") as raised:
+        read_descriptor(number, option)
+    assert raised.value.hint.endswith(f"restore_backup.py /b.db {instead}")
+    for descriptor in (master, number):
+        os.close(descriptor)
 
 
 def test_no_option_is_none() -> None:

@@ -1,14 +1,16 @@
 """What a journal may make the next run stop or start, whoever wrote it; and what is told where it was removed."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backuplib.bot import Bot
+from backuplib.errors import UnfinishedRestoreError
 from backuplib.journal import Journal
-from backuplib.recovery import told_of_leftovers, within_reach
+from backuplib.recovery import refuse_forged_exchange, told_of_leftovers, within_reach
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
 
@@ -118,6 +120,21 @@ def test_services_that_a_journal_of_others_may_have_stopped_are_told_with_the_co
     assert "worker" not in told
     assert "redis" not in told
     assert not {"stop", "start"} & {call[0] for call in fake_docker.calls}
+
+
+@pytest.mark.parametrize("state", ["switching", "rolling back"])
+def test_journal_of_others_that_says_there_was_no_database_removes_none(target: Target, state: str) -> None:
+    told = replace(journal(target), state=state, existed=False, new_inode=target.path.stat().st_ino)
+    told.write()
+    refuse_forged_exchange(told)  # as it is our own
+    target.journal.chmod(0o666)
+    planted = Journal.load(target)
+    assert planted
+    with pytest.raises(UnfinishedRestoreError, match="could have been written by others") as raised:
+        refuse_forged_exchange(planted)
+    assert f"rm {target.journal}" in raised.value.hint
+    planted.new_inode = 1  # the database is not what that restore has made
+    refuse_forged_exchange(planted)
 
 
 def test_what_was_set_aside_is_told_where_there_is_no_journal(target: Target) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def test_what_it_does_is_told_while_it_does_it(lock: Path) -> None:
         assert told
         assert told.doing == "switching"
         assert told.as_dict()["doing"] == "switching"
+        assert told.since
         assert abs(told.since.timestamp() - time.time()) < 10
 
 
@@ -140,3 +142,13 @@ def test_one_that_ends_meanwhile_is_not_in_the_way(lock: Path) -> None:
 def test_turn_of_nobody_says_nothing() -> None:
     with Turn().waiting("an answer"):
         pass
+
+
+def test_lock_file_of_no_year_tells_no_moment() -> None:
+    """Who plants it gives it any time that the filesystem holds; a tmpfs holds all."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, holder(lock := Path(folder, "lock")) as process:
+        os.utime(lock, (1e12, 1e12))
+        runs = running(lock)
+    assert runs
+    assert (runs.pid, runs.as_dict()["since"]) == (process.pid, None)
+    assert str(runs).endswith(", waiting for the passphrase")

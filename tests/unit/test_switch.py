@@ -27,6 +27,7 @@ from backuplib.errors import (
     BackupFailedError,
     CannotStopError,
     CannotWriteError,
+    DiskFailureError,
     ExitCode,
     OperatorError,
     RefusedError,
@@ -277,6 +278,17 @@ def test_recovery_that_is_called_again_finds_nothing_to_do(scene: Scene, stage: 
     assert sorted(scene.backups.iterdir()) == noted == [scene.backups / "last-restore.json"]
 
 
+def test_recovery_by_a_journal_that_is_not_believed_is_noted_without_its_backup(scene: Scene) -> None:
+    """As root recovers what the shop's user began."""
+    rolling_back(scene)
+    scene.target.journal.chmod(0o666)
+    scene.recover()
+    assert scene.noted == ("recovered", OLD)
+    last = LastRestore.of(scene.target.path, scene.backups)
+    assert last
+    assert (last.backup, last.made) == (None, None)
+
+
 def test_sqlcipher_database_comes_back_alike(tmp_path: Path, report: Report) -> None:
     """Under a raw key, which takes no time to derive."""
     scene = make_scene(tmp_path / "data", report, Engine(Secret(f"x'{'2b' * 32}'")))
@@ -303,6 +315,19 @@ def test_where_no_database_was_there_is_none_again(scene: Scene) -> None:
     assert scene.live == NEW
     scene.recover()
     assert scene.names == []
+
+
+def test_words_of_a_damaged_schema_are_not_taken_for_a_lock(scene: Scene) -> None:
+    """The engine quotes the name of a table that makes no sense; nobody has the database."""
+    for path in database_files(scene.target.path):
+        path.unlink()
+    scene.make_database(scene.target.path, OLD)
+    with contextlib.closing(scene.engine.connect(scene.target.path)) as connection:
+        connection.execute("CREATE TABLE blocked_users (busy)")
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET rootpage = 9999 WHERE name = 'blocked_users'")
+    exchanged(scene)
+    assert scene.live == NEW
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -461,6 +486,16 @@ def test_bug_is_told_with_its_traceback(scene: Scene, screen: io.StringIO) -> No
         with pytest.raises(RolledBackError):
             switch.roll_back(error)
     assert "test_bug_is_told_with_its_traceback" in screen.getvalue()
+
+
+def test_disk_that_fails_after_the_stop_is_told_with_the_state_it_leaves(scene: Scene) -> None:
+    switch, _ = scene.prepare()
+    switch._stopped = 1.0
+    with pytest.raises(DiskFailureError) as raised:
+        switch.roll_back(OSError(5, "Input/output error", str(scene.target.path)))
+    assert raised.value.state == ExitCode.CANNOT_STOP.state
+    assert str(scene.target.path) in str(raised.value)
+    assert Journal.load(scene.target) is None
 
 
 # --- where the way back is blocked -----------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ import base64
 import random
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -87,10 +88,14 @@ def test_empty_line_ends_what_is_no_key_when_nothing_more_comes(pasted: bytes, q
     assert ends == ([] if quiets is None else [quiets])
 
 
-@contextmanager
-def running(call: str) -> Iterator[Terminal]:
+def running(call: str) -> AbstractContextManager[Terminal]:
     """A program that prints what a call of the terminal's returns."""
-    script = f"from backuplib.terminal import Terminal; print('returned', {call})"
+    return script(f"from backuplib.terminal import Terminal; print('returned', {call})")
+
+
+@contextmanager
+def script(script: str) -> Iterator[Terminal]:
+    """A program on a terminal."""
     terminal = Terminal([sys.executable, "-c", script], cwd=ROOT, env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
     try:
         yield terminal
@@ -121,3 +126,26 @@ def test_menu_can_be_left(answer: str) -> None:
         terminal.expect("Number")
         terminal.send(f"{answer}\r")
         terminal.expect("returned None")
+
+
+HELD = """
+import select, termios
+from backuplib.processes import Signals
+from backuplib.terminal import Terminal
+signals = Signals()
+signals.install()
+with Terminal().held(signals):
+    print("held", flush=True)
+mode = termios.tcgetattr(0)[3]
+print("echo", bool(mode & termios.ECHO), "lines", bool(mode & termios.ICANON), "left", select.select([0], [], [], 0)[0])
+"""
+
+
+def test_key_of_the_keyboard_does_not_hand_the_rest_of_a_paste_to_the_shell() -> None:
+    with script(HELD) as terminal:
+        terminal.expect("held")
+        for text in ("pasted\r", "\x03", "more\r", "\x1c", "and more\r"):
+            terminal.send(text)
+            time.sleep(0.1)
+        terminal.expect(r"echo True lines True left \[\]", 5)
+        assert terminal.wait() == 0
