@@ -1232,13 +1232,14 @@ def check(options: Options, report: Report) -> None:
     terminal = Terminal()
     asking_nothing = replace(options, verify_only=True)
     restorer = Restorer(settings, asking_nothing, terminal=terminal, credentials=Credentials(terminal), report=report)
-    target = Path(os.path.realpath(options.target_path or settings.db_path))
+    named = options.target_path or settings.db_path
+    target = Path(os.path.realpath(named))
     backups = restorer.backups_of(target)
     subject = doctor.Subject(
         env_file=settings.base_dir / ".env",
         warnings=settings.warnings,
         wrong=wrong,
-        target=target,
+        target=named,
         db_pass=settings.db_pass,
         backup_dir=settings.backup_dir,
         backup_file=None if options.backup_file == LATEST else options.backup_file,

@@ -69,8 +69,9 @@ class Finding:
 class Subject:
     """What a restore would work with, as settings and options have it.
 
-    ``wrong``: the settings that cannot be used, by field. ``backup_file`` None: the newest one. ``memory_limit``: bytes
-    that the restored database may have in memory. ``max_age_hours``: an older newest backup is late.
+    ``wrong``: the settings that cannot be used, by field. ``target``: as it is named, since not every link is followed.
+    ``backup_file`` None: the newest one. ``memory_limit``: bytes that the restored database may have in memory.
+    ``max_age_hours``: an older newest backup is late.
     """
 
     env_file: Path
@@ -128,7 +129,7 @@ class Checkup:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.target = Target(subject.target)
+        self.target = Target(Path(os.path.realpath(subject.target)))
         self.bot: Bot | None = None
         self.stopping: list[Container] = []
         self.recipients: list[Recipient] | None = None
@@ -264,7 +265,7 @@ class Checkup:
     def database(self) -> Said:
         """Whether the target can be a database, is as DB_ENCRYPTION says, and opens with DB_PASS."""
         path, db_pass = self.target.path, self.subject.db_pass
-        target = Target.resolve(path)
+        target = Target.resolve(self.subject.target)
         if not self.subject.convert:
             target.refuse_other_encryption(encrypted=db_pass is not None)
         size = size_of_files(path)

@@ -344,6 +344,15 @@ def test_database_is_told_as_what_it_is(subject: Subject, tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cipher.db", "shop.db", "text.db"]
 
 
+def test_link_that_a_restore_would_not_follow_is_a_problem(subject: Subject, tmp_path: Path) -> None:
+    link = tmp_path / "data/link.db"
+    link.symlink_to(subject.target)
+    assert statuses(subject, "database", target=link) == [OK]
+    link.parent.chmod(0o777)
+    (told,) = found(subject, "database", target=link)
+    assert (told.status, str(link) in told.text) == (PROBLEM, True)
+
+
 def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
     target = Target(subject.target)
     assert statuses(subject, "last-restore") == [OK]
