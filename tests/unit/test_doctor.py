@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import os
 import re
 import sys
@@ -39,6 +38,7 @@ from backuplib.secret import Secret
 from backuplib.signing import SigningFolder
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
+from tests.support.journals import begun_journal
 
 DB_PASS = "pa=ss'word"  # of the bot in tests/support/inspected.py
 KEY_ID = "A1" * 8
@@ -360,12 +360,9 @@ def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
         assert statuses(subject, "last-restore") == [PROBLEM]
     target.journal.write_text("{")
     assert statuses(subject, "last-restore") == [PROBLEM]
-    old = target.path.with_name("shop.db.backup-20250130-120000")
-    os.link(target.path, old)
-    state = {"target": target.path, "state": "switching", "set_aside": old, "candidate": target.candidate}
-    rest: dict[str, object] = {"existed": True, "new_inode": 1, "unsaved": False, "safety_backup": None}
-    rest |= {"containers": [], "unhealthy": [], "backup": "", "made": ""}
-    target.journal.write_text(json.dumps(state | rest | {"started": "2025-01-30T12:00:00+01:00"}, default=str))
+    journal = begun_journal(target, state="switching", new_inode=1)
+    os.link(target.path, journal.set_aside)
+    journal.write()
     (told,) = found(subject, "last-restore")
     assert told.status == WARNING
     assert "--recover" in told.hint

@@ -13,6 +13,7 @@ import pytest
 from backuplib.errors import UnfinishedRestoreError
 from backuplib.journal import Journal
 from backuplib.target import Target
+from tests.support.journals import begun_journal
 
 
 @pytest.fixture
@@ -27,18 +28,11 @@ def target(tmp_path: Path) -> Target:
 @pytest.fixture
 def journal(target: Target) -> Journal:
     """What a restore writes down first."""
-    return Journal(
-        target=target.path,
-        state="begun",
-        set_aside=target.path.with_name("shop.db.backup-20250130-153045"),
-        candidate=target.candidate,
-        existed=True,
-        new_inode=None,
+    return begun_journal(
+        target,
         containers=("shopbot-bot-1", "shopbot-worker-1"),
         unhealthy=("shopbot-worker-1",),
         safety_backup=target.path.parent / "db_backup_20250130_153045.db.gz",
-        unsaved=True,
-        started="2025-01-30T15:30:45+00:00",
         backup="/srv/shopbot/backups/db_backup_20250130_120000.db.gz.gpg",
         made="2025-01-30T12:00:00+00:00",
     )
