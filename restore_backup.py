@@ -986,7 +986,9 @@ class Restorer:
     def settle(self, switch: Switch) -> None:
         """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
         switch.settle_files()
-        self.console.line(f"✅ {switch.journal.what_is_live}, and whole")
+        journal = switch.journal
+        sign, whole = ("✅", ", and whole") if journal.live() in ("new", "old") else ("⚠️ ", "")
+        self.console.line(f"{sign} {journal.what_is_live}{whole}")
         self.console.line(f"⏳ To finish, with the services: {errors.same_command(without={'no_restart'})}")
 
     def recover_first(self, target: Target) -> tuple[str, ...]:
@@ -1036,7 +1038,7 @@ class Restorer:
             )
         refuse_forged_exchange(journal)
         self.signals.shield()
-        self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
+        self.console.line(f"🩹 A {journal.what_happened}")
         # refused here when Docker does not answer: that is no reason to undo a restore
         asked = journal.containers or journal.forgeable
         bot = self.find_bot(self.is_configured(target.path)) if asked else None

@@ -334,9 +334,9 @@ class Checkup:
         recover = f"To finish or undo it: {errors.restore_command('--recover')}"
         if journal and journal.disputed:
             decide = "Section 7 of RUNBOOK.md says how to decide which one is to stay."
-            yield PROBLEM, f"a restore was interrupted, and {self.target.path} was replaced since", decide
+            yield PROBLEM, f"a {journal.what_happened}, and {self.target.path} was replaced since", decide
         elif journal:
-            yield WARNING, f"a restore begun at {journal.started} was interrupted; the next one recovers first", recover
+            yield WARNING, f"a {journal.what_happened}; the next one recovers first", recover
         else:
             yield OK, "none is running, and none was interrupted"
 

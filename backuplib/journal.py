@@ -47,6 +47,13 @@ from backuplib.target import Target
 
 STATES = ("begun", "switching", "rolling back", "committed")
 
+LIVE = {
+    "new": "The database that is live in {} is the new one",
+    "old": "The database that is live in {} is the old one",
+    "neither": "The database that is live in {} is neither the new nor the old one",
+    "missing": "There is no database {}",
+}
+
 MOST_CONTAINERS = 100
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")  # what Docker takes for a name
 
@@ -201,18 +208,31 @@ class Journal:
         """Whether the target is the new file."""
         return self._is_new(self.target)
 
+    @property
+    def what_happened(self) -> str:
+        """That a restore was interrupted, for people, and why that may not be true."""
+        doubt = f" (others could have written its journal: {self.forgeable})" if self.forgeable else ""
+        return f"restore begun at {self.started} was interrupted{doubt}"
+
     def live(self) -> str:
-        """Look which database is the target: "new", "old" or "neither"; OSError when the disk does not tell."""
-        return "neither" if self.disputed else "new" if self.new_is_live else "old"
+        """Look which database is the target, see LIVE; "unknown" when the disk does not tell."""
+        try:
+            return self._live()
+        except OSError:
+            return "unknown"
 
     @property
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            what = {"neither": "neither the new nor the old", "new": "the new", "old": "the old"}[self.live()]
+            return LIVE[self._live()].format(self.target)
         except OSError as error:
             return f"Which database is live in {self.target} cannot be told ({error.strerror})"
-        return f"The database that is live in {self.target} is {what} one"
+
+    def _live(self) -> str:
+        if stat_or_none(self.target) is None:
+            return "missing"
+        return "neither" if self.disputed else "new" if self.new_is_live else "old"
 
     @property
     def disputed(self) -> bool:

@@ -132,6 +132,15 @@ def test_journal_of_others_exchanges_nothing_under_who_uses_the_database(shop: S
         assert shop.rows_in_place() == rows
 
 
+def test_recovery_of_the_files_alone_calls_no_database_whole_where_there_is_none(shop: Shop) -> None:
+    shop.db_path.unlink()
+    with journal(shop, existed=False, containers=["shopbot-bot-1"]):
+        done = shop.restore("--recover", "--no-restart")
+    assert (done.code, done.report["outcome"]) == (0, "services pending"), done.text
+    assert "There is no database" in done.err
+    assert "whole" not in done.err
+
+
 # --- what never ends -------------------------------------------------------------------------------------------------
 
 SPARSE = {"-wal": 9 * 10**9, "-journal": 9 * 10**9, "-shm": 9 * 10**9}

@@ -366,6 +366,10 @@ def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
     (told,) = found(subject, "last-restore")
     assert told.status == WARNING
     assert "--recover" in told.hint
+    assert "others could have written" not in told.text
+    target.journal.chmod(0o666)
+    (told,) = found(subject, "last-restore")
+    assert "others could have written" in told.text
     target.path.unlink()
     target.path.write_bytes(b"somebody's own")
     assert statuses(subject, "last-restore") == [PROBLEM]

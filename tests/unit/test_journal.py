@@ -285,6 +285,8 @@ def test_journal_that_others_could_have_written_counts_for_the_files_only(
     loaded = Journal.load(target)
     assert loaded
     assert loaded.forgeable
+    assert loaded.forgeable in loaded.what_happened
+    assert "others could have written" in loaded.what_happened
     assert (loaded.containers, loaded.unhealthy, loaded.safety_backup, loaded.backup, loaded.made) == (
         (),
         (),
@@ -321,7 +323,15 @@ def test_what_the_disk_does_not_tell_is_not_guessed(journal: Journal, target: Ta
     folder.symlink_to(folder)
     with pytest.raises(OSError, match="symbolic links"):
         assert journal.new_is_live
+    assert journal.live() == "unknown"
     assert journal.what_is_live != told
+
+
+def test_where_there_is_no_database_none_is_live(journal: Journal, exchanged: Journal) -> None:
+    assert exchanged.live() == "new"
+    exchanged.target.unlink()
+    assert (journal.live(), exchanged.live()) == ("missing", "missing")
+    assert exchanged.what_is_live == f"There is no database {exchanged.target}"
 
 
 @pytest.fixture

@@ -253,6 +253,8 @@ def test_restore_that_was_interrupted_is_critical(ask: Ask, subject: Subject) ->
     begun_journal(target).write()
     answer = ask()
     assert (answer.status, "begun at 2025-01-30T15:30:45+00:00 was interrupted" in answer.text) == ("CRITICAL", True)
+    target.journal.chmod(0o666)
+    assert "others could have written" in ask().text
     target.journal.write_text("{}")
     assert ask().status == "CRITICAL"
 
