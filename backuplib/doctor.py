@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors
-from backuplib.backup_file import BackupFile, BackupInfo
+from backuplib.backup_file import BackupFile, BackupInfo, backup_time
 from backuplib.bot import Bot, named
 from backuplib.console import Report
 from backuplib.containers import SETTINGS, Container
@@ -25,6 +25,7 @@ from backuplib.database import Engine, size_of_files
 from backuplib.files import stat_or_none
 from backuplib.formatting import age, instant, megabytes, plural, printable, quoted, shown
 from backuplib.journal import Journal
+from backuplib.named import refuse_misnamed
 from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
 from backuplib.processes import run_command
@@ -391,18 +392,16 @@ class Checkup:
 
     def newest_backup(self) -> Said:
         """Whether there is a backup, and when it was made."""
+        create = errors.restore_command("create", script="database_backup.py")
         if self.subject.backup_file:
-            with contextlib.closing(BackupFile(self.subject.backup_file)):  # refuses what cannot be read
-                found = [BackupInfo.of(self.subject.backup_file)]
+            self.backup = self._named(self.subject.backup_file)
+        elif listed := [item for item in self.subject.list_backups() if ".raw.tar" not in item.path.name]:
+            self.backup = listed[0]
         else:
-            found = [item for item in self.subject.list_backups() if ".raw.tar" not in item.path.name]
-        backup, create = next(iter(found), None), errors.restore_command("create", script="database_backup.py")
-        if not backup:
             raise errors.BackupNotFoundError(
-                f"there is no backup in {self.subject.backup_file or self.subject.backup_dir}",
+                f"there is no backup in {self.subject.backup_dir}",
                 hint=f"To make one: {create}. Or check DB_BACKUP_PATH.",
             )
-        self.backup = backup
         made, path = self.backup.created, shown(self.backup.path)
         late = not self.subject.backup_file and time.time() - made.timestamp() > self.subject.max_age_hours * 3600
         text = f"{path}, {megabytes(self.backup.size)}, of {instant(made)}, {age(made.timestamp())}"
@@ -411,6 +410,17 @@ class Checkup:
         else:
             prove = errors.restore_command("--verify-only", path)
             yield OK, text, f"Whether it restores with your key, only this proves: {prove}"
+
+    def _named(self, file: Path) -> BackupInfo:
+        """Return the backup that was named; what a restore refuses because of what it is, is refused."""
+        refuse_misnamed(file, self.subject.backup_dir, self.target.path, self.subject.list_backups)
+        with contextlib.closing(BackupFile(file)):  # refuses what cannot be read
+            path = Path(os.path.realpath(file))
+        if found := BackupInfo.of(path):
+            return found
+        if looks_encrypted(path):  # by SQLCipher: such a copy of a database has no mark of its own
+            return BackupInfo(path, backup_time(path), path.stat().st_size, encrypted=False)
+        raise errors.NotABackupError(f"{file} is not a backup", hint=errors.choose_another_backup_hint())
 
     def remotes(self) -> Said:
         """Whether each remote answers, has a backup that is not late, and lets us remove backups."""

@@ -106,7 +106,7 @@ KEY_REASONS = (
         EXPORT_AGAIN,
     ),
     Reason(
-        lambda said: said.packets.parts and said.only("") and not said.has("plain", "protected"),
+        lambda said: said.packets.parts and not any(part.secret for part in said.packets.parts),
         errors.KeyHasNoSecretPartError,
         "that is a public key, not a private key",
         EXPORT_AGAIN,

@@ -413,6 +413,21 @@ def test_newest_backup_is_told_with_its_instant(subject: Subject, tmp_path: Path
     assert statuses(subject, "newest-backup", backup_file=tmp_path / "gone") == [PROBLEM]
 
 
+def test_file_that_is_no_backup_is_told_as_that(subject: Subject, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no backup at all\n")
+    (told,) = found(subject, "newest-backup", backup_file=notes)
+    assert (told.status, told.text) == (PROBLEM, f"{notes} is not a backup")
+    assert "create" not in told.hint
+    (told,) = found(subject, "newest-backup", backup_file=subject.target)
+    assert (told.status, "live database" in told.text) == (PROBLEM, True)
+    make_database(tmp_path / "copy.db", "secret")  # noise, which a restore may open
+    (tmp_path / "link").symlink_to(backup(tmp_path, b"", name="db_backup_20250130_120000.db.gz").path)
+    for name in ("copy.db", "link"):
+        (told,) = found(subject, "newest-backup", backup_file=tmp_path / name)
+        assert told.status == OK, told.text
+
+
 def test_no_backup_is_a_problem_and_one_that_cannot_be_restored_is_none(subject: Subject, tmp_path: Path) -> None:
     raw = backup(tmp_path, b"x", KEY_ID, name="db_backup_20250130_120000.raw.tar.gz.gpg")
     for backups in ([], [raw]):
