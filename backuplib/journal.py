@@ -38,6 +38,7 @@ from backuplib.files import (
     same_content,
     same_file,
     stat_or_none,
+    who_else_wrote,
     write_all,
 )
 from backuplib.formatting import quoted
@@ -104,7 +105,7 @@ class Journal:
         path = target.journal
         try:
             with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
-                forgeable = _who_else(os.fstat(file.fileno()))
+                forgeable = who_else_wrote(file.fileno())
                 data = json.loads(file.read(CHUNK))
             if data["target"] != str(target.path):
                 raise UnfinishedRestoreError(
@@ -245,15 +246,6 @@ class Journal:
 
 
 _KINDS = {item.name: str(item.type) for item in fields(Journal) if item.init}
-
-
-def _who_else(status: os.stat_result) -> str:
-    """Return why somebody else than this user or root could have written a file; empty when nobody could."""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"it belongs to uid {status.st_uid}"
-    if status.st_mode & 0o022:
-        return f"its mode is {stat.S_IMODE(status.st_mode):04o}"
-    return "it has another name" if status.st_nlink > 1 else ""
 
 
 def _value(kind: str, value: object) -> Any:
