@@ -89,15 +89,20 @@ def packets(data: bytes) -> Iterator[Packet]:
         start = end
 
 
+def packet_tag(first: int) -> int:
+    """Return the tag that the first byte of a packet, in the new format or the old one, has."""
+    return first & 0x3F if first & 0x40 else first >> 2 & 0x0F
+
+
 def _header(data: bytes, start: int) -> tuple[int, int, int | None]:
     """Return a packet's tag, where its body begins, and its length: negative if partial, None: to the end."""
-    first, at = data[start], start + 1
+    first, at, tag = data[start], start + 1, packet_tag(data[start])
     if not first & 0x40:
         size = (1, 2, 4, 0)[first & 3]
         length = int.from_bytes(data[at : at + size]) if size else None
         data[at + size - 1]  # raises IndexError when the header is cut off
-        return first >> 2 & 0x0F, at + size, length
-    tag, octet = first & 0x3F, data[at]
+        return tag, at + size, length
+    octet = data[at]
     if octet < 192:
         return tag, at + 1, octet
     if octet < 224:
