@@ -72,7 +72,7 @@ def said(name: str, release: str | None) -> Said:
     known = Said(SAID[name].message, (PRIMARY, subkey))
     if release is None:
         return known
-    return replace(known, events=SAID[name].events(release), returncode=SAID[name].said[release][0], tried=True)
+    return replace(known, events=SAID[name].events(release), returncode=SAID[name].returncode(release), tried=True)
 
 
 @pytest.mark.parametrize("release", RELEASES)
