@@ -1249,7 +1249,6 @@ def check(options: Options, report: Report) -> None:
         signing=restorer.signing,
         require_signature=settings.require_signature,
         services=options.service,
-        force=options.force,
         skip_backup=options.skip_backup,
         allow_swap=options.allow_swap,
         convert=options.convert,

@@ -93,10 +93,7 @@ def leads_to_message(head: bytes) -> bool:
         return False
     if re.search(rb"^[\s>|]*-----BEGIN PGP MESSAGE-----", head, re.MULTILINE):
         return True  # whatever is odd in it: the reader says that
-    try:
-        return begins_like_message(Unwrapped(io.BytesIO(head)).read(PIECE), sure=False)
-    except ArmorError:
-        return False
+    return begins_like_message(message_in(head), sure=False)
 
 
 class Unwrapped:
@@ -112,6 +109,14 @@ class Unwrapped:
             self._rest = piece
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
+
+
+def message_in(head: bytes) -> bytes:
+    """Return the packets of a message which begins so, as far as they go; none when none are found."""
+    try:
+        return Unwrapped(io.BytesIO(head)).read(PIECE)
+    except ArmorError:
+        return b""
 
 
 def _unwrapped(pieces: Iterator[bytes], *, of_key: bool) -> Iterator[bytes]:
@@ -315,14 +320,6 @@ def _crc24(data: bytes) -> bytes:
 
 
 # --- packets -----------------------------------------------------------------------------------------------------
-
-
-def message_in(head: bytes) -> bytes:
-    """Return the packets of a message which begins so, as far as they go; none when none are found."""
-    try:
-        return Unwrapped(io.BytesIO(head)).read(PIECE)
-    except ArmorError:
-        return b""
 
 
 def begins_like_key(head: bytes) -> bool:

@@ -86,7 +86,6 @@ class Subject:
     signing: SigningFolder
     require_signature: bool
     services: Sequence[str]
-    force: bool
     skip_backup: bool
     allow_swap: bool
     convert: bool
@@ -498,7 +497,7 @@ class Checkup:
         """Return the size of the database in the backup, how that is known, and whether it is more than a guess."""
         with contextlib.closing(BackupFile(self.backup.path)) as file:
             if file.layer == "gzip":
-                return int.from_bytes(_last_bytes(self.backup.path, 4), "little"), "as its gzip trailer says", True
+                return _size_in_trailer(self.backup.path), "as its gzip trailer says", True
             if file.layer == "database":
                 return file.size, "the size of the file", True
         if live:
@@ -506,10 +505,11 @@ class Checkup:
         return self.backup.size, "at the least: only the key tells more", False
 
 
-def _last_bytes(path: Path, count: int) -> bytes:
+def _size_in_trailer(path: Path) -> int:
+    """Return how large a gzip file is when it is unpacked, up to 4 GiB, as its end says."""
     with path.open("rb") as file:
-        file.seek(-count, os.SEEK_END)
-        return file.read()
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
 
 
 def owner(recipient: Recipient) -> str:

@@ -52,7 +52,6 @@ class KeyPackets:
     """What an export of keys has; ``cut``: it ends within a packet."""
 
     parts: tuple[KeyPart, ...] = ()
-    user_ids: int = 0
     cut: bool = False
 
 
@@ -159,7 +158,6 @@ def read_keys(data: bytes) -> KeyPackets:
     end = found[-1].end if found else 0
     return KeyPackets(
         tuple(part for part in parts if part),
-        sum(packet.tag == _USER_ID for packet in found),
         cut=end > len(data) or (end > 0 and data[end : end + 1] >= b"\x80"),
     )
 

@@ -67,7 +67,6 @@ def subject(tmp_path: Path) -> Subject:
         signing=SigningFolder(tmp_path / "signing"),
         require_signature=False,
         services=(),
-        force=False,
         skip_backup=False,
         allow_swap=True,
         convert=False,

@@ -169,7 +169,7 @@ def test_both_keys_are_named_when_they_differ() -> None:
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
-WHOLE = KeyPackets((PRIMARY, SUBKEY), user_ids=1)
+WHOLE = KeyPackets((PRIMARY, SUBKEY))
 
 
 def key_with(**changed: object) -> KeyPackets:
