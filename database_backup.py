@@ -33,15 +33,15 @@ from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
 from backuplib.database import (
     Engine,
+    anchored_database,
     begun_check_of,
     check_database,
     database_files,
     refuse_irregular,
-    refuse_planted_link,
     sidecars,
     size_of_files,
 )
-from backuplib.folder import anchored, anchored_folder, moved, resolved
+from backuplib.folder import anchored_folder, moved
 from backuplib.formatting import age, quoted, shortened, shown
 from backuplib.gzip_stream import GzipDecoder, GzipReader
 from backuplib.inspection import Inspection
@@ -82,9 +82,7 @@ def _in_its_folders(
     def run(self: DatabaseBackup, /, *args: P.args, **kwargs: P.kwargs) -> Path:
         held = copying.copy(self)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # which is told with what to do
-            place = anchored(self.db_path)
-            refuse_planted_link(place)
-            held.db_path = resolved(place)
+            held.db_path = anchored_database(self.db_path)
         made = create(held, *args, **kwargs)
         if text := moved(made) or moved(held.db_path):
             hint = "Find out who does that, and where that folder is now."

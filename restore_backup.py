@@ -991,7 +991,9 @@ class Restorer:
     def settle(self, switch: Switch) -> None:
         """Put the files right without Docker; the services are left to the next run, for which the journal stays."""
         switch.settle_files()
-        self.console.line(f"✅ {switch.journal.what_is_live}, and whole")
+        journal = switch.journal
+        sign, whole = ("✅", ", and whole") if journal.live() in ("new", "old") else ("⚠️ ", "")
+        self.console.line(f"{sign} {journal.what_is_live}{whole}")
         self.console.line(f"⏳ To finish, with the services: {errors.same_command(without={'no_restart'})}")
 
     def recover_first(self, target: Target) -> tuple[str, ...]:
@@ -1041,7 +1043,7 @@ class Restorer:
             )
         refuse_forged_exchange(journal)
         self.signals.shield()
-        self.console.line(f"🩹 A restore begun at {journal.started} was interrupted")
+        self.console.line(f"🩹 A {journal.what_happened}")
         # refused here when Docker does not answer: that is no reason to undo a restore
         asked = journal.containers or journal.forgeable
         bot = self.find_bot(self.is_configured(target.path)) if asked else None
@@ -1238,13 +1240,14 @@ def check(options: Options, report: Report) -> None:
     terminal = Terminal()
     asking_nothing = replace(options, verify_only=True)
     restorer = Restorer(settings, asking_nothing, terminal=terminal, credentials=Credentials(terminal), report=report)
-    target = Path(os.path.realpath(options.target_path or settings.db_path))
+    named = options.target_path or settings.db_path
+    target = Path(os.path.realpath(named))
     backups = restorer.backups_of(target)
     subject = doctor.Subject(
         env_file=settings.base_dir / ".env",
         warnings=settings.warnings,
         wrong=wrong,
-        target=target,
+        target=named,
         db_pass=settings.db_pass,
         backup_dir=settings.backup_dir,
         backup_file=None if options.backup_file == LATEST else options.backup_file,
@@ -1252,7 +1255,6 @@ def check(options: Options, report: Report) -> None:
         signing=restorer.signing,
         require_signature=settings.require_signature,
         services=options.service,
-        force=options.force,
         skip_backup=options.skip_backup,
         allow_swap=options.allow_swap,
         convert=options.convert,

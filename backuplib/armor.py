@@ -13,14 +13,15 @@ from typing import AnyStr, Protocol
 from backuplib.errors import UnsoundBackupError
 from backuplib.formatting import plural
 from backuplib.gzip_stream import GZIP_MAGIC, GzipDecoder
+from backuplib.packets import packet_tag, packets
 
 # First bytes of the bodies of packets that a message can begin with, by packet tag (RFC 9580, section 5)
 _VERSIONS = {1: (3, 6), 2: (3, 4, 5, 6), 3: (4, 5, 6), 4: (3, 6), 8: (0, 1, 2, 3), 11: b"btul", 18: (1, 2), 20: (1,)}
 # Algorithms that encrypt (section 9.1): RSA, Kyber as GnuPG 2.5 numbers it, Elgamal, ECDH, X25519, X448
 _ALGORITHMS = (1, 2, 8, 16, 18, 25, 26)
-TO_A_KEY, SYMMETRIC, SECRET_KEY, PUBLIC_KEY = 1, 3, 5, 6  # packet tags
+_TO_A_KEY, _SECRET_KEY, _PUBLIC_KEY = 1, 5, 6  # packet tags
 _KEY_VERSIONS = (2, 3, 4, 5, 6)
-_KEY_TAGS = frozenset({SECRET_KEY, PUBLIC_KEY, 2, 7, 12, 13, 14, 17, 21})  # of the packets that an exported key has
+_KEY_TAGS = frozenset({_SECRET_KEY, _PUBLIC_KEY, 2, 7, 12, 13, 14, 17, 21})  # of the packets that an exported key has
 
 PIECE = 1 << 16  # bytes; what tells how something is wrapped must be in the first piece
 MOST_LAYERS = 6
@@ -83,7 +84,7 @@ def holds_private_key(given: bytes) -> bool:
         key = unwrap(given)
     except ArmorError:
         return False
-    return begins_like_key(key) and SECRET_KEY in {tag for tag, *_ in packets(key)}
+    return begins_like_key(key) and _SECRET_KEY in {packet.tag for packet in packets(key)}
 
 
 def leads_to_message(head: bytes) -> bool:
@@ -92,10 +93,7 @@ def leads_to_message(head: bytes) -> bool:
         return False
     if re.search(rb"^[\s>|]*-----BEGIN PGP MESSAGE-----", head, re.MULTILINE):
         return True  # whatever is odd in it: the reader says that
-    try:
-        return begins_like_message(Unwrapped(io.BytesIO(head)).read(PIECE), sure=False)
-    except ArmorError:
-        return False
+    return begins_like_message(message_in(head), sure=False)
 
 
 class Unwrapped:
@@ -111,6 +109,14 @@ class Unwrapped:
             self._rest = piece
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
+
+
+def message_in(head: bytes) -> bytes:
+    """Return the packets of a message which begins so, as far as they go; none when none are found."""
+    try:
+        return Unwrapped(io.BytesIO(head)).read(PIECE)
+    except ArmorError:
+        return b""
 
 
 def _unwrapped(pieces: Iterator[bytes], *, of_key: bool) -> Iterator[bytes]:
@@ -316,64 +322,28 @@ def _crc24(data: bytes) -> bytes:
 # --- packets -----------------------------------------------------------------------------------------------------
 
 
-def packets(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Tag of each packet, and where its body begins and ends, up to one whose length is not told.
-
-    The last one may end beyond the data.
-    """
-    at = 0
-    while at < len(data) and (tag := packet_tag(data[at : at + 1])) is not None:
-        head = bytes(data[at : at + 6]).ljust(6, b"\0")
-        if not head[0] & 0x40:  # old format
-            size = (1, 2, 4, 0)[head[0] & 3]
-            length = int.from_bytes(head[1 : 1 + size], "big")
-        elif head[1] < 192:
-            size, length = 1, head[1]
-        elif head[1] < 224:
-            size, length = 2, (head[1] - 192 << 8) + head[2] + 192
-        else:
-            size, length = (5, int.from_bytes(head[2:6], "big")) if head[1] == 255 else (1, 0)
-        start = at + 1 + size
-        yield tag, start, start + length
-        if not length:
-            return
-        at = start + length
-
-
-def message_in(head: bytes) -> bytes:
-    """Return the packets of a message which begins so, as far as they go; none when none are found."""
-    try:
-        return Unwrapped(io.BytesIO(head)).read(PIECE)
-    except ArmorError:
-        return b""
-
-
-def packet_tag(head: bytes) -> int | None:
-    """Tag of the OpenPGP packet that begins here; None when there is none."""
-    if not head or not head[0] & 0x80:
-        return None
-    return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
-
-
 def begins_like_key(head: bytes) -> bool:
     """Whether bytes begin like an exported key: with a secret or public key packet."""
-    tag, start, _ = next(packets(head), (None, 0, 0))
-    return tag in (SECRET_KEY, PUBLIC_KEY) and head[start : start + 1] in [
-        bytes([version]) for version in _KEY_VERSIONS
-    ]
+    first = next(packets(head), None)
+    if not first or not first.body:
+        return False
+    return first.tag in (_SECRET_KEY, _PUBLIC_KEY) and first.body[0] in _KEY_VERSIONS
 
 
 def begins_like_message(head: bytes, *, sure: bool) -> bool:
     """Whether bytes may begin an OpenPGP message; if ``sure``, only one that is encrypted to a public key."""
-    tag, body, _ = next(packets(head), (None, 0, 0))
-    if tag is None or len(head) < 16:
+    first = next(packets(head), None)
+    if not first or not first.body or len(head) < 16:
         return False
     if sure:
-        return tag == 1 and head[body] == 3 and head[body + 9] in _ALGORITHMS
-    return head[body] in _VERSIONS.get(tag, ())
+        return first.tag == _TO_A_KEY and first.body[0] == 3 and len(first.body) > 9 and first.body[9] in _ALGORITHMS
+    return first.body[0] in _VERSIONS.get(first.tag, ())
 
 
 def _ends_early(key: bytes) -> bool:
     """Whether the last packet of a key is not all there; False when that cannot be told."""
     found = list(packets(key))
-    return all(tag in _KEY_TAGS for tag, *_ in found) and found[-1][2] > len(key)
+    end = found[-1].end
+    rest = [packet_tag(first) for first in key[end : end + 1] if first & 0x80]  # of a header that is cut off
+    tags = [*(packet.tag for packet in found), *rest]
+    return _KEY_TAGS.issuperset(tags) and (end > len(key) or bool(rest))

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
 from backuplib.files import open_regular, stat_or_none
 from backuplib.findings import STRUCTURE, Finding, find, is_damaged, refuse_damaged
-from backuplib.folder import AnchoredPath, is_open, may_be_planted
+from backuplib.folder import AnchoredPath, anchored, is_open, may_be_planted, resolved
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
 from backuplib.schema import Placeholders
@@ -69,16 +69,19 @@ def refuse_irregular(files: list[Path]) -> None:
             )
 
 
-def refuse_planted_link(database: Path) -> None:
-    """Refuse a link that somebody else than this user or root may have made, who can lead it anywhere.
+def anchored_database(path: Path) -> AnchoredPath:
+    """Return a database in its folder, which is opened; a link is followed, but for one that leads where others want.
 
-    :raises UnsuitableTargetError: naming it.
+    :raises UnsuitableTargetError: for a link that somebody else than this user or root may have made.
+    :raises OSError: when the folder cannot be opened.
     """
-    if os.path.islink(database) and may_be_planted(database):
+    database = anchored(path)
+    if database.is_symlink() and may_be_planted(database):
         raise UnsuitableTargetError(
             f"{database} is a link, and others than this user and root may have made it: it is not followed",
             hint=f"If it is meant, set DATA_DIR and DB_NAME in .env to what it leads to: readlink {quoted(database)}",
         )
+    return resolved(database)
 
 
 def quoted_passphrase(passphrase: Secret) -> str:

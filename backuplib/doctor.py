@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors
-from backuplib.backup_file import BackupFile, BackupInfo
+from backuplib.backup_file import BackupFile, BackupInfo, backup_time
 from backuplib.bot import Bot, named
 from backuplib.console import Report
 from backuplib.containers import SETTINGS, Container
@@ -25,6 +25,7 @@ from backuplib.database import Engine, size_of_files
 from backuplib.files import stat_or_none
 from backuplib.formatting import age, instant, megabytes, plural, printable, quoted, shown
 from backuplib.journal import Journal
+from backuplib.named import refuse_misnamed
 from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
 from backuplib.processes import run_command
@@ -69,8 +70,9 @@ class Finding:
 class Subject:
     """What a restore would work with, as settings and options have it.
 
-    ``wrong``: the settings that cannot be used, by field. ``backup_file`` None: the newest one. ``memory_limit``: bytes
-    that the restored database may have in memory. ``max_age_hours``: an older newest backup is late.
+    ``wrong``: the settings that cannot be used, by field. ``target``: as it is named, since not every link is followed.
+    ``backup_file`` None: the newest one. ``memory_limit``: bytes that the restored database may have in memory.
+    ``max_age_hours``: an older newest backup is late.
     """
 
     env_file: Path
@@ -84,7 +86,6 @@ class Subject:
     signing: SigningFolder
     require_signature: bool
     services: Sequence[str]
-    force: bool
     skip_backup: bool
     allow_swap: bool
     convert: bool
@@ -128,7 +129,7 @@ class Checkup:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.target = Target(subject.target)
+        self.target = Target(Path(os.path.realpath(subject.target)))
         self.bot: Bot | None = None
         self.stopping: list[Container] = []
         self.recipients: list[Recipient] | None = None
@@ -264,7 +265,7 @@ class Checkup:
     def database(self) -> Said:
         """Whether the target can be a database, is as DB_ENCRYPTION says, and opens with DB_PASS."""
         path, db_pass = self.target.path, self.subject.db_pass
-        target = Target.resolve(path)
+        target = Target.resolve(self.subject.target)
         if not self.subject.convert:
             target.refuse_other_encryption(encrypted=db_pass is not None)
         size = size_of_files(path)
@@ -333,9 +334,9 @@ class Checkup:
         recover = f"To finish or undo it: {errors.restore_command('--recover')}"
         if journal and journal.disputed:
             decide = "Section 7 of RUNBOOK.md says how to decide which one is to stay."
-            yield PROBLEM, f"a restore was interrupted, and {self.target.path} was replaced since", decide
+            yield PROBLEM, f"a {journal.what_happened}, and {self.target.path} was replaced since", decide
         elif journal:
-            yield WARNING, f"a restore begun at {journal.started} was interrupted; the next one recovers first", recover
+            yield WARNING, f"a {journal.what_happened}; the next one recovers first", recover
         else:
             yield OK, "none is running, and none was interrupted"
 
@@ -390,18 +391,16 @@ class Checkup:
 
     def newest_backup(self) -> Said:
         """Whether there is a backup, and when it was made."""
+        create = errors.restore_command("create", script="database_backup.py")
         if self.subject.backup_file:
-            with contextlib.closing(BackupFile(self.subject.backup_file)):  # refuses what cannot be read
-                found = [BackupInfo.of(self.subject.backup_file)]
+            self.backup = self._named(self.subject.backup_file)
+        elif listed := [item for item in self.subject.list_backups() if ".raw.tar" not in item.path.name]:
+            self.backup = listed[0]
         else:
-            found = [item for item in self.subject.list_backups() if ".raw.tar" not in item.path.name]
-        backup, create = next(iter(found), None), errors.restore_command("create", script="database_backup.py")
-        if not backup:
             raise errors.BackupNotFoundError(
-                f"there is no backup in {self.subject.backup_file or self.subject.backup_dir}",
+                f"there is no backup in {self.subject.backup_dir}",
                 hint=f"To make one: {create}. Or check DB_BACKUP_PATH.",
             )
-        self.backup = backup
         made, path = self.backup.created, shown(self.backup.path)
         late = not self.subject.backup_file and time.time() - made.timestamp() > self.subject.max_age_hours * 3600
         text = f"{path}, {megabytes(self.backup.size)}, of {instant(made)}, {age(made.timestamp())}"
@@ -410,6 +409,17 @@ class Checkup:
         else:
             prove = errors.restore_command("--verify-only", path)
             yield OK, text, f"Whether it restores with your key, only this proves: {prove}"
+
+    def _named(self, file: Path) -> BackupInfo:
+        """Return the backup that was named; what a restore refuses because of what it is, is refused."""
+        refuse_misnamed(file, self.subject.backup_dir, self.target.path, self.subject.list_backups)
+        with contextlib.closing(BackupFile(file)):  # refuses what cannot be read
+            path = Path(os.path.realpath(file))
+        if found := BackupInfo.of(path):
+            return found
+        if looks_encrypted(path):  # by SQLCipher: such a copy of a database has no mark of its own
+            return BackupInfo(path, backup_time(path), path.stat().st_size, encrypted=False)
+        raise errors.NotABackupError(f"{file} is not a backup", hint=errors.choose_another_backup_hint())
 
     def remotes(self) -> Said:
         """Whether each remote answers, has a backup that is not late, and lets us remove backups."""
@@ -487,7 +497,7 @@ class Checkup:
         """Return the size of the database in the backup, how that is known, and whether it is more than a guess."""
         with contextlib.closing(BackupFile(self.backup.path)) as file:
             if file.layer == "gzip":
-                return int.from_bytes(_last_bytes(self.backup.path, 4), "little"), "as its gzip trailer says", True
+                return _size_in_trailer(self.backup.path), "as its gzip trailer says", True
             if file.layer == "database":
                 return file.size, "the size of the file", True
         if live:
@@ -495,10 +505,11 @@ class Checkup:
         return self.backup.size, "at the least: only the key tells more", False
 
 
-def _last_bytes(path: Path, count: int) -> bytes:
+def _size_in_trailer(path: Path) -> int:
+    """Return how large a gzip file is when it is unpacked, up to 4 GiB, as its end says."""
     with path.open("rb") as file:
-        file.seek(-count, os.SEEK_END)
-        return file.read()
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
 
 
 def owner(recipient: Recipient) -> str:

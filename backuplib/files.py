@@ -148,18 +148,26 @@ def stat_or_none(path: Path) -> os.stat_result | None:
 
 def mount_point(path: Path) -> Path:
     """Return where the filesystem of a path, links resolved, is mounted, bind mounts included."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    points = {unescaped(line.split()[4]) for line in lines}
+    points = {unescaped(line.split()[4]) for line in _mountinfo()}
     place = Path(str(path) if isinstance(path, AnchoredPath) else os.path.realpath(path))
     return next((above for above in (place, *place.parents) if str(above) in points), Path("/"))
 
 
 def filesystem_type(path: Path) -> str:
-    """Return which kind of filesystem a path is on, such as ext4."""
-    point = str(mount_point(path))
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    mounted = [line for line in lines if unescaped(line.split()[4]) == point]
-    return mounted[-1].partition(" - ")[2].split()[0] if mounted else ""
+    """Return the type of a path's filesystem, as the kernel names it ("ext4", "tmpfs", …); empty: it does not tell.
+
+    By its device, whatever is mounted over what; where that is in no list, as in subvolumes of btrfs, by its name.
+    """
+    device = path.stat().st_dev
+    number, point = f"{os.major(device)}:{os.minor(device)}", str(mount_point(path))
+    mounts = [line.partition(" - ") for line in _mountinfo()]
+    found = [kind for mount, _, kind in mounts if mount.split()[2] == number]
+    found = found or [kind for mount, _, kind in mounts if unescaped(mount.split()[4]) == point]
+    return found[-1].split()[0] if found else ""
+
+
+def _mountinfo() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
 
 
 def unescaped(name: str) -> str:
@@ -256,10 +264,22 @@ def is_ours(descriptor: int) -> bool:
     return status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
 
 
-def is_believable(descriptor: int) -> bool:
-    """Whether only this user or root can have written what an open file says; one with another name is not believed."""
+def who_else_wrote(descriptor: int) -> str:
+    """Return why somebody else than this user or root can have written what an open file says; empty when nobody can.
+
+    One with another name is not believed, nor one without any.
+    """
     status = os.fstat(descriptor)
-    return status.st_uid in (0, os.geteuid()) and status.st_nlink == 1 and not status.st_mode & 0o022
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to uid {status.st_uid}"
+    if status.st_mode & 0o022:
+        return f"its mode is {stat.S_IMODE(status.st_mode):04o}"
+    return "" if status.st_nlink == 1 else f"it has {status.st_nlink} names"
+
+
+def is_believable(descriptor: int) -> bool:
+    """Whether only this user or root can have written what an open file says."""
+    return not who_else_wrote(descriptor)
 
 
 def drop_quietly(path: Path) -> None:

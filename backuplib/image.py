@@ -25,7 +25,7 @@ from backuplib.findings import find_foreign_keys
 from backuplib.formatting import megabytes
 from backuplib.gzip_stream import MOST_LAYERS, Unzipper
 from backuplib.inspection import PATIENCE_SECONDS, ROOM, Inspection
-from backuplib.layers import HEAD, begins_like_message, refuse_other_content
+from backuplib.layers import HEAD, is_encrypted_message, refuse_other_content
 from backuplib.storage import JOURNAL_BYTES, JOURNAL_MODES, begins_plain
 
 LARGEST_PAGE = 65536  # bytes
@@ -65,7 +65,7 @@ class DatabaseImage:
     @property
     def holds_message(self) -> bool:
         """Whether it is no database, but an OpenPGP message once more."""
-        return begins_like_message(self._head)
+        return is_encrypted_message(self._head)
 
     def refuse_other_content(self) -> None:
         """Refuse what is certainly no database; NotADatabaseError, naming it."""

@@ -39,6 +39,7 @@ from backuplib.files import (
     same_content,
     same_file,
     stat_or_none,
+    who_else_wrote,
     write_all,
 )
 from backuplib.formatting import quoted
@@ -47,6 +48,13 @@ from backuplib.sparse import is_mostly_holes
 from backuplib.target import Target
 
 STATES = ("begun", "switching", "rolling back", "committed")
+
+LIVE = {
+    "new": "The database that is live in {} is the new one",
+    "old": "The database that is live in {} is the old one",
+    "neither": "The database that is live in {} is neither the new nor the old one",
+    "missing": "There is no database {}",
+}
 
 MOST_CONTAINERS = 100
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")  # what Docker takes for a name
@@ -98,7 +106,7 @@ class Journal:
         path = target.journal
         try:
             with open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
-                forgeable = _who_else(os.fstat(file.fileno()))
+                forgeable = who_else_wrote(file.fileno())
                 data = json.loads(file.read(CHUNK))
             if data["target"] != str(target.path):
                 raise UnfinishedRestoreError(
@@ -202,18 +210,31 @@ class Journal:
         """Whether the target is the new file."""
         return self._is_new(self.target)
 
+    @property
+    def what_happened(self) -> str:
+        """That a restore was interrupted, for people, and why that may not be true."""
+        doubt = f" (others could have written its journal: {self.forgeable})" if self.forgeable else ""
+        return f"restore begun at {self.started} was interrupted{doubt}"
+
     def live(self) -> str:
-        """Look which database is the target: "new", "old" or "neither"; OSError when the disk does not tell."""
-        return "neither" if self.disputed else "new" if self.new_is_live else "old"
+        """Look which database is the target, see LIVE; "unknown" when the disk does not tell."""
+        try:
+            return self._live()
+        except OSError:
+            return "unknown"
 
     @property
     def what_is_live(self) -> str:
         """Which database is the target, for people; also when the disk does not tell."""
         try:
-            what = {"neither": "neither the new nor the old", "new": "the new", "old": "the old"}[self.live()]
+            return LIVE[self._live()].format(self.target)
         except OSError as error:
             return f"Which database is live in {self.target} cannot be told ({error.strerror})"
-        return f"The database that is live in {self.target} is {what} one"
+
+    def _live(self) -> str:
+        if stat_or_none(self.target) is None:
+            return "missing"
+        return "neither" if self.disputed else "new" if self.new_is_live else "old"
 
     @property
     def disputed(self) -> bool:
@@ -226,15 +247,6 @@ class Journal:
 
 
 _KINDS = {item.name: str(item.type) for item in fields(Journal) if item.init}
-
-
-def _who_else(status: os.stat_result) -> str:
-    """Return why somebody else than this user or root could have written a file; empty when nobody could."""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"it belongs to uid {status.st_uid}"
-    if status.st_mode & 0o022:
-        return f"its mode is {stat.S_IMODE(status.st_mode):04o}"
-    return "it has another name" if status.st_nlink > 1 else ""
 
 
 def _value(kind: str, value: object) -> Any:

@@ -37,8 +37,11 @@ _KINDS = [
 ]  # fmt: skip
 
 
-def begins_like_message(head: bytes) -> bool:
-    """Whether content that begins so is an encrypted message, armored or not, and no noise that happens to look so."""
+def is_encrypted_message(head: bytes) -> bool:
+    """Whether content that begins so is an encrypted message, armored or not, and no noise that happens to look so.
+
+    A backup file is taken for one by less, :func:`backuplib.armor.begins_like_message`: gpg is asked of it then.
+    """
     found = read_message(message_in(head) if head.lstrip().startswith(b"-----BEGIN PGP") else head)
     return found.encrypted and found.newest in _VERSIONS and found.container in _CONTAINERS
 
@@ -51,7 +54,7 @@ def refuse_other_content(head: bytes) -> None:
     """
     if head.startswith(GZIP_HEAD) and head[3:4] < b"\x20":
         raise NotADatabaseError("the backup is compressed by gzip too many times", hint=f"{_UNPACK}: gunzip")
-    if begins_like_message(head):
+    if is_encrypted_message(head):
         raise NotADatabaseError(
             "the backup holds another encrypted OpenPGP message", hint=f"Decrypt that first: gpg -d. {_UNPACK}"
         )

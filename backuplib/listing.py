@@ -174,13 +174,9 @@ def show_interrupted(console: Console, target: Target) -> Shown:
         console.result(f"⚠️  A restore was interrupted. {recover}")
         console.result(f"   {printable(f'{error}. {error.hint}')}")
         return {"started": None, "live": "unknown"}
-    console.result(f"⚠️  A restore begun at {printable(journal.started)} was interrupted. {recover}")
+    console.result(f"⚠️  A {journal.what_happened}. {recover}")
     console.result(f"   {printable(journal.what_is_live)}")
-    try:
-        live = journal.live()
-    except OSError:
-        live = "unknown"
-    return {"started": printable(journal.started), "live": live}
+    return {"started": journal.started, "live": journal.live()}
 
 
 def show_last_restore(console: Console, target: Target, backup_dir: Path) -> Shown:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from backuplib.files import open_regular, stat_or_none
-from backuplib.processes import command_of, find_holders
+from backuplib.processes import command_of, find_holders, lock_pids
 
 LOCK_SECONDS = 60.0  # how long a lock of somebody's is waited for
 TRY_SECONDS = 0.2  # of that, SQLite waits so long at a time: it lets no signal through
@@ -50,17 +49,8 @@ def locked(database: Path, *, exclusive: bool = False) -> Iterator[bool]:
 
 def lock_holders(paths: Sequence[Path]) -> str:
     """Say which processes keep others out of the files, as far as that is known."""
-    files = {
-        f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        for status in map(stat_or_none, paths)
-        if status
-    }
-    pids = set()
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if "WRITE" in fields and "->" not in fields:  # an arrow: it waits for the lock itself
-            pids |= {int(pid) for pid, file in itertools.pairwise(fields) if file in files}
-    if names := [f"{command_of(Path(f'/proc/{pid}'))} (pid {pid})" for pid in sorted(pids) if pid > 0]:
+    pids = lock_pids("WRITE", *filter(None, map(stat_or_none, paths)))
+    if names := [f"{command_of(Path(f'/proc/{pid}'))} (pid {pid})" for pid in sorted({*pids})]:
         return ", ".join(names)
     users = ", ".join(map(str, find_holders(paths)[0]))
     return f"another process; those that have it open: {users}" if users else "another process"

@@ -60,16 +60,27 @@ class Recipient:
 
 
 class _Reader:
-    """Reads a message, and keeps its first bytes."""
+    """Reads a message for gpg, which may compute the longer the more it is given; keeps the first bytes.
 
-    def __init__(self, source: Readable) -> None:
-        self._source = source
+    :param pid: tells the process of gpg, which runs when it reads.
+    """
+
+    def __init__(self, source: Readable, pid: Callable[[], int]) -> None:
+        self._source, self._pid = source, pid
         self.head, self.size = b"", 0
+
+    @property
+    def seconds(self) -> int:
+        """How long gpg may compute for what it was given until now."""
+        return GPG_SECONDS + self.size // 1_000_000
 
     def read(self, size: int, /) -> bytes:
         data = self._source.read(size)
         self.head += data[: max(HEAD - self.size, 0)]
         self.size += len(data)
+        with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or the host has a lower limit
+            _, most = resource.prlimit(self._pid(), resource.RLIMIT_CPU)
+            resource.prlimit(self._pid(), resource.RLIMIT_CPU, (self.seconds, most))
         return data
 
 
@@ -211,10 +222,7 @@ class Keyring:
     def _decrypt(self, message: Readable, passphrase: Secret | None, sink: Callable[[bytes], None], limit: int) -> Any:
         """Run gpg on a message until the content exceeds the limit; return its result, whatever it says."""
         text = passphrase_text(passphrase) or _UNASKED
-        received, reader = 0, _Reader(armor.Unwrapped(message))
-
-        def seconds() -> int:
-            return GPG_SECONDS + reader.size // 1_000_000
+        received, reader = 0, _Reader(armor.Unwrapped(message), lambda: int(self._gpg.process.pid))
 
         def count(data: bytes) -> None:
             nonlocal received
@@ -224,19 +232,11 @@ class Keyring:
             else:  # gpg would go on unpacking a decompression bomb
                 self._gpg.process.kill()
 
-        def read(size: int) -> bytes:
-            data = reader.read(size)
-            gpg = self._gpg.process.pid
-            with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or the host has a lower limit
-                _, most = resource.prlimit(gpg, resource.RLIMIT_CPU)
-                resource.prlimit(gpg, resource.RLIMIT_CPU, (seconds(), most))
-            return data
-
         try:
             result = self._stream(
                 count,
                 lambda: self._gpg.decrypt_file(
-                    SimpleNamespace(read=read),
+                    reader,
                     passphrase=text,
                     always_trust=True,
                     # signatures are not checked: their keys are not in this keyring
@@ -249,8 +249,8 @@ class Keyring:
             ) from None
         if result.returncode == -signal.SIGXCPU:
             raise errors.DecryptionTimeoutError(
-                f"gpg was ended after computing for {seconds()} s, much longer than {megabytes(reader.size)} take; it "
-                f"found {megabytes(received)} of content",
+                f"gpg was ended after computing for {reader.seconds} s, much longer than {megabytes(reader.size)} "
+                f"take; it found {megabytes(received)} of content",
                 hint=errors.choose_another_backup_hint(),
             )
         result.received, result.head, result.size = received, reader.head, reader.size
@@ -361,6 +361,21 @@ def passphrase_text(passphrase: Secret | None) -> str | None:
     return raw.decode("latin-1")
 
 
+class _Recording:
+    """Keeps every status line: python-gnupg drops those about authentication."""
+
+    def __init__(self, gpg: Any) -> None:
+        super().__init__(gpg)  # type: ignore[call-arg]  # python-gnupg's result, which comes next
+        self.events: list[tuple[str, str]] = []
+        self.stderr = ""
+        gpg.result = self  # for when writing to gpg fails
+
+    def handle_status(self, key: str, value: str) -> None:
+        self.events.append((key, value))
+        with contextlib.suppress(ValueError, LookupError):  # it fails on status lines of corrupted messages
+            super().handle_status(key, value)  # type: ignore[misc]
+
+
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     """Return a python-gnupg interface that runs gpg in a session of its own, with a minimal environment.
 
@@ -368,24 +383,10 @@ def _open_gpg(home: Path, wrapper: list[str]) -> Any:
     """
     import gnupg
 
-    class Recording:
-        """Keeps every status line: python-gnupg drops those about authentication."""
-
-        def __init__(self, gpg: Any) -> None:
-            super().__init__(gpg)  # type: ignore[call-arg]  # python-gnupg's result, which comes next
-            self.events: list[tuple[str, str]] = []
-            self.stderr = ""
-            gpg.result = self  # for when writing to gpg fails
-
-        def handle_status(self, key: str, value: str) -> None:
-            self.events.append((key, value))
-            with contextlib.suppress(ValueError, LookupError):  # it fails on status lines of corrupted messages
-                super().handle_status(key, value)  # type: ignore[misc]
-
-    class Crypt(Recording, gnupg.Crypt):  # type: ignore[misc]  # it has no types
+    class Crypt(_Recording, gnupg.Crypt):  # type: ignore[misc]  # it has no types
         pass
 
-    class Verify(Recording, gnupg.Verify):  # type: ignore[misc]  # it has no types
+    class Verify(_Recording, gnupg.Verify):  # type: ignore[misc]  # it has no types
         pass
 
     class Gpg(gnupg.GPG):  # type: ignore[misc]  # it has no types

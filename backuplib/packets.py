@@ -52,7 +52,6 @@ class KeyPackets:
     """What an export of keys has; ``cut``: it ends within a packet."""
 
     parts: tuple[KeyPart, ...] = ()
-    user_ids: int = 0
     cut: bool = False
 
 
@@ -89,15 +88,20 @@ def packets(data: bytes) -> Iterator[Packet]:
         start = end
 
 
+def packet_tag(first: int) -> int:
+    """Return the tag that the first byte of a packet, in the new format or the old one, has."""
+    return first & 0x3F if first & 0x40 else first >> 2 & 0x0F
+
+
 def _header(data: bytes, start: int) -> tuple[int, int, int | None]:
     """Return a packet's tag, where its body begins, and its length: negative if partial, None: to the end."""
-    first, at = data[start], start + 1
+    first, at, tag = data[start], start + 1, packet_tag(data[start])
     if not first & 0x40:
         size = (1, 2, 4, 0)[first & 3]
         length = int.from_bytes(data[at : at + size]) if size else None
         data[at + size - 1]  # raises IndexError when the header is cut off
-        return first >> 2 & 0x0F, at + size, length
-    tag, octet = first & 0x3F, data[at]
+        return tag, at + size, length
+    octet = data[at]
     if octet < 192:
         return tag, at + 1, octet
     if octet < 224:
@@ -154,7 +158,6 @@ def read_keys(data: bytes) -> KeyPackets:
     end = found[-1].end if found else 0
     return KeyPackets(
         tuple(part for part in parts if part),
-        sum(packet.tag == _USER_ID for packet in found),
         cut=end > len(data) or (end > 0 and data[end : end + 1] >= b"\x80"),
     )
 

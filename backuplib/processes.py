@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import itertools
 import os
 import re
 import resource
@@ -272,16 +273,25 @@ def command_of(process: Path) -> str:
 
 def lock_owner(descriptor: int) -> str:
     """Return which process holds the lock on an open folder, and since when it has been running."""
-    status = os.fstat(descriptor)
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if file in fields and "FLOCK" in fields and "->" not in fields:
-            process = Path("/proc") / fields[fields.index(file) - 1]
-            with contextlib.suppress(OSError):
-                since = datetime.fromtimestamp(process.stat().st_ctime).astimezone()
-                return f"{command_of(process)} (pid {process.name}) since {since:%H:%M:%S}"
+    for pid in lock_pids("FLOCK", os.fstat(descriptor)):
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError):
+            since = datetime.fromtimestamp(process.stat().st_ctime).astimezone()
+            return f"{command_of(process)} (pid {pid}) since {since:%H:%M:%S}"
     return "a process that is not visible from here"
+
+
+def lock_pids(kind: str, *files: os.stat_result) -> list[int]:
+    """Return which processes hold a lock on one of the files, as the kernel lists it: "FLOCK", or of any sort "WRITE".
+
+    Not those that are not visible from here, as in another PID namespace: they have no number, or one that is not above
+    0.
+    """
+    names = {f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}" for file in files}
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    held = [fields for fields in locks if kind in fields and "->" not in fields]  # an arrow: it waits for the lock
+    found = (int(pid) for fields in held for pid, name in itertools.pairwise(fields) if name in names)
+    return [pid for pid in found if pid > 0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from backuplib.errors import NoMemoryError
-from backuplib.files import CHUNK, flock, open_folder
+from backuplib.files import CHUNK, filesystem_type, flock, open_folder
 from backuplib.folder import mount_place
 from backuplib.formatting import megabytes
 from backuplib.processes import memory_is_locked, start_apart
@@ -207,17 +207,6 @@ def remove_leftovers() -> None:
                 if flock(descriptor, fcntl.LOCK_EX):
                     _start_reaper("leftovers", left, subprocess.DEVNULL).wait(timeout=30)
                 os.close(descriptor)
-
-
-def filesystem_type(path: Path) -> str:
-    """Return the type of a path's filesystem, as the kernel names it ("ext4", "tmpfs", …)."""
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == number:
-            return rest.split()[0]
-    return "unknown"
 
 
 def swap_on_disk(swaps: str | None = None) -> bool:

@@ -106,7 +106,7 @@ KEY_REASONS = (
         EXPORT_AGAIN,
     ),
     Reason(
-        lambda said: said.packets.parts and said.only("") and not said.has("plain", "protected"),
+        lambda said: said.packets.parts and not any(part.secret for part in said.packets.parts),
         errors.KeyHasNoSecretPartError,
         "that is a public key, not a private key",
         EXPORT_AGAIN,
@@ -287,7 +287,7 @@ MESSAGE_REASONS = (
         COPY_AGAIN,
     ),
     Reason(
-        lambda said: said.message.passphrases and not said.recipients,
+        lambda said: (said.message.passphrases or "NEED_PASSPHRASE_SYM" in said.seen) and not said.recipients,
         errors.NotEncryptedError,
         "the backup is encrypted with a passphrase only (gpg -c), not to a key",
         "Such backups are not supported. Decrypt it manually, in a RAM folder, and restore what comes out: gpg -d",
@@ -374,12 +374,6 @@ MESSAGE_REASONS = (
         errors.NotEncryptedError,
         "the message is not encrypted: anybody could have made it",
         "Restore a backup that was encrypted to your key.",
-    ),
-    Reason(
-        lambda said: "NEED_PASSPHRASE_SYM" in said.seen and not said.recipients,
-        errors.NotEncryptedError,
-        "the backup is encrypted with a passphrase only (gpg -c), not to a key",
-        "Such backups are not supported. Decrypt it manually, in a RAM folder, and restore what comes out: gpg -d",
     ),
     Reason(
         lambda said: said.opened and said.no_mdc,

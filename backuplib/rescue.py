@@ -23,7 +23,7 @@ from backuplib.folder import resolved
 from backuplib.formatting import aligned, plural, shortened, shown
 from backuplib.gzip_stream import GzipDecoder
 from backuplib.processes import child_environment
-from backuplib.ram_folder import RamFolder, filesystem_type, swap_on_disk
+from backuplib.ram_folder import RamFolder, swap_on_disk
 from backuplib.salvage import Salvage
 from backuplib.secret import Secret
 from backuplib.storage import is_plain, looks_encrypted
@@ -88,7 +88,7 @@ def salvage(engine: Engine, damaged: Path, report: Report) -> Path:
 
 def result_in_ram() -> Path:
     """Return the name of a new file in RAM."""
-    if not RESULTS.is_dir() or filesystem_type(RESULTS) != "tmpfs":
+    if not RESULTS.is_dir() or files.filesystem_type(RESULTS) != "tmpfs":
         raise errors.NoMemoryError(f"{RESULTS} is not in RAM", hint="Name the file for what is rescued: --to FILE")
     return RESULTS / f"rescued-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.db"
 

@@ -19,7 +19,7 @@ from typing import Any
 from backuplib.errors import CannotWriteError, LockedError, writing_hint
 from backuplib.files import create_file, drop_quietly, flock, open_regular
 from backuplib.formatting import instant, printable, quoted
-from backuplib.processes import command_of
+from backuplib.processes import command_of, lock_pids
 
 AT_WORK, SWITCHING, RECOVERING = "at work", "switching", "recovering"
 KEY, PASSPHRASE, DB_PASS = "the private key", "the passphrase", "DB_PASS"
@@ -157,18 +157,18 @@ def running(path: Path) -> Running | None:
     """Return the restore that holds a lock file, None when none does: the kernel tells, not the file."""
     try:
         status = path.lstat()
-        pid = _holder(status)
-        if pid is None and not _is_held(path):
+        pid = next(iter(lock_pids("FLOCK", status)), 0)
+        if not pid and not _is_held(path):
             return None
     except OSError:
         return None
-    process, doing, state = Path(f"/proc/{pid or 0}"), "", ""
+    process, doing, state = Path(f"/proc/{pid}"), "", ""
     with contextlib.suppress(OSError), open_regular(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
         doing = file.read(_WIDTH).decode(errors="replace").strip()
     with contextlib.suppress(OSError):
         state = (process / "stat").read_text(errors="replace").rpartition(") ")[2][:1]
     return Running(
-        pid or 0,
+        pid,
         command_of(process),
         doing if doing in _DOING else "",
         _moment(status.st_mtime),
@@ -180,16 +180,6 @@ def _moment(seconds: float) -> datetime | None:
     """Return the time of a file, to which others may give any; None for what is in no calendar."""
     with contextlib.suppress(ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(seconds).astimezone()
-    return None
-
-
-def _holder(status: os.stat_result) -> int | None:
-    """Return which process holds the lock on a file."""
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if file in fields and "FLOCK" in fields and "->" not in fields:  # an arrow: it waits for the lock itself
-            return int(fields[fields.index(file) - 1])
     return None
 
 

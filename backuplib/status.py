@@ -248,7 +248,7 @@ class Checkup:
             return
         if journal:
             self.state.interrupted = True
-            yield CRITICAL, f"a restore begun at {journal.started} was interrupted", recover
+            yield CRITICAL, f"a {journal.what_happened}", recover
         else:
             yield OK, "no restore is running, and none was interrupted"
 

@@ -330,15 +330,13 @@ class Switch:
 
     def _note(self, outcome: str) -> None:
         """Write down in the backup folder how this ended, and which database is live."""
-        journal, live = self.journal, UNKNOWN
-        with contextlib.suppress(OSError):
-            live = {"new": NEW, "old": OLD}.get(journal.live(), UNKNOWN)
+        journal = self.journal
         try:
             LastRestore(
                 target=str(journal.target),
                 ended=datetime.now().astimezone().isoformat(timespec="seconds"),
                 outcome=outcome,
-                live=live,
+                live={"new": NEW, "old": OLD}.get(journal.live(), UNKNOWN),
                 backup=journal.backup or None,
                 made=journal.made or None,
                 safety_backup=str(journal.safety_backup) if journal.safety_backup else None,

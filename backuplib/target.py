@@ -18,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 
 from backuplib import errors, files
-from backuplib.database import database_files, refuse_irregular, refuse_planted_link, sidecars
-from backuplib.folder import AnchoredPath, anchored, moved, resolved
+from backuplib.database import anchored_database, database_files, refuse_irregular, sidecars
+from backuplib.folder import AnchoredPath, moved
 from backuplib.formatting import megabytes, plural, quoted
 from backuplib.image import DatabaseImage
 from backuplib.locks import LOCK_SECONDS, TRY_SECONDS
@@ -44,9 +44,7 @@ class Target:
             link that others may have made.
         """
         try:
-            place = anchored(path)
-            refuse_planted_link(place)
-            target = cls(resolved(place))
+            target = cls(anchored_database(path))
         except (FileNotFoundError, NotADirectoryError):
             folder = Path(os.path.realpath(path)).parent
             raise errors.UnsuitableTargetError(

@@ -27,6 +27,7 @@ from rich.cells import cell_len  # noqa: E402 - beside the others, after the pat
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
 
+from config import SIGNING_DIR  # noqa: E402
 from tests.conftest import set_up  # noqa: E402
 from tests.support.containers import (  # noqa: E402
     Bot,
@@ -40,7 +41,8 @@ from tests.support.keys import gpg_home, make_keys  # noqa: E402
 from tests.support.terminal import Terminal  # noqa: E402
 
 BACKUP = "backups/db_backup_20250130_120000.db.gz.gpg"
-FOLDER = "/srv/shopbot"  # what the pictures call the shop's folder, which has a path of the same length
+# What the pictures call the shop's folder, and the one that the signing key is in: see stand_in
+FOLDER, SIGNING = "/srv/shopbot", str(SIGNING_DIR.parent)
 USAGE = 2  # exit code
 
 
@@ -68,6 +70,7 @@ class Stage:
     """The shop that all scenes are played in, one after another, and its key."""
 
     shop: BotShop
+    signing: Path
     key: str
     passphrase: str
 
@@ -185,10 +188,17 @@ def play(scene: Scene, stage: Stage) -> None:
         return
     if code not in {ENDS.get(scene.name, 0), MAY_END.get(scene.name, 0)}:
         raise SystemExit(f"{scene.name} ended with {code}:\n{terminal.output}")
-    shown = terminal.output.replace(str(stage.shop.path), FOLDER)
+    shown = terminal.output.replace(str(stage.shop.path), FOLDER).replace(str(stage.signing), SIGNING)
     shown = shown.replace(stage.shop.path.name, Path(FOLDER).name)
     rows = screen_rows(f"$ python {scene.command}\r\n{shown}", scene.columns)
     draw(scene, rows if scene.whole else rows[-scene.lines :])
+
+
+def stand_in(name: str) -> Path:
+    """Make a folder whose path is as long as a name, so that lines break at the same words."""
+    path = Path(f"{tempfile.gettempdir()}/{uuid.uuid4().hex}"[: len(name)])
+    path.mkdir(mode=0o700)
+    return path
 
 
 @contextmanager
@@ -203,22 +213,18 @@ def the_stage() -> Iterator[Stage]:
             compose = compose_v2(docker)
         except NotAvailable:
             compose = compose_v1(docker)
-        path = Path(tempfile.gettempdir()) / uuid.uuid4().hex
-        path = Path(str(path)[: len(FOLDER)])  # as long as FOLDER, so that lines break at the same words
-        path.mkdir(mode=0o700)
-        home_folder = path.with_name(f"{path.name}-home")
-        home_folder.mkdir(mode=0o700)
+        path, signing = stand_in(FOLDER), stand_in(SIGNING)
         shop = BotShop(path, "sqlcipher", env=compose.env, compose=compose, bot=Bot(health=True, interval=0.2))
         try:
-            set_up(shop, keys, {"RUNTIME_ENVIRONMENT": "PROD", "SIGNING_DIR": str(home_folder / "signing")})
+            set_up(shop, keys, {"RUNTIME_ENVIRONMENT": "PROD", "SIGNING_DIR": str(signing / SIGNING_DIR.name)})
             (path / ".env").chmod(0o600)
             shop.write_compose_file()
-            stage = Stage(shop, keys.rsa.private_b64, str(keys.rsa.passphrase))
+            stage = Stage(shop, signing, keys.rsa.private_b64, str(keys.rsa.passphrase))
             fill(stage)
             yield stage
         finally:
             shop.down()
-            for leftover in (path, home_folder):
+            for leftover in (path, signing):
                 shutil.rmtree(leftover)
 
 

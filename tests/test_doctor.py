@@ -65,6 +65,17 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_asked(
 
 
 @ONE_MODE
+def test_link_that_others_may_have_made_is_a_problem_as_it_is_for_a_restore(shop: Shop) -> None:
+    shop.create_backup()
+    shop.db_path.rename(shop.path / "real.db")
+    shop.db_path.symlink_to("../real.db")
+    shop.db_path.parent.chmod(0o777)
+    done = shop.restore("--check")
+    assert done.ended == (3, "check-found-problems"), done.text
+    assert problems(done) == {"database"}
+
+
+@ONE_MODE
 @pytest.mark.needs("root")
 def test_what_a_user_may_not_look_at_is_never_called_right(make_shop: MakeShop, mode: str) -> None:
     shop = make_shop(mode)

@@ -1,6 +1,5 @@
 """What the bot's user can plant in data/ and backups/, and what a backup of a stranger's holds, against whole runs."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from backuplib.target import Target
 from tests.conftest import MakeShop
 from tests.support.inspected import FakeDocker, inspect_data, mounted
+from tests.support.journals import begun_journal
 from tests.support.shop import Shop
 
 
@@ -75,27 +76,10 @@ def test_log_names_and_counts_nothing_of_a_database(shop: Shop) -> None:
 @contextmanager
 def journal(shop: Shop, **values: object) -> Iterator[Path]:
     """A journal of a restore that is to be taken back."""
-    database = shop.db_path.resolve()
-    path = database.with_name("shop.db.restore-state.json")
-    planted = {
-        "target": str(database),
-        "state": "begun",
-        "set_aside": f"{database}.backup-20250130-153045",
-        "candidate": f"{database}.restore-new",
-        "existed": True,
-        "new_inode": None,
-        "containers": [],
-        "unhealthy": [],
-        "safety_backup": None,
-        "unsaved": True,
-        "started": "2025-01-30T15:30:45+00:00",
-        "backup": "",
-        "made": "",
-    }
-    path.write_text(json.dumps(planted | values))
-    path.chmod(0o600)
-    yield path
-    path.unlink(missing_ok=True)
+    target = Target(shop.db_path.resolve())
+    begun_journal(target, **values).write()
+    yield target.journal
+    target.journal.unlink(missing_ok=True)
 
 
 @pytest.mark.needs("root")
@@ -146,6 +130,15 @@ def test_journal_of_others_exchanges_nothing_under_who_uses_the_database(shop: S
         assert done.ended == (3, "unfinished-restore"), done.text
         assert "rm data/shop.db.restore-state.json" in done.error["hint"]
         assert shop.rows_in_place() == rows
+
+
+def test_recovery_of_the_files_alone_calls_no_database_whole_where_there_is_none(shop: Shop) -> None:
+    shop.db_path.unlink()
+    with journal(shop, existed=False, containers=["shopbot-bot-1"]):
+        done = shop.restore("--recover", "--no-restart")
+    assert (done.code, done.report["outcome"]) == (0, "services pending"), done.text
+    assert "There is no database" in done.err
+    assert "whole" not in done.err
 
 
 # --- what never ends -------------------------------------------------------------------------------------------------

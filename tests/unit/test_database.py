@@ -10,12 +10,12 @@ import pytest
 from backuplib.database import (
     SIDECARS,
     Engine,
+    anchored_database,
     check_database,
     cipher_key,
     database_files,
     quoted_passphrase,
     refuse_irregular,
-    refuse_planted_link,
     sidecars,
 )
 from backuplib.errors import DamagedDatabaseError, EmptyBackupError, UnsoundBackupError, UnsuitableTargetError
@@ -151,19 +151,19 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_link_is_followed_only_where_nobody_else_can_have_made_it(tmp_path: Path) -> None:
     data, link = tmp_path / "data", tmp_path / "data/shop.db"
     data.mkdir(mode=0o755)
-    link.symlink_to("/root/secret")
-    refuse_planted_link(link)
-    refuse_planted_link(tmp_path / "none")
+    link.symlink_to(tmp_path / "real.db")
+    assert str(anchored_database(link)) == str(tmp_path / "real.db")
+    assert str(anchored_database(tmp_path / "none")) == str(tmp_path / "none")
     for mode, owner, owner_of_link in ((0o777, 0, 0), (0o755, 1000, 0), (0o755, 0, 1000)):
         data.chmod(mode)
         os.chown(data, owner, owner)
         os.lchown(link, owner_of_link, 0)
         with pytest.raises(UnsuitableTargetError):
-            refuse_planted_link(link)
+            anchored_database(link)
     link.unlink()
     os.chown(data, 1000, 1000)
     link.touch()
-    refuse_planted_link(link)  # a file may be anybody's
+    anchored_database(link)  # a file may be anybody's
 
 
 def test_sidecar_that_is_a_link_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import os
 import re
 import sys
@@ -39,6 +38,7 @@ from backuplib.secret import Secret
 from backuplib.signing import SigningFolder
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
+from tests.support.journals import begun_journal
 
 DB_PASS = "pa=ss'word"  # of the bot in tests/support/inspected.py
 KEY_ID = "A1" * 8
@@ -67,7 +67,6 @@ def subject(tmp_path: Path) -> Subject:
         signing=SigningFolder(tmp_path / "signing"),
         require_signature=False,
         services=(),
-        force=False,
         skip_backup=False,
         allow_swap=True,
         convert=False,
@@ -344,6 +343,15 @@ def test_database_is_told_as_what_it_is(subject: Subject, tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cipher.db", "shop.db", "text.db"]
 
 
+def test_link_that_a_restore_would_not_follow_is_a_problem(subject: Subject, tmp_path: Path) -> None:
+    link = tmp_path / "data/link.db"
+    link.symlink_to(subject.target)
+    assert statuses(subject, "database", target=link) == [OK]
+    link.parent.chmod(0o777)
+    (told,) = found(subject, "database", target=link)
+    assert (told.status, str(link) in told.text) == (PROBLEM, True)
+
+
 def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
     target = Target(subject.target)
     assert statuses(subject, "last-restore") == [OK]
@@ -351,15 +359,16 @@ def test_restore_that_runs_or_was_interrupted_is_told(subject: Subject) -> None:
         assert statuses(subject, "last-restore") == [PROBLEM]
     target.journal.write_text("{")
     assert statuses(subject, "last-restore") == [PROBLEM]
-    old = target.path.with_name("shop.db.backup-20250130-120000")
-    os.link(target.path, old)
-    state = {"target": target.path, "state": "switching", "set_aside": old, "candidate": target.candidate}
-    rest: dict[str, object] = {"existed": True, "new_inode": 1, "unsaved": False, "safety_backup": None}
-    rest |= {"containers": [], "unhealthy": [], "backup": "", "made": ""}
-    target.journal.write_text(json.dumps(state | rest | {"started": "2025-01-30T12:00:00+01:00"}, default=str))
+    journal = begun_journal(target, state="switching", new_inode=1)
+    os.link(target.path, journal.set_aside)
+    journal.write()
     (told,) = found(subject, "last-restore")
     assert told.status == WARNING
     assert "--recover" in told.hint
+    assert "others could have written" not in told.text
+    target.journal.chmod(0o666)
+    (told,) = found(subject, "last-restore")
+    assert "others could have written" in told.text
     target.path.unlink()
     target.path.write_bytes(b"somebody's own")
     assert statuses(subject, "last-restore") == [PROBLEM]
@@ -401,6 +410,21 @@ def test_newest_backup_is_told_with_its_instant(subject: Subject, tmp_path: Path
     assert statuses(subject, "newest-backup", list_backups=lambda: [old]) == [WARNING]
     assert statuses(subject, "newest-backup", backup_file=old.path, list_backups=lambda: [old]) == [OK]
     assert statuses(subject, "newest-backup", backup_file=tmp_path / "gone") == [PROBLEM]
+
+
+def test_file_that_is_no_backup_is_told_as_that(subject: Subject, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no backup at all\n")
+    (told,) = found(subject, "newest-backup", backup_file=notes)
+    assert (told.status, told.text) == (PROBLEM, f"{notes} is not a backup")
+    assert "create" not in told.hint
+    (told,) = found(subject, "newest-backup", backup_file=subject.target)
+    assert (told.status, "live database" in told.text) == (PROBLEM, True)
+    make_database(tmp_path / "copy.db", "secret")  # noise, which a restore may open
+    (tmp_path / "link").symlink_to(backup(tmp_path, b"", name="db_backup_20250130_120000.db.gz").path)
+    for name in ("copy.db", "link"):
+        (told,) = found(subject, "newest-backup", backup_file=tmp_path / name)
+        assert told.status == OK, told.text
 
 
 def test_no_backup_is_a_problem_and_one_that_cannot_be_restored_is_none(subject: Subject, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from backuplib.files import (
     drop,
     drop_quietly,
     file_identity,
+    filesystem_type,
     fit_into_folder,
     flock,
     give_to_owner_of,
@@ -32,6 +34,7 @@ from backuplib.files import (
     unescaped,
     write_all,
 )
+from tests.support.shop import ROOT
 
 
 def names(folder: Path) -> list[str]:
@@ -412,6 +415,19 @@ def test_file_that_cannot_be_given_stays_as_it_is(tmp_path: Path) -> None:
 
 
 # --- mounts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("mount")
+def test_filesystem_is_the_one_that_is_seen_and_not_one_that_is_mounted_below(tmp_path: Path) -> None:
+    """What is on a disk is not in RAM because something of that name was."""
+    (tmp_path / "top/ram").mkdir(parents=True)
+    (tmp_path / "disk/ram").mkdir(parents=True)
+    mounts = "mount -t tmpfs none top/ram && mount --bind disk top"
+    look = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from backuplib.files import *; "
+    look += "print(filesystem_type(Path('top/ram')))"
+    argv = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", sys.executable, "-c", look]
+    said = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said == f"{filesystem_type(tmp_path)}\n"
 
 
 def test_place_where_a_filesystem_is_mounted_is_known(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from backuplib.errors import UnfinishedRestoreError
 from backuplib.journal import Journal
 from backuplib.target import Target
+from tests.support.journals import begun_journal
 
 
 @pytest.fixture
@@ -27,18 +28,11 @@ def target(tmp_path: Path) -> Target:
 @pytest.fixture
 def journal(target: Target) -> Journal:
     """What a restore writes down first."""
-    return Journal(
-        target=target.path,
-        state="begun",
-        set_aside=target.path.with_name("shop.db.backup-20250130-153045"),
-        candidate=target.candidate,
-        existed=True,
-        new_inode=None,
+    return begun_journal(
+        target,
         containers=("shopbot-bot-1", "shopbot-worker-1"),
         unhealthy=("shopbot-worker-1",),
         safety_backup=target.path.parent / "db_backup_20250130_153045.db.gz",
-        unsaved=True,
-        started="2025-01-30T15:30:45+00:00",
         backup="/srv/shopbot/backups/db_backup_20250130_120000.db.gz.gpg",
         made="2025-01-30T12:00:00+00:00",
     )
@@ -291,6 +285,8 @@ def test_journal_that_others_could_have_written_counts_for_the_files_only(
     loaded = Journal.load(target)
     assert loaded
     assert loaded.forgeable
+    assert loaded.forgeable in loaded.what_happened
+    assert "others could have written" in loaded.what_happened
     assert (loaded.containers, loaded.unhealthy, loaded.safety_backup, loaded.backup, loaded.made) == (
         (),
         (),
@@ -327,7 +323,15 @@ def test_what_the_disk_does_not_tell_is_not_guessed(journal: Journal, target: Ta
     folder.symlink_to(folder)
     with pytest.raises(OSError, match="symbolic links"):
         assert journal.new_is_live
+    assert journal.live() == "unknown"
     assert journal.what_is_live != told
+
+
+def test_where_there_is_no_database_none_is_live(journal: Journal, exchanged: Journal) -> None:
+    assert exchanged.live() == "new"
+    exchanged.target.unlink()
+    assert (journal.live(), exchanged.live()) == ("missing", "missing")
+    assert exchanged.what_is_live == f"There is no database {exchanged.target}"
 
 
 @pytest.fixture

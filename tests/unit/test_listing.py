@@ -24,6 +24,7 @@ from backuplib.listing import (
     explanations,
     in_rows,
     show_backups,
+    show_interrupted,
     show_restores,
 )
 from backuplib.outcome import LastRestore, identity
@@ -33,6 +34,7 @@ from backuplib.running import taking_turn
 from backuplib.selection import Places
 from backuplib.target import Target
 from backuplib.terminal import Terminal
+from tests.support.journals import begun_journal
 
 FAR = ["offsite:shopbot", "nas:backups/shopbot"]
 
@@ -231,6 +233,23 @@ def test_backups_are_returned_as_json_shows_them(report: Report, backups: list[B
 def test_nothing_is_chosen_without_a_backup(tmp_path: Path) -> None:
     with pytest.raises(BackupNotFoundError):
         choose_backup([], Places(tmp_path), Terminal())
+
+
+def test_interrupted_restore_is_told_with_what_is_live_and_who_could_have_made_it_up(
+    report: Report, screen: io.StringIO, tmp_path: Path
+) -> None:
+    target = Target(tmp_path / "shop.db")
+    target.path.touch()
+    journal = begun_journal(target, existed=False)
+    journal.write()
+    live = show_interrupted(report.console, target)
+    assert live == {"started": journal.started, "live": "old"}
+    assert "others could have written" not in screen.getvalue()
+    target.path.unlink()
+    target.journal.chmod(0o666)
+    live = show_interrupted(report.console, target)
+    assert live == {"started": journal.started, "live": "missing"}
+    assert "others could have written its journal: its mode is 0666" in screen.getvalue()
 
 
 def test_restore_that_runs_was_interrupted_or_has_ended_is_told(

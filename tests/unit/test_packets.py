@@ -19,7 +19,7 @@ def test_parts_of_a_key_have_the_ids_that_gpg_shows(gpg: GpgHome, keys: Keys) ->
             assert [part.key_id for part in found.parts] == ids
             assert {part.secret for part in found.parts} == {state}
             assert [part.primary for part in found.parts] == [True, False]
-            assert (found.user_ids, found.cut) == (1, False)
+            assert not found.cut
 
 
 def test_key_that_is_cut_off_is_known_at_every_byte(keys: Keys) -> None:
@@ -51,16 +51,20 @@ def test_message_that_ends_before_its_content_is_known(gpg: GpgHome, keys: Keys)
         assert not read_message(message[:length]).cut  # there may be more
 
 
+def user_ids(exported: bytes) -> int:
+    return sum(packet.tag == 13 for packet in packets(exported))
+
+
 def test_user_id_is_given_only_to_keys_without_one(keys: Keys) -> None:
     exported = keys.open.public_binary
     assert with_user_id(exported, b"none") == exported
     found = list(packets(exported))
     bare = b"".join(exported[p.start : p.end] for p in found if p.tag != 13)
-    assert read_keys(bare).user_ids == 0
+    assert user_ids(bare) == 0
     given = with_user_id(bare + exported, b"none")
     assert next(p.body for p in packets(given) if p.tag == 13) == b"none"
-    assert read_keys(given).user_ids == 2
-    assert read_keys(with_user_id(bare + bare, b"none")).user_ids == 2
+    assert user_ids(given) == 2
+    assert user_ids(with_user_id(bare + bare, b"none")) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from backuplib.errors import NoMemoryError
-from backuplib.ram_folder import RamFolder, available_memory, filesystem_type, swap_on_disk
+from backuplib.files import filesystem_type
+from backuplib.ram_folder import RamFolder, available_memory, swap_on_disk
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 

@@ -72,7 +72,7 @@ def said(name: str, release: str | None) -> Said:
     known = Said(SAID[name].message, (PRIMARY, subkey))
     if release is None:
         return known
-    return replace(known, events=SAID[name].events(release), returncode=SAID[name].said[release][0], tried=True)
+    return replace(known, events=SAID[name].events(release), returncode=SAID[name].returncode(release), tried=True)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -169,7 +169,7 @@ def test_both_keys_are_named_when_they_differ() -> None:
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
-WHOLE = KeyPackets((PRIMARY, SUBKEY), user_ids=1)
+WHOLE = KeyPackets((PRIMARY, SUBKEY))
 
 
 def key_with(**changed: object) -> KeyPackets:
@@ -184,6 +184,7 @@ gpg: key 485E3A7724B68071: accepted non self-signed user ID "Shop <shop@example.
 
 KEYS: dict[str, tuple[KeyPackets, str, int, type[DecryptionError], str]] = {
     "public": (key_with(secret=""), "", 0, KeyHasNoSecretPartError, "public key"),
+    "public, to sign only": (KeyPackets((replace(PRIMARY, secret=""),)), "", 0, KeyHasNoSecretPartError, "public key"),
     "version 6": (key_with(version=6, secret="plain"), "", 0, UnsupportedFormatError, "version 6"),
     "version 5": (key_with(version=5, secret="plain"), "", 0, UnsupportedFormatError, "version 5"),
     "Argon2": (key_with(secret="argon2"), "read error: Not implemented", 0, UnsupportedFormatError, "Argon2"),

@@ -13,6 +13,7 @@ from backuplib.journal import Journal
 from backuplib.recovery import refuse_forged_exchange, told_of_leftovers, within_reach
 from backuplib.target import Target
 from tests.support.inspected import FakeDocker, inspect_data, mounted
+from tests.support.journals import begun_journal
 
 FILE = Path("/srv/shopbot/docker-compose.prod.yml")
 STOPPED = {"State_Running": False, "State_Status": "exited"}
@@ -33,21 +34,7 @@ def bot(target: Target) -> Bot:
 
 def journal(target: Target, *services: str) -> Journal:
     """One that names the containers of these services."""
-    return Journal(
-        target=target.path,
-        state="begun",
-        set_aside=target.path.with_name("shop.db.backup-20250130-153045"),
-        candidate=target.candidate,
-        existed=True,
-        new_inode=None,
-        containers=tuple(f"shopbot-{service}-1" for service in services),
-        unhealthy=(),
-        safety_backup=None,
-        unsaved=True,
-        started="2025-01-30T15:30:45+00:00",
-        backup="",
-        made="",
-    )
+    return begun_journal(target, containers=tuple(f"shopbot-{service}-1" for service in services))
 
 
 def of(service: str, target: Target, **changes: Any) -> dict[str, Any]:

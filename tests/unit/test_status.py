@@ -19,7 +19,6 @@ from backuplib import notify, proofs, status
 from backuplib.backup_file import BEFORE_A_RESTORE, LOCAL, BackupInfo, checksum_path, checksum_text
 from backuplib.doctor import Finding
 from backuplib.errors import MissingProgramError, RemoteUnreachableError, UnusablePublicKeyError, WrongSettingError
-from backuplib.journal import Journal
 from backuplib.monitoring import exposition
 from backuplib.openpgp import Recipient
 from backuplib.outcome import LastRestore
@@ -29,6 +28,7 @@ from backuplib.running import taking_turn
 from backuplib.state import State
 from backuplib.status import Checkup, Subject
 from backuplib.target import Target
+from tests.support.journals import begun_journal
 from tests.support.plugin import STATUSES, Plugin, alerts, metrics, plugin
 
 KEY = Recipient("F" * 24 + "0123456789ABCDEF", frozenset({"A1" * 8}), "Shop <shop@example.org>")
@@ -248,30 +248,14 @@ def test_restore_that_runs_is_said(ask: Ask, subject: Subject) -> None:
         assert exposed["shopbot_backup_restore_running"] == {(): 1}
 
 
-def journal_of(subject: Subject) -> Journal:
-    target = Target(subject.db_path)
-    return Journal(
-        target=subject.db_path,
-        state="begun",
-        set_aside=subject.db_path.with_name("shop.db.backup-20250130-153045"),
-        candidate=target.candidate,
-        existed=True,
-        new_inode=None,
-        containers=(),
-        unhealthy=(),
-        safety_backup=None,
-        unsaved=False,
-        started="2025-01-30T15:30:45+00:00",
-        backup="/x",
-        made="2025-01-30T15:30:45+00:00",
-    )
-
-
 def test_restore_that_was_interrupted_is_critical(ask: Ask, subject: Subject) -> None:
-    journal_of(subject).write()
+    target = Target(subject.db_path)
+    begun_journal(target).write()
     answer = ask()
     assert (answer.status, "begun at 2025-01-30T15:30:45+00:00 was interrupted" in answer.text) == ("CRITICAL", True)
-    Target(subject.db_path).journal.write_text("{}")
+    target.journal.chmod(0o666)
+    assert "others could have written" in ask().text
+    target.journal.write_text("{}")
     assert ask().status == "CRITICAL"
 
 

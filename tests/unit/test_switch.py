@@ -43,6 +43,7 @@ from backuplib.secret import Secret
 from backuplib.switch import Switch, checkpoint_and_lock, link_aside, put_back, remove_sidecars
 from backuplib.target import Target
 from tests.support.inspected import INSPECT, FakeDocker, inspect_data, mounted
+from tests.support.journals import begun_journal
 
 OLD, NEW = "old", "new"
 
@@ -117,21 +118,13 @@ class Scene:
         self.make_database(self.target.candidate, NEW)
         candidate = file_identity(self.target.candidate)
         values: dict[str, Any] = {
-            "target": self.target.path,
-            "state": "begun",
-            "set_aside": self.target.path.with_name("shop.db.backup-20250130-153045"),
-            "candidate": self.target.candidate,
             "existed": self.target.exists,
-            "new_inode": None,
             "containers": (CONTAINER,) if self.bot else (),
-            "unhealthy": (),
-            "safety_backup": None,
             "unsaved": False,
-            "started": "2025-01-30T15:30:45+00:00",
             "backup": "/srv/shopbot/backups/db_backup_20250130_120000.db.gz.gpg",
             "made": "2025-01-30T12:00:00+00:00",
         }
-        switch = self.switch(Journal(**values | changes))
+        switch = self.switch(begun_journal(self.target, **values | changes))
         switch.begin()
         return switch, candidate
 
