@@ -105,7 +105,7 @@ def read_contents(connection: Any, errors: tuple[type[Exception], ...], *, in_sl
         try:
             rows[name] = count_in_slices(connection, name) if in_slices else count(connection, name)
         except uncounted as error:  # a virtual table whose module is not here, or whose rows come from a view
-            if in_slices and is_locked(error):
+            if in_slices and others_write(error):
                 raise
             rows[name] = None
     return Contents(rows, schema, connection.execute("PRAGMA user_version").fetchone()[0])
@@ -310,7 +310,7 @@ class Look:
 LOCKED = ("database is locked", "database table is locked", "database schema is locked", "attempt to write a readonly")
 
 
-def is_locked(error: Exception) -> bool:
+def others_write(error: Exception) -> bool:
     """Whether a database could not be read because others write to it, which says nothing about its state."""
     return str(error).startswith(LOCKED)  # further on, SQLite may quote names of the database
 
@@ -331,7 +331,7 @@ def look_at_live(engine: Engine, database: Path) -> Look:
         except engine.out_of_memory:
             raise MemoryError from None
         except engine.errors as error:
-            raise (DatabaseInUseError if is_locked(error) else UnsoundBackupError)(explain(error)) from None
+            raise (DatabaseInUseError if others_write(error) else UnsoundBackupError)(explain(error)) from None
 
     seconds = PATIENCE_SECONDS + size / 1e6  # it writes no file but a -shm
     return Look(**Inspection(work, seconds=seconds, memory=size + ROOM, largest_file=ROOM).result())
