@@ -18,9 +18,9 @@ from backuplib.comparison import (
     Contents,
     count_in_slices,
     differing,
-    is_locked,
     look_at_live,
     lost_tables,
+    others_write,
     read_contents,
     read_live,
     row_comparison,
@@ -547,7 +547,7 @@ def test_file_that_is_no_database_is_told(engine: Engine, tmp_path: Path) -> Non
     ],
 )
 def test_names_in_the_database_do_not_make_it_a_locked_one(text: str, locked: bool) -> None:
-    assert is_locked(sqlite3.DatabaseError(text)) == locked
+    assert others_write(sqlite3.DatabaseError(text)) == locked
 
 
 def test_tables_of_a_full_text_index_are_not_judged(engine: Engine, empty: sqlite3.Connection, tmp_path: Path) -> None:
