@@ -73,6 +73,11 @@ UNREADABLE = "its checksum there cannot be understood"
 NO_BACKUPS = (".sha256", ".partial")  # the latter is how rclone calls what it has not copied to its end
 
 
+def whole(backups: Sequence[BackupInfo]) -> list[BackupInfo]:
+    """Return those of the backups at a place that are whole as far as is known; all, where none has a checksum."""
+    return [item for item in backups if not item.doubt] or [*backups]
+
+
 @dataclass(frozen=True)
 class Remote:
     """A place for backups.

@@ -42,7 +42,7 @@ from backuplib.openpgp import Recipient
 from backuplib.outcome import ROLLBACK_FAILED, SERVICES_DOWN, LastRestore, UnknownOutcomeError
 from backuplib.proofs import UnknownProofsError
 from backuplib.ram_folder import available_memory
-from backuplib.remote import PROBE, Remote
+from backuplib.remote import PROBE, Remote, whole
 from backuplib.running import running
 from backuplib.state import State
 from backuplib.target import Target
@@ -171,10 +171,13 @@ class Checkup:
             but = " but what was made before a restore" if found else ""
             yield CRITICAL, f"no backup {where}{but}", hint
             return
-        newest = self.state.newest[place] = max(made, key=lambda item: item.created)
+        newest = self.state.newest[place] = max(whole(made), key=lambda item: item.created)
+        unsure = [item for item in made if item.doubt and item.created >= newest.created]
         old, limit = self.state.age_of(newest), hours * HOUR
         self.state.figures.append(Figure(label, old, "s", str(limit), str(CRITICAL_AGE * limit), "0"))
         text = f"{what} {_old(newest.created.timestamp())}"
+        if unsure:
+            text += f" ({'' if newest.doubt else f'a newer {unsure[0].path.name} not counted: '}{unsure[0].doubt})"
         status = CRITICAL if old > CRITICAL_AGE * limit else WARNING if old > limit else OK
         yield (OK, text) if status == OK else (status, f"{text}, more than {plural(hours, 'hour')}", f"Why? {hint}")
 

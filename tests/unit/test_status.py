@@ -392,6 +392,18 @@ def test_each_remote_is_judged_for_itself(ask: Ask, subject: Subject, tmp_path: 
     assert [text.partition(" (locked)")[1:2] for text in told] == [(" (locked)",), ("",)]
 
 
+def test_newest_at_a_remote_is_the_newest_that_has_a_checksum(ask: Ask, tmp_path: Path) -> None:
+    """A newer one that has none, such as an interrupted copy, is told; where none has one, they are what there is."""
+    doubt = "no checksum there: an interrupted copy, or somebody else's"
+    old = replace(backup(tmp_path, 30), path=Path("old.db.gz"), place="nas:b")
+    cut = replace(old, path=Path("new.db.gz"), created=old.created + timedelta(hours=29), doubt=doubt)
+    answer = ask(remotes=[At("nas:b", found=[cut, old])])
+    assert (answer.status, answer.value("age_nas:b") >= 30 * 3600) == ("WARNING", True)
+    assert f"newest at nas:b 1 day old (a newer new.db.gz not counted: {doubt})" in answer.text
+    answer = ask(remotes=[At("nas:b", found=[cut, replace(old, doubt=doubt)])])
+    assert (answer.status, f"newest at nas:b 1 hour old ({doubt})" in answer.text) == ("OK", True)
+
+
 def test_remote_that_does_not_answer_is_a_warning_in_its_own_words(ask: Ask) -> None:
     error = RemoteUnreachableError("offsite: does not answer: connection refused")
     answer = ask(remotes=[At("offsite:", found=error)])
