@@ -343,6 +343,30 @@ def create_in_vain(make_shop: MakeShop, server: Server) -> tuple[Completed, Shop
     return done, shop
 
 
+def test_create_if_changed_makes_good_what_the_last_backup_lacks(make_shop: MakeShop, tmp_path: Path) -> None:
+    """A remote that was down, and a signature; when it lacks nothing, no remote is asked."""
+    needs.require("rclone")
+    there = tmp_path / "there"
+    shop = make_shop("sqlite", BACKUP_REMOTES=f"here:{there}", RCLONE_CONFIG_HERE_TYPE="local")
+    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+
+    def create(*options: str) -> tuple[int, int]:
+        """Make a backup; the exit code, and how many there are then."""
+        code = shop.run("database_backup.py", "create", *options).code
+        return code, len([*shop.backups.glob("*.gpg")])
+
+    there.touch()  # no folder
+    assert create("--no-sign") == (11, 1)
+    assert create("--no-sign", "--if-changed") == (11, 1)
+    there.unlink()
+    assert create("--no-sign", "--if-changed") == (0, 1)
+    assert len([*there.glob("*.gpg")]) == 1
+    assert create("--if-changed") == (0, 2)
+    shutil.rmtree(there)
+    assert create("--if-changed") == (0, 2)
+    assert not there.exists()
+
+
 # --- prune -----------------------------------------------------------------------------------------------------------
 
 OLD = [f"db_backup_2025010{day}_120000.db.gz.gpg" for day in (1, 2, 3)]
