@@ -619,6 +619,7 @@ def _status(words: list[str]) -> int:
             given=[name for name, value in os.environ.items() if value],
             list_backups=backups.list_backups,
             recipients=backups.recipients,
+            unwritten_since=Changes(backups.db_path, backups.backup_dir, b"").unwritten_since,
         )
 
     harden_process()
