@@ -272,6 +272,28 @@ def test_words_of_rclone_have_an_identity(said: str, known: str) -> None:
     assert "nas:x" in str(error)
 
 
+REFUSED = "dial tcp 127.0.0.1:1: connect: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "known"),
+    [
+        ("y:x", f'Propfind "http://127.0.0.1:1/quota/x/": {REFUSED}', "remote-unreachable"),
+        ("y:x", f"Propfind http://127.0.0.1:1/read-only/x/: {REFUSED}", "remote-unreachable"),
+        ("y:x", "dial tcp: lookup quota.example.org: no such host", "remote-unreachable"),
+        ("y:backups/401", "backups/401/db.507.gpg: unexpected EOF", "remote-broken"),
+        ("y:read-only", 'S3 bucket read-only, object "forbidden": something else', "remote-failed"),
+        ("y:x", "couldn't connect SSH: ssh: handshake failed: knownhosts: key is unknown", "remote-denied"),
+        ("y:x", "couldn't connect to ssh-agent: dial unix /a: connect: connection refused", "remote-denied"),
+        ("y:x", "couldn't connect SSH: something else", "remote-unreachable"),
+        ("y:b", "mkdir b: permission denied", "remote-denied"),
+    ],
+)
+def test_names_of_places_and_objects_choose_no_reason(place: str, said: str, known: str) -> None:
+    error = Rclone(place, {}).explained(f"2025/01/30 12:00:00 ERROR : {said}\n", f"{place}/db.507.gpg")
+    assert error.id == known
+
+
 # --- what stands beside a backup -------------------------------------------------------------------------------------
 
 INFO = BackupInfo(
