@@ -52,7 +52,11 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
         "rclone has no remote of this name, which {place} takes: {said}",
         "To set it up: rclone config, or RCLONE_CONFIG_… in .env. Those that it has: {listremotes}",
     ),
-    (errors.RemoteDeniedError, r"ssh-agent|SSH_AUTH_SOCK", *_NOT_PERMITTED),  # which cannot be dialled
+    (
+        errors.RemoteDeniedError,
+        r"ssh-agent|SSH_AUTH_SOCK",  # which it dials, too
+        *_NOT_PERMITTED,
+    ),
     (
         errors.RemoteUnreachableError,
         r"\bdial\b|connection refused|no such host|no route to host|network is unreachable",
@@ -70,8 +74,16 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
         "there is no room left at {place}: {said}",
         "Make room there, then copy what it lacks: {push}",
     ),
-    (errors.RemoteDeniedError, _DENIED, *_NOT_PERMITTED),
-    (errors.RemoteUnreachableError, r"couldn't connect", *_NO_ANSWER),
+    (
+        errors.RemoteDeniedError,
+        _DENIED,
+        *_NOT_PERMITTED,
+    ),
+    (
+        errors.RemoteUnreachableError,
+        r"couldn't connect",
+        *_NO_ANSWER,
+    ),
     (
         errors.BackupNotFoundError,
         r"directory not found|object not found|file does not exist|NoSuchKey|NoSuchBucket|or doesn't exist",
