@@ -53,8 +53,11 @@ from backuplib.rclone import LOOK_SECONDS, MOVE, PLACE, Rclone, Stream
 
 SLOWEST = 20_000  # bytes a second
 MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
-RECORDS_SECONDS = 300.0  # that all of them may take
 PROBE = ".may-we-remove"
+
+# How the checksum files of a place are copied here: all of them, without asking for times and hashes
+_EACH_RECORD = ("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B")
+_EACH_RECORD += ("--ignore-checksum", "--use-server-modtime", "--no-check-dest")
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,11 @@ class Remote:
         return {name: (size, records.get(name)) for name, size in sizes.items()}
 
     def _records(self, names: Sequence[str]) -> dict[str, Record]:
-        """Return what stands beside backups there; all checksum files are copied at once."""
-        options = (*_EACH_RECORD, f"--max-size={MOST_RECORD}B")
+        """Return what stands beside backups there; an unknown digest where that cannot be read."""
         with RamFolder() as ram:
             folder = ram.path / "records"
             with contextlib.suppress(errors.BackupNotFoundError):  # one of them has just been removed
-                self._rclone.run("copy", *options, self.place, str(folder), seconds=RECORDS_SECONDS)
+                self._rclone.run("copy", *_EACH_RECORD, self.place, str(folder))
             return {name: _record_in(folder, name) for name in names}
 
     def _info(self, name: str, size: int, record: Record | None) -> BackupInfo | None:
@@ -415,7 +417,6 @@ def _try_again() -> str:
 
 
 _COMMENT = re.compile(r"^# (kind|made|keys): (.{1,500})$", re.MULTILINE)
-_EACH_RECORD = ("--max-depth=1", "--include=/*.sha256", "--ignore-checksum", "--use-server-modtime", "--no-check-dest")
 
 
 def record_text(info: BackupInfo, digest: str, signature: str = "") -> str:
