@@ -56,8 +56,10 @@ MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
 PROBE = ".may-we-remove"
 
 # How the checksum files of a place are copied here: all of them, without asking for times and hashes
-_EACH_RECORD = ("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B")
-_EACH_RECORD += ("--ignore-checksum", "--use-server-modtime", "--no-check-dest")
+_EACH_RECORD = (
+    *("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B"),
+    *("--ignore-checksum", "--use-server-modtime", "--no-check-dest"),
+)
 
 
 @dataclass(frozen=True)
