@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 import backuplib.own_config  # noqa: F401 - refuses a bot's config.py before it is imported below
 from backuplib import errors, files
 from backuplib.armor import Readable
-from backuplib.backup_file import ORDINARY, BackupFile, BackupInfo, backup_time, checksum_path, checksum_text
+from backuplib.backup_file import (
+    ORDINARY,
+    BackupFile,
+    BackupInfo,
+    backup_time,
+    checksum_path,
+    checksum_text,
+    recorded_signature,
+    text_beside,
+)
 from backuplib.changes import Changes
 from backuplib.command_line import CommandLine
 from backuplib.console import Console, Report
@@ -176,6 +185,24 @@ class DatabaseBackup:
             return []
         with RamFolder(files.CHUNK) as ram:
             return Keyring(ram).import_public(self._settings.public_key)
+
+    def signer(self) -> bytes:
+        """Return the public half of the key that the next backup is signed with; empty where it will not be signed.
+
+        Something else where that is not known, or there is no key yet.
+        """
+        if not self._signing:
+            return b""
+        try:
+            return self._signing.public_halves()[0] or b"a new key"
+        except (errors.OperatorError, OSError):
+            return b"not known" if self._settings.require_signature else b""
+
+    def signer_of(self, backup: Path) -> bytes:
+        """Return the same of a backup that has just been made."""
+        with contextlib.suppress(errors.ChecksumUnreadableError):
+            return self.signer() if recorded_signature(text_beside(backup) or "") else b""
+        return b"unreadable"
 
     def refuse_unsignable(self) -> None:
         """Refuse, because of REQUIRE_SIGNATURE, when a backup could not be signed.
@@ -589,6 +616,7 @@ def _status(words: list[str]) -> int:
             given=[name for name, value in os.environ.items() if value],
             list_backups=backups.list_backups,
             recipients=backups.recipients,
+            unwritten_since=Changes(backups.db_path, backups.backup_dir, b"").unwritten_since,
         )
 
     harden_process()
@@ -635,15 +663,19 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
 def _create(arguments: argparse.Namespace, settings: Settings, backups: DatabaseBackup, report: Report) -> None:
     """Make a backup and print its path, unless nothing was written since the last one and that is to be no reason."""
     backups.say = report.console.line
-    how = (arguments.no_compress, arguments.no_encrypt, settings.public_key, settings.encrypted)
+    how = (arguments.no_compress, arguments.no_encrypt, settings.public_key, settings.encrypted, backups.signer())
     changes = Changes(settings.db_path, settings.backup_dir, repr(how).encode())
     if arguments.if_changed and (last := changes.unchanged_since()):
         if not arguments.quiet:
             made = age(backup_time(last).timestamp())
             report.console.line(f"✅ Nothing was written since {shown(last)}, made {made}: no new backup")
+        if not changes.is_pushed_to(settings.remotes):
+            _push(changes, last, settings, report)
         return
     state = changes.state()
     backup = backups.create_backup(compress=not arguments.no_compress, encrypt=not arguments.no_encrypt)
+    how = (*how[:-1], backups.signer_of(backup))
+    changes = replace(changes, how=repr(how).encode())
     try:
         changes.note(backup, state)
     except OSError as error:
@@ -653,8 +685,15 @@ def _create(arguments: argparse.Namespace, settings: Settings, backups: Database
         for line in who_opens(backup, [] if arguments.no_encrypt else backups.recipients()):
             report.console.line(line)
     report.console.result(str(backup))
+    _push(changes, backup, settings, report)
+
+
+def _push(changes: Changes, backup: Path, settings: Settings, report: Report) -> None:
+    """Copy the last backup to the remotes, if there are any, and note that they have it."""
     if settings.remotes:
         push_new(remotes(settings.remotes, settings.rclone), backup, report.console.line)
+        with contextlib.suppress(OSError):  # the next --if-changed looks there once more
+            changes.note_pushed(backup, settings.remotes)
 
 
 if __name__ == "__main__":

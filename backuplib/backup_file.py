@@ -98,6 +98,7 @@ class BackupInfo:
     kind: str = ORDINARY
     place: str = LOCAL
     sha256: str | None = None  # what stands beside it at a remote
+    doubt: str = ""  # why it is not known to be whole, at a remote
 
     @classmethod
     def of(cls, path: Path) -> Self | None:

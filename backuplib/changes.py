@@ -7,8 +7,11 @@ a hash of the content is noted in its place. The database itself is not opened: 
 this process holds.
 
 What is in doubt counts as a write: a state so young that the clock's grain would hide the next write, a filesystem that
-other machines write to, a backup that is not as it was left, another public key. So does what writes nothing new, such
-as a WAL that is folded into the database when the bot stops.
+other machines write to, a backup or checksum file that is not as it was left, another public key, a signature that is
+not the one that the next backup would have. So does what writes nothing new, such as a WAL that is folded into the
+database when the bot stops.
+
+Noted is also which remotes have that backup, so that one that lacks it gets it although nothing was written.
 
 The note is in the home of the user, out of the bot's reach, and believed only as that user's or root's: whoever could
 write it could make backups stop unseen. Where it is not found, there is just one more backup.
@@ -22,6 +25,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +50,7 @@ TIME = 3  # where in each is the time of the last write
 class Changes:
     """What is known of the last backup of a database.
 
-    :param how: what else a backup depends on, such as the public key.
+    :param how: what else a backup depends on, such as the public key, and whose signature it has.
     """
 
     database: Path
@@ -54,16 +58,21 @@ class Changes:
     how: bytes
 
     def unchanged_since(self) -> Path | None:
-        """Return the last backup, when nothing was written since; None when there is any doubt."""
-        try:
-            said = _read(_notes()).get(self._key)
-        except OSError:  # its folder cannot be opened: that is told when it is backed up
-            return None
-        if not isinstance(said, dict) or not BACKUP_NAME.fullmatch(str(said.get("name"))):
+        """Return the last backup, when another one would be the same; None when there is any doubt."""
+        return self.unwritten_since() if self._said().get("how") == self._hashed_how else None
+
+    def unwritten_since(self) -> Path | None:
+        """Return the last backup, when nothing was written since, however it was made; None when there is any doubt."""
+        if not BACKUP_NAME.fullmatch(str((said := self._said()).get("name"))):
             return None
         backup = self.backup_dir / str(said["name"])
-        same = said == self._note(backup, self._state_now())
-        return backup if same and checksum_path(backup).is_file() else None
+        now = self._note(backup, self._state_now())
+        return backup if now and {key: said.get(key) for key in now} == now | {"how": said.get("how")} else None
+
+    def is_pushed_to(self, places: Sequence[str]) -> bool:
+        """Whether it was noted of each of these places that it has the last backup."""
+        pushed = self._said().get("pushed")
+        return all(isinstance(pushed, list) and place in pushed for place in places)
 
     def state(self) -> State | None:
         """Return the state of the database's files; None when it would not tell a write that comes now.
@@ -91,13 +100,30 @@ class Changes:
 
     def note(self, backup: Path, state: State | None) -> None:
         """Note of what state of the database a backup is; OSError when that cannot be written."""
+        self._write(self._note(backup, state))
+
+    def note_pushed(self, backup: Path, places: Sequence[str]) -> None:
+        """Note that these places have a backup, if it is the last one; OSError when that cannot be written."""
+        said = self._said()
+        if said.get("name") == backup.name:
+            self._write(said | {"pushed": [*places]})
+
+    def _said(self) -> dict[str, Any]:
+        """Return what is noted of the last backup; nothing when that cannot be told."""
+        try:
+            said = _read(_notes()).get(self._key)
+        except OSError:  # its folder cannot be opened: that is told when it is backed up
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def _write(self, note: dict[str, Any] | None) -> None:
         path = _notes()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = _read(path)
         known.pop(self._key, None)
         kept = dict(list(known.items())[-(MOST_NOTED - 1) :])
         with replacing(path, ".tmp") as file:
-            write_all(file, json.dumps(kept | {self._key: self._note(backup, state)}, indent=1).encode())
+            write_all(file, json.dumps(kept | {self._key: note}, indent=1).encode())
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -111,8 +137,15 @@ class Changes:
 
     def _note(self, backup: Path, state: State | None) -> dict[str, Any] | None:
         """Return what is noted; None: nothing that could be compared."""
-        file, how = _state_of(backup), hashlib.sha256(self.how).hexdigest()
-        return {"name": backup.name, "backup": file, "database": state, "how": how} if state and file else None
+        file, beside = _state_of(backup), _state_of(checksum_path(backup))
+        if not (state and file and beside):
+            return None
+        said = {"name": backup.name, "backup": file, "beside": beside, "database": state}
+        return said | {"how": self._hashed_how}
+
+    @property
+    def _hashed_how(self) -> str:
+        return hashlib.sha256(self.how).hexdigest()
 
 
 def _notes() -> Path:

@@ -30,7 +30,7 @@ from backuplib.openpgp import Recipient
 from backuplib.packets import HIDDEN_RECIPIENT
 from backuplib.processes import run_command
 from backuplib.ram_folder import RamFolder, available_memory
-from backuplib.remote import Remote
+from backuplib.remote import Remote, whole
 from backuplib.running import running
 from backuplib.secret import Secret
 from backuplib.signing import INVALID, SigningFolder, in_groups
@@ -434,7 +434,7 @@ class Checkup:
             if not backups:
                 yield WARNING, f"{remote.place} has no backup; {may}", push
                 continue
-            made = backups[0].created
+            made = whole(backups)[0].created
             text = f"{remote.place} has {plural(len(backups), 'backup')}, the newest of {instant(made)}"
             late = time.time() - made.timestamp() > self.subject.max_age_hours * 3600
             yield WARNING if late else OK, f"{text}, {age(made.timestamp())}; {may}", *([push] if late else [])

@@ -64,8 +64,12 @@ def _read(words: str, now: datetime, say: Say) -> datetime:
     zone = _Zone.of(said["zone"])
     today = now.astimezone(zone.info).date()
     if not said["day"]:
-        has_been = zone.moment(today, _time(said["time"])) <= now
-        return zone.moment(today if has_been else today - _ONE_DAY, _time(said["time"]), say)
+        clock = _time(said["time"])
+        try:
+            has_been = zone.moment(today, clock) <= now
+        except ValueError:  # today, when the clocks change, it is in another zone
+            has_been = False
+        return zone.moment(today if has_been else today - _ONE_DAY, clock, say)
     words = said["day"].lower()
     day = {"today": today, "yesterday": today - _ONE_DAY}.get(words) or date.fromisoformat(words)
     if "time" not in said:

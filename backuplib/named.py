@@ -14,6 +14,7 @@ from backuplib.errors import (
     NotABackupError,
     NotEncryptedAsNamedError,
     OperatorError,
+    UsageError,
     choose_another_backup_hint,
     rescue_command,
     restore_command,
@@ -125,10 +126,19 @@ def latest_at(path: Path, places: Sequence[str], variables: Mapping[str, str]) -
     """Return the remote whose newest backup is meant by REMOTE:latest; None for what is no such name.
 
     REMOTE alone stands for the configured place at that remote, if there is one.
+
+    :raises UsageError: when there are several.
     """
     place, name = split(path)
     if not is_elsewhere(path) or name != LATEST.name:
         return None
-    if place.endswith(":"):
-        place = next((one for one in places if one.startswith(place)), place)
-    return Remote(place, variables)
+    if not place.endswith(":") or place in places:
+        return Remote(place, variables)
+    configured = [one for one in places if one.startswith(place)]
+    names = [f"{one}/{LATEST}" for one in configured]
+    if len(names) > 1:
+        raise UsageError(
+            f"{path} is at more than one of the places where backups are",
+            hint=f"Name one of these: {', '.join(names)}; such as: {same_command(backup=shown(Path(names[0])))}",
+        )
+    return Remote(configured[0] if configured else place, variables)

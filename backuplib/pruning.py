@@ -1,7 +1,8 @@
 """Removing the backups that the policy does not keep, here and at the remotes, and saying why each other one is kept.
 
 Kept whatever the policy says: the newest one, the newest one that was proved, the safety backup of the last restore,
-and what has not this tool's names, or is an SQL dump of the bot's. The oldest are removed first, and each backup before
+what has not this tool's names, or is an SQL dump of the bot's; and what may not be whole at a remote, which takes the
+place of no other. The oldest are removed first, and each backup before
 its checksum: an interruption leaves whole backups, and at most one checksum without a backup.
 """
 
@@ -74,7 +75,7 @@ class Rule:
 
         :param digest: returns the SHA-256 of a backup that may have been proved, None of any other.
         """
-        others = {item.path: reason for item in backups if (reason := self._not_ours(item))}
+        others = {item.path: reason for item in backups if (reason := self._not_ruled(item))}
         ours = [item for item in backups if item.path not in others]
         always = {item.path: [LAST_SAFETY] for item in ours if self._may_be_last_safety_backup(item)}
         for series in (is_safety_backup, lambda item: not is_safety_backup(item)):
@@ -84,10 +85,10 @@ class Rule:
         decided += [Decision(item, (others[item.path],)) for item in backups if item.path in others]
         return sorted(decided, key=lambda decision: decision.backup.created, reverse=True)
 
-    def _not_ours(self, backup: BackupInfo) -> str:
+    def _not_ruled(self, backup: BackupInfo) -> str:
         if not BACKUP_NAME.fullmatch(backup.path.name):
             return FOREIGN
-        return "" if self.bots_too or backup.kind != SQL_DUMP else OF_THE_BOT
+        return backup.doubt or ("" if self.bots_too or backup.kind != SQL_DUMP else OF_THE_BOT)
 
     def _may_be_last_safety_backup(self, backup: BackupInfo) -> bool:
         return is_safety_backup(backup) if self.safety_backup is None else backup.path.name == self.safety_backup

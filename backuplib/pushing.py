@@ -59,15 +59,15 @@ def _copied(remote: Remote, backups: Sequence[BackupInfo], say: Say) -> Iterator
     for backup in backups:
         began = time.monotonic()
         try:
-            remote.push(backup.path)
+            copied = remote.push(backup.path)
         except errors.OperatorError as error:
             yield _told(remote, error, say, backup.path.name)
             if isinstance(error, errors.RemoteError) and not isinstance(error, errors.RemoteConflictError):
                 return
         else:
-            seconds = time.monotonic() - began
-            name = printable(backup.path.name)
-            say(f"✅ Copied to {remote.place}: {name}, {megabytes(backup.size)} ({seconds:.1f} s)")
+            name, how = printable(backup.path.name), f"({time.monotonic() - began:.1f} s)"
+            if copied:
+                say(f"✅ Copied to {remote.place}: {name}, {megabytes(backup.size)} {how}")
 
 
 def _told(remote: Remote, error: errors.OperatorError, say: Say, name: str = "") -> errors.OperatorError:

@@ -35,11 +35,14 @@ _ASIDE = re.compile(r"\b(NOTICE|INFO|DEBUG) *: (?!Failed )")  # a line that says
 
 _TRY = "What rclone says in full: {lsf}"
 
+_NOT_PERMITTED = ("{place} does not permit that: {said}", f"Check its credentials, and what they may do there. {_TRY}")
+_NO_ANSWER = ("{place} does not answer: {said}", f"Check the network and its server. {_TRY}")
+
 _DENIED = (
     r"\b40[135]\b|access ?denied|forbidden|unauthorized|permission denied|not permitted|read-?only|object ?lock|"
-    r"\bworm\b|method not allowed|unable to authenticate|SignatureDoesNotMatch|InvalidAccessKeyId|knownhosts|host key|"
-    r"ssh-agent|SSH_AUTH_SOCK"
+    r"\bworm\b|method not allowed|unable to authenticate|SignatureDoesNotMatch|InvalidAccessKeyId|knownhosts|host key"
 )
+_NAMES = r"\"[^\"\n]*\"|\w+://\S+"  # what stands in quotes, and URLs: they tell where, and no reason
 
 # What rclone's words mean, the first that fits: the error, the words, what is said, what to do
 _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
@@ -50,6 +53,22 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
         "To set it up: rclone config, or RCLONE_CONFIG_… in .env. Those that it has: {listremotes}",
     ),
     (
+        errors.RemoteDeniedError,
+        r"ssh-agent|SSH_AUTH_SOCK",  # which it dials, too
+        *_NOT_PERMITTED,
+    ),
+    (
+        errors.RemoteUnreachableError,
+        r"\bdial\b|connection refused|no such host|no route to host|network is unreachable",
+        *_NO_ANSWER,
+    ),
+    (
+        errors.RemoteStalledError,
+        r"i/o timeout|deadline exceeded|did not end within|Client\.Timeout|RequestTimeout",
+        "{place} answers no more: {said}",
+        f"Check the network and its server, or try again. {_TRY}",
+    ),
+    (
         errors.RemoteFullError,
         r"no space left|\b507\b|insufficient storage|quota|disk full|not enough space|storage ?full",
         "there is no room left at {place}: {said}",
@@ -58,20 +77,12 @@ _REASONS: tuple[tuple[type[errors.OperatorError], str, str, str], ...] = (
     (
         errors.RemoteDeniedError,
         _DENIED,
-        "{place} does not permit that: {said}",
-        f"Check its credentials, and what they may do there. {_TRY}",
+        *_NOT_PERMITTED,
     ),
     (
         errors.RemoteUnreachableError,
-        r"\bdial\b|connection refused|no such host|no route to host|network is unreachable|couldn't connect",
-        "{place} does not answer: {said}",
-        f"Check the network and its server. {_TRY}",
-    ),
-    (
-        errors.RemoteStalledError,
-        r"i/o timeout|deadline exceeded|did not end within|Client\.Timeout|RequestTimeout",
-        "{place} answers no more: {said}",
-        f"Check the network and its server, or try again. {_TRY}",
+        r"couldn't connect",
+        *_NO_ANSWER,
     ),
     (
         errors.BackupNotFoundError,
@@ -124,7 +135,7 @@ class Rclone:
         except errors.MissingProgramError:
             raise _missing(self.place) from None
         except errors.CommandFailedError as error:
-            raise self.explained(error.messages or str(error)) from None
+            raise self.explained(error.messages or str(error), *arguments) from None
 
     def stream(self, *arguments: str) -> Stream:
         """Start it, and return what it prints as a stream."""
@@ -135,11 +146,18 @@ class Rclone:
         wanted = {name: text for name, text in self.variables.items() if not _UNWANTED.fullmatch(name)}
         return child_environment(**wanted)
 
-    def explained(self, messages: str) -> errors.OperatorError:
-        """Return what its messages mean."""
+    def explained(self, messages: str, *arguments: str) -> errors.OperatorError:
+        """Return what its messages mean.
+
+        :param arguments: it was given them; what they name is no reason, whatever it is called.
+        """
         lines = [line.strip() for line in messages.splitlines() if line.strip() and not _ASIDE.search(line)]
         push = errors.restore_command("push", script="database_backup.py")
-        kind, _, what, hint = next(one for one in _REASONS if re.search(one[1], "\n".join(lines), re.IGNORECASE))
+        paths = [text.partition(":")[2] for text in (self.place, *arguments) if text.startswith(self.place)]
+        called = {name for path in paths for name in (path, path.rpartition("/")[2]) if name}
+        named = "|".join(map(re.escape, sorted(called, key=len, reverse=True)))
+        reason = re.sub(rf"{_NAMES}|(?<!\w)(?:{named or '(?!)'})(?!\w)", "", "\n".join(lines))
+        kind, _, what, hint = next(one for one in _REASONS if re.search(one[1], reason, re.IGNORECASE))
         return kind(
             what.format(place=self.place, said=self._harmless(lines[-1] if lines else "no message")),
             hint=hint.format(
@@ -176,7 +194,7 @@ class Stream:
     """
 
     def __init__(self, rclone: Rclone, argv: list[str]) -> None:
-        self._rclone = rclone
+        self._rclone, self._arguments = rclone, argv[1:]
         self._reading = threading.Lock()
         self.failure: errors.OperatorError | None = None
         reading, writing = os.pipe()
@@ -209,7 +227,7 @@ class Stream:
             data = os.read(self._pipe, size)
             if not data and self._child.wait(STALL_SECONDS):
                 said = os.pread(self._messages, MOST_SAID, 0).decode(errors="replace")
-                raise self._rclone.explained(said or f"exit code {self._child.returncode}")
+                raise self._rclone.explained(said or f"exit code {self._child.returncode}", *self._arguments)
             return data
 
     def close(self) -> None:

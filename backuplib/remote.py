@@ -7,7 +7,8 @@ A place is an rclone path, such as ``offsite:shopbot``. What was found by trying
 * `--immutable` is not to be relied on: a name is looked up before, and nothing complete is ever overwritten.
 
 A checksum file is written after its backup: a backup without one is what an interrupted copy has left. It has comments
-with what a list says of a backup, so that one `cat` of all of them tells it. What is read there is foreign text.
+with what a list says of a backup, and is believed about that backup alone: whoever can add files there can write any
+name into one. So all of them are copied here, where each keeps its own name. What is read there is foreign text.
 """
 
 from __future__ import annotations
@@ -45,13 +46,20 @@ from backuplib.backup_file import (
     recorded_signature,
     signature_line,
 )
-from backuplib.files import CHUNK
+from backuplib.files import CHUNK, open_regular
 from backuplib.formatting import instant, megabytes
+from backuplib.ram_folder import RamFolder
 from backuplib.rclone import LOOK_SECONDS, MOVE, PLACE, Rclone, Stream
 
 SLOWEST = 20_000  # bytes a second
 MOST_RECORD = 1 << 16  # bytes of a checksum file that are read
 PROBE = ".may-we-remove"
+
+# How the checksum files of a place are copied here: all of them, without asking for times and hashes
+_EACH_RECORD = (
+    *("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B"),
+    *("--ignore-checksum", "--use-server-modtime", "--no-check-dest"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,14 @@ class Record:
 
 
 NO_RECORD = Record()
+NO_CHECKSUM = "no checksum there: an interrupted copy, or somebody else's"
+UNREADABLE = "its checksum there cannot be understood"
+NO_BACKUPS = (".sha256", ".partial")  # the latter is how rclone calls what it has not copied to its end
+
+
+def whole(backups: Sequence[BackupInfo]) -> list[BackupInfo]:
+    """Return those of the backups at a place that are whole as far as is known; all, where none has a checksum."""
+    return [item for item in backups if not item.doubt] or [*backups]
 
 
 @dataclass(frozen=True)
@@ -93,35 +109,42 @@ class Remote:
         there = self._contents()
 
         def has(backup: BackupInfo) -> bool:
-            size, record = there.get(backup.path.name, (None, NO_RECORD))
+            size, record = there.get(backup.path.name, (None, None))
             with contextlib.suppress(errors.ChecksumUnreadableError):
-                expected = recorded_checksum(backup.path) or record.digest
-                return size == backup.size and "" != record.digest == expected
+                digest = record.digest if record else ""
+                return size == backup.size and "" != digest == (recorded_checksum(backup.path) or digest)
             return False
 
         return [backup for backup in backups if not has(backup)]
 
-    def _contents(self) -> dict[str, tuple[int, Record]]:
-        """Return by name the size of what is there, and what stands beside it."""
+    def _contents(self) -> dict[str, tuple[int, Record | None]]:
+        """Return by name the size of what is there, and what stands beside it; None: there is no checksum file."""
         try:
             listed = self._json("lsjson", "--files-only", "--no-modtime", "--no-mimetype", self.place)
         except errors.BackupNotFoundError:
             return {}
         sizes = {str(item["Name"]): int(item["Size"]) for item in listed}
-        records: dict[str, Record] = {}
-        if any(name.endswith(".sha256") for name in sizes):
-            with contextlib.suppress(errors.BackupNotFoundError):  # the last one has just been removed
-                text = self._rclone.run("cat", "--max-depth=1", "--include=/*.sha256", self.place)
-                records = read_records(plain_text(text))
-        return {name: (size, records.get(name, NO_RECORD)) for name, size in sizes.items()}
+        beside = [name for name in sizes if f"{name}.sha256" in sizes]
+        records = self._records(beside) if beside else {}
+        return {name: (size, records.get(name)) for name, size in sizes.items()}
 
-    def _info(self, name: str, size: int, record: Record) -> BackupInfo | None:
+    def _records(self, names: Sequence[str]) -> dict[str, Record]:
+        """Return what stands beside backups there; an unknown digest where that cannot be read."""
+        with RamFolder() as ram:
+            folder = ram.path / "records"
+            with contextlib.suppress(errors.BackupNotFoundError):  # one of them has just been removed
+                self._rclone.run("copy", *_EACH_RECORD, self.place, str(folder))
+            return {name: _record_in(folder, name) for name in names}
+
+    def _info(self, name: str, size: int, record: Record | None) -> BackupInfo | None:
+        doubt = NO_CHECKSUM if record is None else "" if record.digest else UNREADABLE
+        record = record or NO_RECORD
         made = record.made or named_time(name)
-        if not made or name.endswith(".sha256"):
+        if not made or name.endswith(NO_BACKUPS):
             return None
         kind = AS_THEY_WERE if ".raw.tar" in name else record.kind
-        encrypted, sum_beside = name.endswith(ENCRYPTED_NAMES), record.digest or None
-        return BackupInfo(Path(name), made, size, encrypted, record.key_ids, kind, self.place, sum_beside)
+        encrypted, beside = name.endswith(ENCRYPTED_NAMES), record.digest or None
+        return BackupInfo(Path(name), made, size, encrypted, record.key_ids, kind, self.place, beside, doubt)
 
     def checksum(self, name: str) -> str | None:
         """Return the SHA-256 that stands beside a backup there; None without a checksum file.
@@ -134,8 +157,7 @@ class Remote:
     def beside(self, name: str) -> str:
         """Return the text of the checksum file of a backup there; empty without one."""
         with contextlib.suppress(errors.BackupNotFoundError):
-            text = plain_text(self._rclone.run("cat", f"--count={MOST_RECORD}", self.at(f"{name}.sha256")))
-            return text.replace("\r\n", "\n").replace("\r", "\n")
+            return _lines(self._rclone.run("cat", f"--count={MOST_RECORD}", self.at(f"{name}.sha256")))
         return ""
 
     def size(self, name: str) -> int | None:
@@ -182,8 +204,8 @@ class Remote:
 
     # --- changing --------------------------------------------------------------------------------------------
 
-    def push(self, backup: Path) -> None:
-        """Copy a backup there, then its checksum; nothing is done where that has been done before.
+    def push(self, backup: Path) -> bool:
+        """Copy a backup there, then its checksum; return False where that has been done before, and it is whole.
 
         :raises ChecksumMismatchError: when it is not the file that its checksum was made of.
         :raises RemoteConflictError: when another backup has its name there.
@@ -194,18 +216,21 @@ class Remote:
         with contextlib.closing(BackupFile(backup)) as file:
             file.verify()
             digest, size, beside = str(file.expected), file.size, file.beside
-        if self.size(backup.name) is not None and (there := self.checksum(backup.name)):
-            if there == digest:
-                return
+        size_there = self.size(backup.name)
+        recorded = None if size_there is None else self.checksum(backup.name)
+        if recorded not in (None, digest):
             raise errors.RemoteConflictError(
                 f"{self.place} has another backup called {backup.name}: its checksum differs",
                 hint=f"Find out which one is right, and rename or remove the other: {self.to_type('lsl')}",
             )
-        # What is there without a checksum is the rest of an interrupted copy, whatever its size and time.
+        if recorded and size_there == size:
+            return False
+        # What is there without a checksum, or with ours and another size, is not whole, whatever its time.
         source, seconds = os.path.realpath(backup), LOOK_SECONDS + size / SLOWEST
         self._rclone.run("copyto", "--ignore-times", source, self.at(backup.name), way=MOVE, seconds=seconds)
         record = record_text(info, digest, recorded_signature(beside)).encode()
         self._rclone.run("rcat", self.at(f"{backup.name}.sha256"), way=MOVE, given=record)
+        return True
 
     def remove(self, name: str) -> None:
         """Remove a backup there, then its checksum file; what is not there need not be removed.
@@ -293,7 +318,7 @@ class RemoteBackup(Backup):
             )
         size = int(found["Size"])
         expected = checksum_in(text, name, Path(f"{remote.at(name)}.sha256")) if text else None
-        made = read_records(text).get(name, NO_RECORD).made or named_time(name)
+        made = read_record(text, name).made or named_time(name)
         written = datetime.fromisoformat(found["ModTime"]).astimezone()
         super().__init__(Path(remote.at(name)), name, size, beside=text, expected=expected, created=made or written)
         self._hashes: dict[str, str] = found.get("Hashes", {})
@@ -393,7 +418,7 @@ def _try_again() -> str:
 # --- what stands beside it ---------------------------------------------------------------------------------------
 
 
-_RECORD_LINE = re.compile(r"^(?:([0-9a-f]{64}) [ *](.+)|# (kind|made|keys): (.{1,500}?))\r?$", re.MULTILINE)
+_COMMENT = re.compile(r"^# (kind|made|keys): (.{1,500})$", re.MULTILINE)
 
 
 def record_text(info: BackupInfo, digest: str, signature: str = "") -> str:
@@ -403,28 +428,27 @@ def record_text(info: BackupInfo, digest: str, signature: str = "") -> str:
     return f"{signed}# made: {info.created.isoformat()}\n{keys}"
 
 
-def read_records(text: str) -> dict[str, Record]:
-    """Return what checksum files say, one after the other, by the names in them."""
-    found: dict[str, Record] = {}
-    name, digest, said = "", "", {}
-    for match in [*_RECORD_LINE.finditer(text), None]:
-        if match and match[3]:
-            said[match[3]] = match[4]
-            continue
-        if name:
-            found[name] = _record(digest, said)
-        if match:
-            name, digest, said = match[2], match[1], {}
-    return found
-
-
-def _record(digest: str, said: Mapping[str, str]) -> Record:
-    made = None
+def read_record(text: str, name: str) -> Record:
+    """Return what the text of the checksum file of a backup says; without a digest where that cannot be understood."""
+    said, digest, made = dict(_COMMENT.findall(text)), "", None
+    with contextlib.suppress(errors.ChecksumUnreadableError):
+        digest = checksum_in(text, name, Path(f"{name}.sha256"))
     with contextlib.suppress(ValueError, OverflowError):
         made = datetime.fromisoformat(said.get("made", "")).astimezone()
     kind = said.get("kind", ORDINARY)
     keys = re.findall(r"\b[0-9A-F]{16}\b", said.get("keys", ""))
     return Record(digest, kind if kind in (BEFORE_A_RESTORE, SQL_DUMP) else ORDINARY, made, tuple(keys[:20]))
+
+
+def _record_in(folder: Path, name: str) -> Record:
+    """Return what the checksum file of a backup says that was copied into a folder, if it was."""
+    with contextlib.suppress(OSError), open_regular(folder / f"{name}.sha256") as file:
+        return read_record(_lines(file.read(MOST_RECORD)), name)
+    return NO_RECORD
+
+
+def _lines(data: bytes) -> str:
+    return plain_text(data).replace("\r\n", "\n").replace("\r", "\n")
 
 
 # --- names on the command line -----------------------------------------------------------------------------------

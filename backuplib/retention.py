@@ -126,8 +126,8 @@ def _kept_by(
 ) -> list[tuple[BackupInfo, str]]:
     """Return what a policy keeps of a series, newest first, each with a reason; a backup may come several times."""
     if policy.days is not None:
-        limit, reason = now - timedelta(days=policy.days), str(policy)
-        return [(backup, reason) for backup in series if backup.created >= limit]
+        seconds, reason = policy.days * 86400, str(policy)  # more days than a date can have are a policy, too
+        return [(backup, reason) for backup in series if (now - backup.created).total_seconds() <= seconds]
     kept = [(backup, LAST) for backup in series[: policy.counts.get(LAST, 0)]]
     for name, bucket in PERIODS.items():
         count = policy.counts.get(name, 0)

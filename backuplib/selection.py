@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 from backuplib import errors
 from backuplib.backup_file import LOCAL, ORDINARY, SQL_DUMP, BackupInfo
-from backuplib.formatting import CLOCKS_DIFFER, age, instant, plural, printable, shown
+from backuplib.formatting import CLOCKS_DIFFER, age, instant, megabytes, plural, printable, shown
 from backuplib.moments import parse_time
 from backuplib.remote import named
 
@@ -168,10 +168,11 @@ def _order(item: BackupInfo) -> tuple[datetime, str]:
 def grouped(backups: Iterable[BackupInfo]) -> list[list[BackupInfo]]:
     """Return backups, newest first, each with its copies at other places; the one in the backup folder comes first.
 
-    It is the same backup when name, size, and what is known of its checksum are the same.
+    It is the same backup when name, size, and what is known of its checksum are the same. Of its copies at remotes,
+    those that have a checksum come first.
     """
     groups: dict[tuple[str, int], list[list[BackupInfo]]] = {}
-    for item in sorted(backups, key=lambda item: item.place != LOCAL):
+    for item in sorted(backups, key=lambda item: (item.place != LOCAL, bool(item.doubt))):
         alike = groups.setdefault((item.path.name, item.size), [])
         for group in alike:
             known = {other.recorded_checksum() for other in (*group, item)} - {None}
@@ -196,7 +197,9 @@ class Choice:
     :param left_out: how many are newer and were not taken: made before a restore, to be rescued, or in the future.
     :param copies: the same one at other places.
     :param at: until when; None: now.
-    :param instead: what else could be taken, in this order: copies, then older ones with theirs.
+    :param instead: what else could be taken, in this order: copies, namesakes, then older ones, all with their copies.
+    :param namesakes: of the same name and time, and not the same: one of them is damaged, or an interrupted copy.
+    :param unsure: newer ones that were not taken, since they may not be whole.
     """
 
     chosen: BackupInfo
@@ -206,6 +209,8 @@ class Choice:
     copies: tuple[BackupInfo, ...] = ()
     at: datetime | None = None
     instead: tuple[BackupInfo, ...] = ()
+    namesakes: tuple[BackupInfo, ...] = ()
+    unsure: tuple[BackupInfo, ...] = ()
 
     def next(self) -> Choice:
         """Return the choice when this one cannot be used."""
@@ -215,17 +220,27 @@ class Choice:
         """Say which one it is, which ones are beside it, and what was left out."""
         what = f"the newest until {instant(self.at)}" if self.at else "latest"
         say(f"✅ {what} is {told(self.chosen)}{self._places()}")
+        if self.chosen.doubt:
+            say(f"   it may not be whole: {self.chosen.doubt}")
+        for item in self.namesakes:
+            say(f"   of the same name, but not the same: {_where(item)}, {megabytes(item.size)}")
         say(f"   the one before it: {told(self.before) if self.before else 'none'}")
         if self.at:
             say(f"   the one after it: {told(self.after) if self.after else 'none'}")
         if self.left_out:
             say(f"   left out: {plural(self.left_out, 'newer one')}, made before a restore, or in the future")
+        for item in self.unsure[:1]:
+            more = f" (and {plural(len(self.unsure) - 1, 'more such one')})" if self.unsure[1:] else ""
+            say(f"   left out: {told(item)}, {_where(item)}: {item.doubt}{more}")
 
     def _places(self) -> str:
         if self.chosen.place == LOCAL and not self.copies:
             return ""
-        places = [item.place for item in (self.chosen, *self.copies)]
-        return f", {' and '.join('here' if place == LOCAL else f'at {printable(place)}' for place in places)}"
+        return f", {' and '.join(_where(item) for item in (self.chosen, *self.copies))}"
+
+
+def _where(item: BackupInfo) -> str:
+    return "here" if item.place == LOCAL else f"at {printable(item.place)}"
 
 
 def told(item: BackupInfo) -> str:
@@ -238,17 +253,23 @@ def choose(
 ) -> Choice:
     """Return the newest backup that was not made after a moment; one at several places counts once.
 
-    Left out is what was made before a restore, what can only be rescued, and what has a time in the future.
+    Left out is what was made before a restore, what can only be rescued, and what has a time in the future; and what
+    may not be whole, as long as there is another one, unless no backup at that place has a checksum.
 
     :param at: with a zone; None: now.
     :param where: the places, for people.
     :raises BackupNotFoundError: when there is none, saying what there is.
     """
+    backups = [*backups]
     now = now or datetime.now().astimezone()
     latest = now + timedelta(seconds=CLOCKS_DIFFER)
     until = at if at and at < now else latest
     groups = grouped(backups)
     fit = [group for group in groups if _is_fit(group) and group[0].created <= latest]
+    sure_places = {item.place for item in backups if not item.doubt}
+    unsure = [group for group in fit if all(item.doubt and item.place in sure_places for item in group)]
+    if any(group[0].created <= until and group not in unsure for group in fit):
+        fit = [group for group in fit if group not in unsure]
     taken = [group for group in fit if group[0].created <= until]
     if not taken:
         raise _nothing(groups, fit, at, where)
@@ -256,14 +277,17 @@ def choose(
     (chosen, *copies), *older = taken
     newer = groups[: groups.index(taken[0])]
     passed = [group for group in newer if group not in fit and (until == latest or group[0].created <= until)]
+    namesakes = [group[0] for group in older if _order(group[0]) == _order(chosen)]
     return Choice(
         chosen,
-        before=older[0][0] if older else None,
+        before=next((group[0] for group in older if _order(group[0]) != _order(chosen)), None),
         after=later[-1][0] if later else None,
-        left_out=len(passed),
+        left_out=len([group for group in passed if group not in unsure]),
         copies=tuple(copies),
         at=at,
         instead=(*copies, *(item for group in older for item in group)),
+        namesakes=tuple(namesakes),
+        unsure=tuple(group[0] for group in passed if group in unsure),
     )
 
 
@@ -363,8 +387,9 @@ class Selection:
         if not is_fault or not self._choice or not self.has_another:
             return ""
         before, item = self._choice.chosen, self._choice.next().chosen
-        same = (item.path.name, item.size) == (before.path.name, before.size)
-        which = "the same one" if same else f"the next older one, made {instant(item.created)},"
+        which = f"the next older one, made {instant(item.created)},"
+        if _order(item) == _order(before):
+            which = "the same one" if len(grouped([before, item])) == 1 else "the one of the same name"
         what = f"{which} {'that is here' if item.place == LOCAL else f'at {printable(item.place)}'}"
         otherwise = f"{error.hint.rstrip('.')}; to" if error.hint else "To"
         error.hint = f"{otherwise} take {what}: {errors.same_command(backup=shown(named(item)))}"

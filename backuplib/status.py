@@ -42,8 +42,9 @@ from backuplib.openpgp import Recipient
 from backuplib.outcome import ROLLBACK_FAILED, SERVICES_DOWN, LastRestore, UnknownOutcomeError
 from backuplib.proofs import UnknownProofsError
 from backuplib.ram_folder import available_memory
-from backuplib.remote import PROBE, Remote
+from backuplib.remote import PROBE, Remote, whole
 from backuplib.running import running
+from backuplib.selection import grouped
 from backuplib.state import State
 from backuplib.target import Target
 
@@ -62,7 +63,8 @@ class Subject:
     """What is looked at, as the settings have it.
 
     ``wrong``: the settings that cannot be used, by field. ``given``: those that the environment has, so that they count
-    where `.env` cannot be read. ``notified``: whether NOTIFY_URLS is set.
+    where `.env` cannot be read. ``notified``: whether NOTIFY_URLS is set. ``unwritten_since``: returns the last backup,
+    if it is known that nothing was written since.
     """
 
     db_path: Path
@@ -76,6 +78,7 @@ class Subject:
     given: Collection[str]
     list_backups: Callable[[], list[BackupInfo]]
     recipients: Callable[[], list[Recipient]]
+    unwritten_since: Callable[[], Path | None] = lambda: None
 
 
 class _TooSlow(Exception):  # noqa: N818 - no error: the end of a look
@@ -171,12 +174,26 @@ class Checkup:
             but = " but what was made before a restore" if found else ""
             yield CRITICAL, f"no backup {where}{but}", hint
             return
-        newest = self.state.newest[place] = max(made, key=lambda item: item.created)
+        newest = self.state.newest[place] = max(whole(made), key=lambda item: item.created)
+        unsure = [item for item in made if item.doubt and item.created >= newest.created]
         old, limit = self.state.age_of(newest), hours * HOUR
-        self.state.figures.append(Figure(label, old, "s", str(limit), str(CRITICAL_AGE * limit), "0"))
         text = f"{what} {_old(newest.created.timestamp())}"
+        if old > limit and self._has_all(newest):
+            self.state.figures.append(Figure(label, old, "s", minimum="0"))
+            yield OK, f"{text}, nothing was written since"
+            return
+        self.state.figures.append(Figure(label, old, "s", str(limit), str(CRITICAL_AGE * limit), "0"))
+        if unsure:
+            text += f" ({'' if newest.doubt else f'a newer {unsure[0].path.name} not counted: '}{unsure[0].doubt})"
         status = CRITICAL if old > CRITICAL_AGE * limit else WARNING if old > limit else OK
         yield (OK, text) if status == OK else (status, f"{text}, more than {plural(hours, 'hour')}", f"Why? {hint}")
+
+    def _has_all(self, newest: BackupInfo) -> bool:
+        """Whether it is known that nothing was written since the newest backup at a place was made."""
+        here = self.state.newest.get(LOCAL)
+        if not here or not self._known("db_path") or self.subject.unwritten_since() != here.path:
+            return False
+        return newest is here or (newest.sha256 is not None and len(grouped([here, newest])) == 1)
 
     def checksum(self) -> Said:
         """Whether the newest backup here is the file that its checksum was made of."""
@@ -208,7 +225,14 @@ class Checkup:
         except UnknownProofsError as error:
             yield UNKNOWN, f"when a backup was last proved is not known: {error}"
             return
-        last = self.state.proof = max(found, key=lambda item: item.when, default=None)
+        prove = errors.restore_command("latest", "--verify-only")
+        hint = f"To prove that the newest one restores, which takes the key: {prove}"
+        made = [item for item in found if item.when.timestamp() <= self.state.looked + CLOCKS_DIFFER]
+        if found and not made:
+            text = "when a backup was last proved is not known: its time is in the future"
+            yield UNKNOWN, text, f"Look at the clock. {hint}"
+            return
+        last = self.state.proof = max(made, key=lambda item: item.when, default=None)
         since = last.when if last else self._oldest and self._oldest.created
         if not since:
             return
@@ -217,8 +241,7 @@ class Checkup:
         said = f"proved {age(since.timestamp())}" if last else "never proved"
         if seconds > PROOF_DAYS * DAY:
             text = f"no backup was proved to restore for {plural(seconds // DAY, 'day')}"
-            prove = errors.restore_command("latest", "--verify-only")
-            yield WARNING, text, f"To prove that the newest one restores, which takes the key: {prove}"
+            yield WARNING, text, hint
         else:
             yield OK, said
 

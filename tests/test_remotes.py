@@ -20,6 +20,7 @@ import pytest
 
 from backuplib import proofs
 from backuplib.proofs import Proof
+from backuplib.remote import NO_CHECKSUM
 from tests.conftest import MakeShop
 from tests.support import needs
 from tests.support.keys import Keys
@@ -337,9 +338,38 @@ def create_in_vain(make_shop: MakeShop, server: Server) -> tuple[Completed, Shop
     return done, shop
 
 
+def test_create_if_changed_makes_good_what_the_last_backup_lacks(make_shop: MakeShop, tmp_path: Path) -> None:
+    """A remote that was down, and a signature; when it lacks nothing, no remote is asked."""
+    needs.require("rclone")
+    there = tmp_path / "there"
+    shop = make_shop("sqlite", BACKUP_REMOTES=f"here:{there}", RCLONE_CONFIG_HERE_TYPE="local")
+    shop.env["PATH"] = f"{os.environ['PATH']}:{os.path.dirname(str(needs.find('rclone')))}"
+
+    def create(*options: str) -> tuple[int, int]:
+        """Make a backup; the exit code, and how many there are then."""
+        code = shop.run("database_backup.py", "create", *options).code
+        return code, len([*shop.backups.glob("*.gpg")])
+
+    there.touch()  # no folder
+    assert create("--no-sign") == (11, 1)
+    assert create("--no-sign", "--if-changed") == (11, 1)
+    there.unlink()
+    assert create("--no-sign", "--if-changed") == (0, 1)
+    assert len([*there.glob("*.gpg")]) == 1
+    assert create("--if-changed") == (0, 2)
+    shutil.rmtree(there)
+    assert create("--if-changed") == (0, 2)
+    assert not there.exists()
+
+
 # --- prune -----------------------------------------------------------------------------------------------------------
 
 OLD = [f"db_backup_2025010{day}_120000.db.gz.gpg" for day in (1, 2, 3)]
+
+
+def beside(name: str, content: bytes = b"backup") -> bytes:
+    """The checksum file of a backup."""
+    return f"{sha256(content).hexdigest()}  {name}\n".encode()
 
 
 @everyday("webdav")
@@ -348,8 +378,9 @@ def test_prune_removes_there_what_the_policy_does_not_keep(shop: Shop, server: S
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in OLD}
     for name in OLD:
         server.put(name, name.encode())
-        server.put(f"{name}.sha256", f"{digests[name]}  {name}\n".encode())
+        server.put(f"{name}.sha256", beside(name, name.encode()))
     server.put("notes.txt", b"mine")
+    server.put(half := "db_backup_20250104_120000.db.gz.gpg", b"half")
     proofs.record(shop.backups, Proof(digests[OLD[0]], OLD[0], datetime.now().astimezone(), "verified"))
     shop.write_env(BACKUP_KEEP="last=1")
     there = server.names()
@@ -358,7 +389,8 @@ def test_prune_removes_there_what_the_policy_does_not_keep(shop: Shop, server: S
     assert f"would remove {server.place}/{OLD[1]}, if the remote lets us" in tried.out
     done = shop.run("database_backup.py", "prune")
     assert done.code == 0, done.text
-    _, newest, proved, removed = done.out.splitlines()
+    _, interrupted, newest, proved, removed = done.out.splitlines()
+    assert interrupted == f"kept {server.place}/{half}: {NO_CHECKSUM}"
     assert newest == f"kept {server.place}/{OLD[2]}: newest, last"
     assert proved.startswith(f"kept {server.place}/{OLD[0]}: last proved: verified ")
     assert removed == f"removed {server.place}/{OLD[1]}"
@@ -372,11 +404,13 @@ def test_prune_tells_what_a_remote_keeps_and_that_is_no_error(make_shop: MakeSho
         folder.mkdir()
         for name in OLD[:2]:
             (folder / name).write_bytes(b"backup")
+            (folder / f"{name}.sha256").write_bytes(beside(name))
+        there = {path.name for path in folder.iterdir()}
         shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
         done = shop.run("database_backup.py", "prune")
         assert done.code == 0, done.text
         assert re.search(rf"^kept \S+{OLD[0]}: .*cannot be removed", done.out, re.MULTILINE)
-        assert {path.name for path in folder.iterdir()} == {*OLD[:2]}
+        assert {path.name for path in folder.iterdir()} == there
 
 
 @pytest.mark.long
@@ -388,6 +422,7 @@ def test_prune_leaves_what_an_object_lock_keeps(make_shop: MakeShop, servers: Se
     lock = ("--s3-object-lock-supported=true", "--s3-object-lock-mode=COMPLIANCE", "--s3-object-lock-retain-until-date")
     for name, options in zip(OLD, ((*lock, "24h"), (*lock, "1s"), ()), strict=True):
         server.rclone("rcat", *options, f"{server.place}/{name}", given=b"backup")
+        server.put(f"{name}.sha256", beside(name))
     shop = make_shop("sqlite", BACKUP_KEEP="last=1", **server.settings())
     time.sleep(1.1)
     done = shop.run("database_backup.py", "prune")
@@ -397,7 +432,7 @@ def test_prune_leaves_what_an_object_lock_keeps(make_shop: MakeShop, servers: Se
         *re.findall(rf"kept \S+{OLD[0]}: an object lock keeps it until [0-9].*", done.out),
         f"removed {server.place}/{OLD[1]}",
     ]
-    assert server.names() == {OLD[0], OLD[2]}
+    assert server.names() == {f"{name}{end}" for name in (OLD[0], OLD[2]) for end in ("", ".sha256")}
 
 
 def test_prune_of_a_remote_that_is_gone_is_told_within_seconds_and_the_backups_here_are_pruned(

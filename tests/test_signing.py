@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from backuplib.backup_file import BackupInfo, checksum_path, recorded_signature, text_beside
+from backuplib.remote import record_text
 from backuplib.signing import SigningFolder
 from tests.conftest import ONE_MODE, MakeShop, StartTerminal
 from tests.support.keys import Keys, gpg_home
@@ -27,6 +29,15 @@ def by_hand(shop: Shop, backup: Path, signing: SigningFolder) -> int:
         return subprocess.run(["bash", "-c", command], cwd=shop.backups, env=env, check=False, timeout=30).returncode
 
 
+def as_at_a_remote(backup: Path) -> None:
+    """Replace its checksum file by the one that it has at a remote, as somebody who fetches both from there does."""
+    info, beside = BackupInfo.of(backup), text_beside(backup) or ""
+    assert info
+    text = record_text(info, str(info.recorded_checksum()), recorded_signature(beside))
+    assert len(text.splitlines()) > len(beside.splitlines())
+    checksum_path(backup).write_text(text)
+
+
 def test_backup_is_signed_here_and_refused_under_another_name_where_that_is_required(
     make_shop: MakeShop, mode: str, keys: Keys, signing: SigningFolder
 ) -> None:
@@ -34,6 +45,8 @@ def test_backup_is_signed_here_and_refused_under_another_name_where_that_is_requ
     before = shop.rows()
     backup = shop.create_backup()
     assert shop.sha256sum_accepts(backup)
+    assert by_hand(shop, backup, signing) == 0
+    as_at_a_remote(backup)
     assert by_hand(shop, backup, signing) == 0
     shop.change_data()
     done = shop.restore(backup, "--force", key=keys.rsa)

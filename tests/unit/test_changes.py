@@ -208,20 +208,41 @@ def test_backup_that_is_not_as_it_was_left_does_not_count(made: Callable[..., Sc
         scene.backup.write_bytes(b"BACKUP")
         os.utime(scene.backup, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    for spoil in (scene.backup.unlink, damage, checksum_path(scene.backup).unlink):
+    def spoil_checksum() -> None:
+        checksum_path(scene.backup).write_text("garbage")
+
+    for spoil in (scene.backup.unlink, damage, checksum_path(scene.backup).unlink, spoil_checksum):
         assert scene.unchanged()
         spoil()
         assert not scene.unchanged()
         scene.backup.write_bytes(content)
+        checksum_path(scene.backup).write_text("checksum")
         scene.note()
-    checksum_path(scene.backup).write_text("checksum")
     assert scene.unchanged()
 
 
 def test_other_key_or_options_are_a_reason_for_a_new_backup(made: Callable[..., Scene]) -> None:
     scene = made()
     assert scene.unchanged()
-    assert Changes(scene.path, scene.backups, b"another key").unchanged_since() is None
+    other = Changes(scene.path, scene.backups, b"another key")
+    assert other.unchanged_since() is None
+    assert other.unwritten_since() == scene.backup
+    scene.bot.execute("UPDATE t SET x = 2")
+    assert other.unwritten_since() is None
+
+
+def test_places_that_have_the_last_backup_are_noted_until_there_is_another(made: Callable[..., Scene]) -> None:
+    scene, far = made(), ["offsite:shopbot", "nas:"]
+    assert scene.changes.is_pushed_to([])
+    assert not scene.changes.is_pushed_to(far)
+    scene.changes.note_pushed(scene.backup.with_name("another.db"), far)
+    assert not scene.changes.is_pushed_to(far)
+    scene.changes.note_pushed(scene.backup, far)
+    assert scene.unchanged()
+    assert scene.changes.is_pushed_to(far[:1])
+    assert not scene.changes.is_pushed_to([*far, "new:"])
+    scene.note()
+    assert not scene.changes.is_pushed_to(far)
 
 
 @pytest.mark.parametrize("change", ["mode", "second name", pytest.param("owner", marks=pytest.mark.needs("root"))])

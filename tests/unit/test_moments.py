@@ -135,6 +135,15 @@ def test_zone_of_another_time_of_the_year_is_told(zone: Zone) -> None:
         parse_time("2025-01-28 14:00 CEST", NOW)
 
 
+def test_last_time_that_has_been_may_be_of_the_day_before_the_clocks_change(zone: Zone) -> None:
+    zone("Europe/Berlin")
+    now = datetime(2025, 10, 26, 0, 40, tzinfo=UTC)  # 02:40 CEST, and at 14:00 it will be CET
+    assert read("14:00 CEST", now) == ("2025-10-25 12:00:00", [])
+    assert read("14:00", now) == ("2025-10-25 12:00:00", [])
+    with pytest.raises(UsageError, match=r"CET.*CEST"):
+        parse_time("14:00 CET", now)
+
+
 def test_time_that_comes_twice_is_the_first_one_and_told(zone: Zone) -> None:
     zone("Europe/Berlin")
     now = datetime(2025, 10, 27, tzinfo=UTC)

@@ -18,8 +18,9 @@ from backuplib.errors import (
     NotEncryptedAsNamedError,
     OperatorError,
     RefusedError,
+    UsageError,
 )
-from backuplib.named import refuse_misnamed, refuse_plain_as_encrypted
+from backuplib.named import latest_at, refuse_misnamed, refuse_plain_as_encrypted
 
 NAME = "db_backup_20250130_120000.db.gz.gpg"
 
@@ -113,6 +114,25 @@ def test_folder_that_cannot_be_listed_does_not_hide_what_is_missing(folder: Path
 
     with pytest.raises(BackupNotFoundError):
         refuse_misnamed(folder / "x", folder, folder.parent / "shop.db", denied)
+
+
+# --- the newest one at a place ---
+
+
+def test_name_of_a_remote_stands_for_its_one_place_and_for_none_of_several() -> None:
+    def at(name: str, *places: str) -> str | None:
+        found = latest_at(Path(name), places, {})
+        return found.place if found else None
+
+    assert at("offsite:latest", "nas:b", "offsite:shopbot") == "offsite:shopbot"
+    assert at("offsite:latest", "nas:b") == "offsite:"
+    assert at("offsite:b/latest", "offsite:a", "offsite:b") == "offsite:b"
+    assert at("offsite:latest", "offsite:a", "offsite:") == "offsite:"
+    assert at("latest", "offsite:a") is at("offsite:x.gpg", "offsite:a") is None
+    with pytest.raises(UsageError, match="offsite:latest is at more than one of the places") as refusal:
+        at("offsite:latest", "offsite:a", "nas:b", "offsite:b")
+    assert "one of these: offsite:a/latest, offsite:b/latest; " in refusal.value.hint
+    assert " offsite:a/latest" in refusal.value.hint.rpartition(": ")[2]
 
 
 # --- not what its name says ------------------------------------------------------------------------------------------

@@ -171,14 +171,18 @@ class Place(Remote):
     """A remote that holds what it is given; rclone itself is asked in test_remotes.py."""
 
     def fill(self, names: Sequence[str], *, locked: Sequence[str] = (), down: bool = False) -> None:
-        state = {"there": [*names], "locked": locked, "down": down, "sums": {}, "locks": {}}
+        state = {"there": [*names], "locked": locked, "down": down, "sums": {}, "locks": {}, "doubts": {}}
         object.__setattr__(self, "state", state)
 
     def backups(self) -> list[BackupInfo]:
         if self.state["down"]:  # type: ignore[attr-defined]
             raise errors.RemoteUnreachableError(f"{self.place} does not answer", hint="Wait.")
         made = [(name, datetime.strptime(name[10:25], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)) for name in self.there]
-        return [BackupInfo(Path(name), when, 1, encrypted=True, place=self.place) for name, when in made]
+        doubts = self.state["doubts"]  # type: ignore[attr-defined]
+        return [
+            BackupInfo(Path(name), when, 1, encrypted=True, place=self.place, doubt=doubts.get(name, ""))
+            for name, when in made
+        ]
 
     @property
     def there(self) -> list[str]:
@@ -215,6 +219,20 @@ def test_remote_keeps_the_newest_the_proved_and_what_is_locked_which_is_no_error
         f"removed offsite:shop/{NAMES[3]}",
     ]
     assert folder.warned == []
+
+
+def test_remote_keeps_what_may_be_an_interrupted_copy_and_it_takes_the_place_of_no_other(folder: Folder) -> None:
+    """Neither as the newest, nor in the count."""
+    remote = Place("offsite:shop")
+    remote.fill(NAMES)
+    remote.state["doubts"] = dict.fromkeys(NAMES[3:], "no checksum there")  # type: ignore[attr-defined]
+    prune_remotes(folder.rule(), [remote], folder.said.append, folder.warned.append, dry_run=False)
+    assert remote.there == NAMES[2:]
+    assert folder.said[:3] == [
+        f"kept offsite:shop/{NAMES[4]}: no checksum there",
+        f"kept offsite:shop/{NAMES[3]}: no checksum there",
+        f"kept offsite:shop/{NAMES[2]}: newest, last",
+    ]
 
 
 def test_remote_that_does_not_answer_is_told_and_the_others_are_pruned(folder: Folder) -> None:

@@ -5,7 +5,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from backuplib.backup_file import BEFORE_A_RESTORE, LOCAL, ORDINARY, BackupInfo,
 from backuplib.processes import child_environment
 from backuplib.pushing import push_missing, push_new
 from backuplib.rclone import PLACE, Rclone
-from backuplib.remote import NO_RECORD, Record, Remote, is_elsewhere, named, read_records, record_text, remotes, split
+from backuplib.remote import NO_RECORD, Record, Remote, is_elsewhere, named, read_record, record_text, remotes, split
 from tests.support.needs import find
 from tests.support.remotes import Proxy, Server, free_port, serving
 
@@ -272,6 +272,28 @@ def test_words_of_rclone_have_an_identity(said: str, known: str) -> None:
     assert "nas:x" in str(error)
 
 
+REFUSED = "dial tcp 127.0.0.1:1: connect: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "known"),
+    [
+        ("y:x", f'Propfind "http://127.0.0.1:1/quota/x/": {REFUSED}', "remote-unreachable"),
+        ("y:x", f"Propfind http://127.0.0.1:1/read-only/x/: {REFUSED}", "remote-unreachable"),
+        ("y:x", "dial tcp: lookup quota.example.org: no such host", "remote-unreachable"),
+        ("y:backups/401", "backups/401/db.507.gpg: unexpected EOF", "remote-broken"),
+        ("y:read-only", 'S3 bucket read-only, object "forbidden": something else', "remote-failed"),
+        ("y:x", "couldn't connect SSH: ssh: handshake failed: knownhosts: key is unknown", "remote-denied"),
+        ("y:x", "couldn't connect to ssh-agent: dial unix /a: connect: connection refused", "remote-denied"),
+        ("y:x", "couldn't connect SSH: something else", "remote-unreachable"),
+        ("y:b", "mkdir b: permission denied", "remote-denied"),
+    ],
+)
+def test_names_of_places_and_objects_choose_no_reason(place: str, said: str, known: str) -> None:
+    error = Rclone(place, {}).explained(f"2025/01/30 12:00:00 ERROR : {said}\n", f"{place}/db.507.gpg")
+    assert error.id == known
+
+
 # --- what stands beside a backup -------------------------------------------------------------------------------------
 
 INFO = BackupInfo(
@@ -285,25 +307,101 @@ INFO = BackupInfo(
 
 
 def test_record_says_again_what_was_written_down() -> None:
+    assert read_record(record_text(INFO, "a" * 64), NAME) == Record(
+        "a" * 64, BEFORE_A_RESTORE, INFO.created, INFO.key_ids
+    )
     other = replace(INFO, path=Path("x.db"), key_ids=(), kind=ORDINARY)
-    text = record_text(INFO, "a" * 64) + record_text(other, "b" * 64)
-    assert read_records(text) == {
-        NAME: Record("a" * 64, BEFORE_A_RESTORE, INFO.created, INFO.key_ids),
-        "x.db": Record("b" * 64, made=INFO.created),
-    }
+    assert read_record(record_text(other, "b" * 64), "x.db") == Record("b" * 64, made=INFO.created)
+    assert read_record(f"{'c' * 64}  backups/{NAME}", NAME) == Record("c" * 64)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "# made: 2025-01-30T12:00:00+00:00\n", f"{'g' * 64}  x\n", "\0" * 100, "# kind: before a restore\n"],
-)
+@pytest.mark.parametrize("text", ["", "# keys: x\n", f"{'g' * 64}  x\n", "\0" * 100, "# kind: best\n"])
 def test_record_that_names_nothing_says_nothing(text: str) -> None:
-    assert read_records(text) == {}
+    assert read_record(text, "x") == NO_RECORD
 
 
 @pytest.mark.parametrize("comment", ["# made: yesterday", "# kind: best", "# keys: \x1b[31m", "# made: 9999-99-99"])
 def test_foreign_words_in_a_record_are_not_taken(comment: str) -> None:
-    assert read_records(f"{'a' * 64}  x\n{comment}\n") == {"x": replace(NO_RECORD, digest="a" * 64)}
+    assert read_record(f"{'a' * 64}  x\n{comment}\n", "x") == replace(NO_RECORD, digest="a" * 64)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine as a remote: rclone takes a fraction of what it does with a server."""
+
+    path: Path
+
+    @property
+    def remote(self) -> Remote:
+        return Remote(f"here:{self.path}", {"RCLONE_CONFIG_HERE_TYPE": "local", "RCLONE_CONFIG": os.devnull})
+
+    def put(self, day: int, beside: str | None = "{digest}  {name}\n") -> str:
+        """A backup of that day, with what stands beside it; its name."""
+        name = f"db_backup_202501{day}_120000.db.gz.gpg"
+        (self.path / name).write_bytes(name.encode())
+        if beside is not None:
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            (self.path / f"{name}.sha256").write_bytes(beside.format(digest=digest, name=name).encode())
+        return name
+
+    def said(self) -> dict[str, tuple[str, str, bool]]:
+        """What the list says of each backup: its kind, why it may not be whole, and whether its checksum is known."""
+        return {item.path.name: (item.kind, item.doubt, item.sha256 is not None) for item in self.remote.backups()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An empty one."""
+    (tmp_path / "there").mkdir()
+    return Folder(tmp_path / "there")
+
+
+WHOLE = (ORDINARY, "", True)
+
+
+def test_checksum_file_says_something_of_its_own_backup_only(folder: Folder) -> None:
+    """However it is written, and whatever others beside it say of that one."""
+    newest, unended, windows, other_path = (
+        folder.put(30),
+        folder.put(28, "{digest}  {name}\n# kind: before a restore"),
+        folder.put(29, "{digest} *{name}\r\n# kind: before a restore\r\n"),
+        folder.put(27, "{digest}  backups/{name}"),
+    )
+    for strange in ("aa", "zz"):
+        lines = f"{'a' * 64}  {newest}\n# kind: before a restore\n# made: 9999-01-01T00:00:00+00:00\n{'a' * 64}  "
+        (folder.path / f"{strange}.sha256").write_text(lines)
+    thief = folder.put(26, f"{'a' * 64}  {newest}\n# kind: before a restore\n{{digest}}  {{name}}")
+    safety = (BEFORE_A_RESTORE, "", True)
+    said = folder.said()
+    assert said.pop(thief) == safety
+    assert [*said.items()] == [(newest, WHOLE), (windows, safety), (unended, safety), (other_path, WHOLE)]
+
+
+def test_what_has_no_checksum_is_listed_with_its_doubt_and_what_rclone_left_is_no_backup(folder: Folder) -> None:
+    without, garbage, endless = (
+        folder.put(30, None),
+        folder.put(29, "garbage"),
+        folder.put(28, "{digest}  {name}\n" + "x" * (1 << 16)),
+    )
+    (folder.path / f"{without}.98f6a636.partial").write_bytes(b"half")
+    assert folder.said() == {
+        without: (ORDINARY, "no checksum there: an interrupted copy, or somebody else's", False),
+        garbage: (ORDINARY, "its checksum there cannot be understood", False),
+        endless: (ORDINARY, "its checksum there cannot be understood", False),
+    }
+
+
+def test_truncated_object_is_copied_again_though_its_checksum_is_right(folder: Folder) -> None:
+    name, content = folder.put(30), folder.put(30).encode()
+    backup = make_backup(folder.path.parent, name, content)
+    info = BackupInfo.of(backup)
+    assert info
+    assert folder.remote.push(backup) is False
+    os.truncate(folder.path / name, 10)
+    said: list[str] = []
+    push_missing([folder.remote], [info], said.append)
+    assert (folder.path / name).read_bytes() == content
+    assert [line.split()[1] for line in said] == ["Copied", folder.remote.place]
 
 
 # --- names on the command line ---------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ def test_time_in_the_future_is_kept_and_takes_no_place() -> None:
 
 def test_days_of_retention_are_a_policy_too_and_the_newest_stays() -> None:
     old = [ago(days=8), ago(days=9)]
+    assert all(item.reasons for item in decide(old, Policy.younger_than(10**9), NOW, {}, UTC))  # more than there are
     kept = decide([ago(days=6.9), *old], Policy.younger_than(7), NOW, {}, UTC)
     assert [item.reasons for item in kept] == [("newest", "younger than 7 days"), (), ()]
     assert [item.reasons for item in decide(old, Policy.younger_than(7), NOW, {}, UTC)] == [("newest",), ()]

@@ -159,6 +159,41 @@ def test_other_size_or_checksum_is_another_backup(tmp_path: Path) -> None:
     assert grouped([here, far]) == [[here, far]]
 
 
+def test_copy_that_may_not_be_whole_is_left_out_and_told(tmp_path: Path) -> None:
+    """As long as there is another; where no backup at a place has a checksum, they are what there is."""
+    unsure = replace(made(1, FAR), doubt="no checksum there")
+    whole, older, here = made(2, FAR), replace(made(3, FAR), doubt="no checksum there"), made(4)
+    choice = choose([unsure, whole, older, here], now=NOW)
+    assert (choice.chosen, choice.before, choice.left_out) == (whole, here, 0)
+    assert (choice.unsure, choice.instead) == ((unsure,), (here,))
+    said: list[str] = []
+    choice.tell(said.append)
+    assert said[-1].startswith(f"   left out: {unsure.path.name}, made ")
+    assert said[-1].endswith(f", at {FAR}: no checksum there")
+    assert choose([unsure, whole, older], older.created, now=NOW).chosen == older
+    said.clear()
+    choice = choose([unsure, older, here], now=NOW)
+    assert (choice.chosen, choice.before) == (unsure, older)
+    choice.tell(said.append)
+    assert said[1] == "   it may not be whole: no checksum there"
+    copy = replace(unsure, place=FARTHER, doubt="")
+    assert choose([unsure, copy, whole], now=NOW).chosen == copy
+
+
+def test_other_content_of_the_same_name_is_no_older_one() -> None:
+    """Such as a truncated copy at one place and the whole one at another."""
+    cut, whole, older = made(1, FAR, size=10), made(1, FARTHER), made(2)
+    choice = choose([cut, whole, older], now=NOW)
+    assert (choice.chosen, choice.before, choice.namesakes, choice.instead) == (cut, older, (whole,), (whole, older))
+    said: list[str] = []
+    selection = Selection(Places(Path("/"), [Remote(FAR, [cut]), Remote(FARTHER, [whole])]), list, print, said.append)
+    selection.by_time(None)
+    assert said[1] == f"   of the same name, but not the same: at {FARTHER}, 1.0 kB"
+    with pytest.raises(ChecksumMismatchError) as raised, selection.naming_another():
+        raise ChecksumMismatchError("it differs")
+    assert raised.value.hint.startswith(f"To take the one of the same name at {FARTHER}: ")
+
+
 def test_safety_backup_is_one_wherever_that_is_recorded() -> None:
     here = made(1)
     far = replace(here, place=FAR, path=Path(here.path.name), kind=BEFORE_A_RESTORE)

@@ -157,6 +157,26 @@ def test_age_is_judged_as_its_figure_says(ask: Ask, tmp_path: Path, hours: float
         assert "more than 26 hours" in answer.text
 
 
+def test_old_backup_is_fine_when_it_is_known_that_nothing_was_written_since(ask: Ask, tmp_path: Path) -> None:
+    """Here, and at a remote that has the same one; not where another is the newest one."""
+    made = backup(tmp_path, 53)
+    same = replace(made, path=Path(made.path.name), place="nas:b", sha256=made.recorded_checksum())
+    known: dict[str, Any] = {"list_backups": lambda: [made], "unwritten_since": lambda: made.path}
+    answer = ask(**known, remotes=[At("nas:b", found=[same])])
+    assert (answer.status, answer.judged("age"), answer.judged("age_nas:b")) == ("OK", "OK", "OK")
+    unwritten = "2 days old, nothing was written since"
+    assert answer.text.startswith(f"newest backup {unwritten}, newest at nas:b {unwritten}, ")
+    for other in (
+        replace(same, sha256="b" * 64),
+        replace(same, sha256=None),
+        replace(same, path=Path("db_backup_y.db.gz")),
+    ):
+        assert ask(**known, remotes=[At("nas:b", found=[other])]).status == "CRITICAL"
+    for not_known in (None, tmp_path / "backups/db_backup_y.db.gz"):
+        answer = ask(**known | {"unwritten_since": lambda path=not_known: path})
+        assert (answer.status, "nothing was written" in answer.text) == ("CRITICAL", False)
+
+
 def test_setting_says_what_is_too_old(ask: Ask) -> None:
     assert ask(max_age_hours=2).status == "WARNING"
     assert ask(max_age_hours=1).status == "CRITICAL"
@@ -224,6 +244,21 @@ def test_proof(ask: Ask, tmp_path: Path, proved_days: int, oldest_days: int, exp
     answer = ask(list_backups=lambda: [backup(tmp_path, 1), oldest])
     assert answer.status == answer.judged("unproved") == expected
     assert (f"proved {proved_days} day" in answer.text) == (proved_days in (1, 34))
+
+
+def test_proof_of_a_clock_that_was_wrong_silences_nothing(ask: Ask, tmp_path: Path) -> None:
+    def prove(days: float) -> None:
+        when = datetime.now().astimezone() + timedelta(days=days)
+        proofs.record(tmp_path / "backups", Proof("ab" * 32, "db_backup_x.db.gz", when, "verified"))
+
+    prove(3650)
+    answer = ask()
+    assert (answer.status, "its time is in the future" in answer.text) == ("UNKNOWN", True)
+    prove(-36)
+    answer = ask()
+    assert (answer.status, answer.judged("unproved")) == ("WARNING", "WARNING")
+    prove(1 / DAY)  # clocks differ
+    assert ask().status == "OK"
 
 
 def test_planted_proofs_are_not_believed(ask: Ask, subject: Subject) -> None:
@@ -374,6 +409,18 @@ def test_each_remote_is_judged_for_itself(ask: Ask, subject: Subject, tmp_path: 
     assert locked.removable == {"offsite:shopbot": False, "nas:b": None}
     told = [item.text for item in locked.findings if item.name == "remote"]
     assert [text.partition(" (locked)")[1:2] for text in told] == [(" (locked)",), ("",)]
+
+
+def test_newest_at_a_remote_is_the_newest_that_has_a_checksum(ask: Ask, tmp_path: Path) -> None:
+    """A newer one that has none, such as an interrupted copy, is told; where none has one, they are what there is."""
+    doubt = "no checksum there: an interrupted copy, or somebody else's"
+    old = replace(backup(tmp_path, 30), path=Path("old.db.gz"), place="nas:b")
+    cut = replace(old, path=Path("new.db.gz"), created=old.created + timedelta(hours=29), doubt=doubt)
+    answer = ask(remotes=[At("nas:b", found=[cut, old])])
+    assert (answer.status, answer.value("age_nas:b") >= 30 * 3600) == ("WARNING", True)
+    assert f"newest at nas:b 1 day old (a newer new.db.gz not counted: {doubt})" in answer.text
+    answer = ask(remotes=[At("nas:b", found=[cut, replace(old, doubt=doubt)])])
+    assert (answer.status, f"newest at nas:b 1 hour old ({doubt})" in answer.text) == ("OK", True)
 
 
 def test_remote_that_does_not_answer_is_a_warning_in_its_own_words(ask: Ask) -> None:
