@@ -81,14 +81,20 @@ class Rule:
         for series in (is_safety_backup, lambda item: not is_safety_backup(item)):
             for item, proof in self._last_proved(filter(series, ours), digest):
                 always.setdefault(item.path, []).append(f"last proved: {proof.how} {instant(proof.when)}")
-        decided = decide(ours, self.policy, datetime.now().astimezone(), always)
+        now, sure = datetime.now().astimezone(), [item for item in ours if not item.doubt] or ours
+        decided = decide(sure, self.policy, now, always)
+        newest = max((item.created for item in sure), default=now)
+        for decision in decide(ours, self.policy, now, always):
+            if (item := decision.backup) not in sure:  # it takes the place of no other, and stays as long as if it did
+                stays = decision.reasons or item.created >= newest
+                decided.append(Decision(item, (item.doubt,) if stays else ()))
         decided += [Decision(item, (others[item.path],)) for item in backups if item.path in others]
         return sorted(decided, key=lambda decision: decision.backup.created, reverse=True)
 
     def _not_ruled(self, backup: BackupInfo) -> str:
         if not BACKUP_NAME.fullmatch(backup.path.name):
             return FOREIGN
-        return backup.doubt or ("" if self.bots_too or backup.kind != SQL_DUMP else OF_THE_BOT)
+        return "" if self.bots_too or backup.kind != SQL_DUMP else OF_THE_BOT
 
     def _may_be_last_safety_backup(self, backup: BackupInfo) -> bool:
         return is_safety_backup(backup) if self.safety_backup is None else backup.path.name == self.safety_backup

@@ -390,7 +390,7 @@ def test_prune_removes_there_what_the_policy_does_not_keep(shop: Shop, server: S
     done = shop.run("database_backup.py", "prune")
     assert done.code == 0, done.text
     _, interrupted, newest, proved, removed = done.out.splitlines()
-    assert interrupted == f"kept {server.place}/{half}: {NO_CHECKSUM}"
+    assert interrupted == f"kept {server.place}/{half}: {NO_CHECKSUM}"  # it is newer than all
     assert newest == f"kept {server.place}/{OLD[2]}: newest, last"
     assert proved.startswith(f"kept {server.place}/{OLD[0]}: last proved: verified ")
     assert removed == f"removed {server.place}/{OLD[1]}"

@@ -222,10 +222,10 @@ def test_remote_keeps_the_newest_the_proved_and_what_is_locked_which_is_no_error
 
 
 def test_remote_keeps_what_may_be_an_interrupted_copy_and_it_takes_the_place_of_no_other(folder: Folder) -> None:
-    """Neither as the newest, nor in the count."""
+    """Neither as the newest, nor in the count; an old one goes when a whole one would."""
     remote = Place("offsite:shop")
     remote.fill(NAMES)
-    remote.state["doubts"] = dict.fromkeys(NAMES[3:], "no checksum there")  # type: ignore[attr-defined]
+    remote.state["doubts"] = dict.fromkeys((NAMES[0], *NAMES[3:]), "no checksum there")  # type: ignore[attr-defined]
     prune_remotes(folder.rule(), [remote], folder.said.append, folder.warned.append, dry_run=False)
     assert remote.there == NAMES[2:]
     assert folder.said[:3] == [
@@ -233,6 +233,14 @@ def test_remote_keeps_what_may_be_an_interrupted_copy_and_it_takes_the_place_of_
         f"kept offsite:shop/{NAMES[3]}: no checksum there",
         f"kept offsite:shop/{NAMES[2]}: newest, last",
     ]
+
+
+def test_where_no_backup_at_a_remote_has_a_checksum_the_rule_holds_for_them_as_they_are(folder: Folder) -> None:
+    remote = Place("offsite:shop")
+    remote.fill(NAMES)
+    remote.state["doubts"] = dict.fromkeys(NAMES, "no checksum there")  # type: ignore[attr-defined]
+    prune_remotes(folder.rule(), [remote], folder.said.append, folder.warned.append, dry_run=False)
+    assert remote.there == NAMES[4:]
 
 
 def test_remote_that_does_not_answer_is_told_and_the_others_are_pruned(folder: Folder) -> None:
