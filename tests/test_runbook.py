@@ -271,7 +271,7 @@ def test_blocks_for_a_new_machine(host: Host) -> None:
 
 @pytest.mark.deep
 @pytest.mark.needs("rclone")
-def test_block_for_a_new_machine_with_a_remote(host: Host, tmp_path: Path) -> None:
+def test_block_for_a_new_machine_with_a_remote(host: Host, ssh_terminal: SshTerminal, tmp_path: Path) -> None:
     """From nothing but .env, rclone's configuration, key and passphrase."""
     rows = host.shop.backup_rows(host.shop.path / BACKUP, host.key)
     (code,) = blocks_for("new machine, from a remote")
@@ -285,8 +285,14 @@ def test_block_for_a_new_machine_with_a_remote(host: Host, tmp_path: Path) -> No
         assert pushed.code == 0, pushed.text
         for folder in (host.shop.backups, host.shop.db_path.parent):
             shutil.rmtree(folder)
-        done = host.type(code)
-    assert done.code == 0, done.text
+        shown = ssh_terminal(host, "-t", f"cd shopbot && {code}")
+        shown.expect("Paste the private key.*: ")
+        shown.send(f"{host.key.private_b64}\n")
+        shown.expect("Passphrase of the private key: ")
+        shown.send(f"{host.key.passphrase}\n")
+        shown.expect(CONFIRM)
+        shown.send("y\n")
+        assert shown.wait() == 0, shown.output
     assert host.shop.rows() == rows
     assert not list(host.shop.backups.glob("*.gpg"))
 
