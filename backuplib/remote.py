@@ -57,7 +57,7 @@ PROBE = ".may-we-remove"
 
 # How the checksum files of a place are copied here: all of them, without asking for times and hashes
 _EACH_RECORD = (
-    *("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B"),
+    *("--max-depth=1", "--include=/*.sha256", f"--max-size={MOST_RECORD}B", "--max-transfer=64M"),
     *("--ignore-checksum", "--use-server-modtime", "--no-check-dest"),
 )
 
