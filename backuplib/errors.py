@@ -176,8 +176,13 @@ def rescue_command(backup: Path) -> str:
     if backup.suffix != ".gpg":
         return restore_command("rescue", shown(backup), script="database_backup.py")
     sent = f"cat {shlex.quote(str(backup.absolute()))}"
-    rescue = f"cd {shlex.quote(os.getcwd())} && {restore_command('rescue', '-', script='database_backup.py')}"
-    return f"ssh HOST {shlex.quote(sent)} | gpg -d | ssh HOST {shlex.quote(rescue)}"
+    return f"ssh HOST {shlex.quote(sent)} | gpg -d | {rescue_from_elsewhere()}"
+
+
+def rescue_from_elsewhere() -> str:
+    """Return the command that has this machine rescue what is piped into it on another one."""
+    rescue = restore_command("rescue", "-", script="database_backup.py")
+    return f"ssh HOST {shlex.quote(f'cd {shlex.quote(os.getcwd())} && {rescue}')}"
 
 
 def choose_another_backup_hint() -> str:

@@ -170,7 +170,8 @@ def decrypt(message: Path, target: io.FileIO) -> None:
     if done.returncode:
         raise errors.GpgFailedError(
             f"gpg could not decrypt it (exit code {done.returncode})",
-            hint="Decrypt it where the private key is, and send it here; RUNBOOK.md, section 4, has the command.",
+            hint="Decrypt it where the private key is, and send it here: gpg -d FILE | "
+            f"{errors.rescue_from_elsewhere()}",
         )
 
 

@@ -271,7 +271,7 @@ while True:
 
 @pytest.mark.parametrize(
     ("megabytes", "mode", "compose"),
-    [(150, "sqlite", "v2"), pytest.param(1000, "sqlite", "v2", marks=LONG)],
+    [pytest.param(megabytes, "sqlite", "v2", marks=LONG) for megabytes in (150, 1000)],
     indirect=["mode", "compose"],
 )
 def test_look_does_not_hold_up_the_writes_of_a_bot_with_a_rollback_journal(

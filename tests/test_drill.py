@@ -307,8 +307,10 @@ def test_drill_notices_a_restore_that_breaks_a_promise(place: Place, name: str) 
 
 def sabotage(script: Path, code: str) -> None:
     """Have a module run some code at its end, a script before its main program."""
-    module, main, call = script.read_text(encoding="utf-8").partition('\nif __name__ == "__main__":')
-    script.write_text(f"{module}\n{code}\n{main}{call}", encoding="utf-8")
+    text = script.read_text(encoding="utf-8")
+    end = text.find('\nif __name__ == "__main__":\n    sys.exit(')
+    module, call = (text, "") if end < 0 else (text[:end], text[end:])
+    script.write_text(f"{module}\n{code}\n{call}", encoding="utf-8")
 
 
 # --- it leaves nothing behind, however it ends -----------------------------------------------------------------------

@@ -107,6 +107,7 @@ def test_ctrl_c_reaches_the_program_on_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.long
 def test_bot_really_writes_and_keeps_the_database_open(bot_shop: BotShop) -> None:
     assert bot_shop.state().running
     assert bot_shop.state("redis").running
@@ -119,6 +120,7 @@ def test_bot_really_writes_and_keeps_the_database_open(bot_shop: BotShop) -> Non
 
 
 @pytest.mark.docker
+@pytest.mark.long
 def test_deaf_bot_is_killed_and_leaves_a_hot_wal(make_bot_shop: MakeBotShop, mode: str, compose: Compose) -> None:
     shop = make_bot_shop(mode, compose, Bot(deaf=True))
     shop.up("bot")
@@ -130,6 +132,7 @@ def test_deaf_bot_is_killed_and_leaves_a_hot_wal(make_bot_shop: MakeBotShop, mod
 
 
 @pytest.mark.docker
+@pytest.mark.long
 def test_bot_crashes_over_and_over_without_the_rows_it_needs(make_bot_shop: MakeBotShop, compose: Compose) -> None:
     shop = make_bot_shop("sqlite", compose, Bot(needs="SELECT 1 FROM customers WHERE id = 1000"))
     shop.up()
@@ -138,6 +141,7 @@ def test_bot_crashes_over_and_over_without_the_rows_it_needs(make_bot_shop: Make
 
 
 @pytest.mark.docker
+@pytest.mark.long
 def test_health_follows_the_database_and_the_script(make_bot_shop: MakeBotShop, compose: Compose) -> None:
     shop = make_bot_shop("sqlite", compose, Bot(health=True, healthy_if="SELECT 1 FROM customers", profile="shop"))
     shop.up()
@@ -147,6 +151,7 @@ def test_health_follows_the_database_and_the_script(make_bot_shop: MakeBotShop, 
 
 
 @pytest.mark.docker
+@pytest.mark.long
 def test_only_the_asked_compose_is_found(compose: Compose) -> None:
     environment = os.environ | compose.env
     found = subprocess.run(["docker", "compose", "version"], env=environment, capture_output=True, check=False)
