@@ -154,7 +154,7 @@ class SigningFolder:
                     f"the signing folder {self.path} is inside of {place}, which is the bot's", hint=ELSEWHERE
                 )
         if make and not self.path.exists():
-            self.path.mkdir(mode=0o700, parents=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # another run may just have made it
             fsync_folder(self.path.parent)
         for folder in (self.path, *self.path.parents):
             own, status = folder == self.path, folder.stat()

@@ -5,7 +5,9 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -198,6 +200,19 @@ def test_key_is_for_this_user_alone_and_is_announced_once(other: SigningFolder) 
     signed(again, "")
     assert again.announced() == []
     assert again.fingerprint() == other.fingerprint()
+
+
+def test_several_that_make_the_folder_at_once_all_have_it(tmp_path: Path) -> None:
+    def make(folder: SigningFolder, start: threading.Barrier) -> None:
+        start.wait()
+        folder._refuse_unsafe(make=True)
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(60):
+            start = threading.Barrier(6)
+            folder = SigningFolder(tmp_path / f"{number}/signing")
+            for made in [pool.submit(make, folder, start) for _ in range(6)]:
+                made.result()
 
 
 def test_two_that_make_the_key_at_once_have_the_same(other: SigningFolder) -> None:
