@@ -210,14 +210,9 @@ class Shop:
 
     def run_restore(self, backup: Path, passphrase: str) -> subprocess.CompletedProcess[bytes]:
         """Run the real script; the private key and its passphrase come through pipes."""
-        reader, writer = os.pipe()
-        with os.fdopen(writer, "wb") as file:
-            file.write(passphrase.encode() + b"\n")
-        options = ["--key-stdin", "--passphrase-fd", str(reader), "--force", "--allow-swap", "--json"]
-        try:
-            return self._run("restore_backup.py", str(backup), *options, key=self.key, pass_fds=(reader,))
-        finally:
-            os.close(reader)
+        with piped(passphrase) as descriptor:
+            options = ["--key-stdin", "--passphrase-fd", str(descriptor), "--force", "--allow-swap", "--json"]
+            return self._run("restore_backup.py", str(backup), *options, key=self.key, pass_fds=(descriptor,))
 
     def _run(
         self, script: str, *arguments: str, key: Key, pass_fds: tuple[int, ...] = ()
@@ -268,13 +263,27 @@ def make_key(home: Path, name: str) -> Key:
     gpg = ["gpg", "--homedir", str(home), "--batch", "--pinentry-mode", "loopback"]
 
     def call(*arguments: str, stdin: str = "") -> bytes:
-        done = run_child([*gpg, *arguments], child_settings(LANG="C.UTF-8"), stdin=stdin.encode())
+        with piped(passphrase) as descriptor:  # for whenever the agent asks: it may have forgotten it
+            argv = [*gpg, "--passphrase-fd", str(descriptor), *arguments]
+            done = run_child(argv, child_settings(LANG="C.UTF-8"), stdin=stdin.encode(), pass_fds=(descriptor,))
         expect(ExitCode.DONE, done, f"gpg {arguments[0]}")
         return base64.b64encode(done.stdout)
 
     call("--gen-key", stdin=parameters)
-    private = call("--passphrase-fd", "0", "--export-secret-keys", f"={name}", stdin=passphrase)
+    private = call("--export-secret-keys", f"={name}")
     return Key(call("--export", f"={name}").decode(), private, passphrase)
+
+
+@contextlib.contextmanager
+def piped(secret: str) -> Iterator[int]:
+    """Give the reading end of a pipe that has a secret as its only line."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(secret.encode() + b"\n")
+    try:
+        yield reader
+    finally:
+        os.close(reader)
 
 
 def child_settings(**settings: str) -> dict[str, str]:
