@@ -373,7 +373,7 @@ class _Recording:
     def handle_status(self, key: str, value: str) -> None:
         self.events.append((key, value))
         with contextlib.suppress(ValueError, LookupError):  # it fails on status lines of corrupted messages
-            super().handle_status(key, value)  # type: ignore[misc]
+            super().handle_status(key, value)  # type: ignore[misc]  # the same
 
 
 def _open_gpg(home: Path, wrapper: list[str]) -> Any:

@@ -224,8 +224,9 @@ def _secret_state(secret: bytes, version: int) -> str:
 
 
 def _key_id(public: bytes, version: int) -> str:
-    if version == 4:  # RFC 9580, section 5.5.4.2: a name, no protection
-        return hashlib.sha1(b"\x99" + len(public).to_bytes(2) + public).digest()[-8:].hex().upper()  # noqa: S324
+    if version == 4:  # RFC 9580, section 5.5.4.2
+        body = b"\x99" + len(public).to_bytes(2) + public
+        return hashlib.sha1(body).digest()[-8:].hex().upper()  # noqa: S324 - a name, no protection
     if version in (5, 6):
         prefix = b"\x9a" if version == 5 else b"\x9b"
         return hashlib.sha256(prefix + len(public).to_bytes(4) + public).digest()[:8].hex().upper()

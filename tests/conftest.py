@@ -75,19 +75,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(ROOT / "backuplib", quiet=1)
-        put_newest_rclone_first(config.cache.mkdir("programs"))
+        put_newest_rclone_first(config)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def put_newest_rclone_first(folder: Path) -> None:
+def put_newest_rclone_first(config: pytest.Config) -> None:
     """Let the programs under test find pip's rclone, if it is there, before Debian's, whether a venv is active or not.
 
-    :param folder: for a link to it; pip's own folder has other programs, too, which an operator's PATH has not.
+    By a link in a folder of its own: pip's has other programs, too, which an operator's PATH has not.
     """
-    newest, link = Path(sys.executable).with_name("rclone"), folder / "rclone"
+    newest = Path(sys.executable).with_name("rclone")
     if newest.exists():
+        folder = config.cache.mkdir("programs")
+        link = folder / "rclone"
         link.unlink(missing_ok=True)
         link.symlink_to(newest)
         os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"

@@ -1,5 +1,6 @@
 """Proofs that a backup restores: facts that last, and nothing that others could invent."""
 
+import errno
 import json
 import os
 import threading
@@ -126,6 +127,14 @@ def test_what_others_may_have_written_is_not_believed_nor_written_on(tmp_path: P
     record(tmp_path, new)
     assert read(tmp_path) == [new]
     assert (tmp_path / f"{NAME}.not-ours").read_bytes() == PROOF.line()
+
+
+def test_file_that_fails_is_told_and_not_taken_for_a_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regular file of this user's that has no end to append to; nor can the kernel's be given another name."""
+    monkeypatch.setattr(proofs, "NAME", "mem")
+    with pytest.raises(OSError, match="Invalid argument") as caught:
+        record(Path(f"/proc/{os.getpid()}"), PROOF)
+    assert caught.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder"])
